@@ -1,0 +1,98 @@
+"""qsched: calibrate the sampling schedule of quantized few-step text-to-image models.
+
+    import qsched
+
+    outcome = qsched.run("studies/demo.toml")          # create or resume, work, validate, report
+    print(outcome.verdict, outcome.sentence)
+
+    pipeline.scheduler = qsched.precondition(pipeline.scheduler, outcome.coefficients)
+
+Everything public is importable from here; nothing is imported before it is used, so
+``import qsched`` stays free of torch.
+"""
+
+import importlib
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from qsched.api import (
+        Observer,
+        Outcome,
+        create,
+        load,
+        load_study,
+        run,
+        take_away,
+        validate,
+        work,
+    )
+    from qsched.coefficients import Bounds, Coefficients, Parametrisation, parametrisation
+    from qsched.config import Study
+    from qsched.errors import QschedError
+    from qsched.generate import ImageGenerator
+    from qsched.models import load_pipeline
+    from qsched.prompts import Prompt
+    from qsched.schedule import coefficients_of, precondition
+    from qsched.storage import Storage
+
+__all__ = [
+    "Bounds",
+    "Coefficients",
+    "ImageGenerator",
+    "Observer",
+    "Outcome",
+    "Parametrisation",
+    "Prompt",
+    "QschedError",
+    "Storage",
+    "Study",
+    "__version__",
+    "coefficients_of",
+    "create",
+    "load",
+    "load_pipeline",
+    "load_study",
+    "parametrisation",
+    "precondition",
+    "run",
+    "take_away",
+    "validate",
+    "work",
+]
+
+__version__ = version("qsched")
+
+_HOME = {
+    "Bounds": "coefficients",
+    "Coefficients": "coefficients",
+    "ImageGenerator": "generate",
+    "Observer": "api",
+    "Outcome": "api",
+    "Parametrisation": "coefficients",
+    "Prompt": "prompts",
+    "QschedError": "errors",
+    "Storage": "storage",
+    "Study": "config",
+    "coefficients_of": "schedule",
+    "create": "api",
+    "load": "api",
+    "load_pipeline": "models",
+    "load_study": "api",
+    "parametrisation": "coefficients",
+    "precondition": "schedule",
+    "run": "api",
+    "take_away": "api",
+    "validate": "api",
+    "work": "api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"qsched.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'qsched' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

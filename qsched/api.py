@@ -1,0 +1,208 @@
+"""The verbs of qsched as Python functions: what the command line calls.
+
+outcome = run("studies/demo.toml")
+outcome.verdict, outcome.sentence, outcome.coefficients, outcome.folder
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qsched import report
+from qsched.coefficients import Coefficients
+from qsched.config import Study, load_study
+from qsched.errors import StudyError
+from qsched.export import export
+from qsched.storage import Storage
+from qsched.study import Status, StoredStudy, create, load
+
+if TYPE_CHECKING:
+    from qsched.validation import Validation
+
+__all__ = [
+    "Observer",
+    "Outcome",
+    "cost",
+    "create",
+    "load",
+    "load_study",
+    "run",
+    "take_away",
+    "validate",
+    "work",
+]
+
+
+class Observer:
+    """Told what happens while a study runs; every method does nothing here. Override some."""
+
+    def loading(self, what: str) -> None:
+        """Something slow is being loaded."""
+
+    def network(self, summary: str) -> None:
+        """The network was quantized; what share of it."""
+
+    def working(self, status: Status) -> None:
+        """Before the first trial, and after each finished one."""
+
+    def batch(self, slot: int, scored: int, prompts: int) -> None:
+        """A batch of a trial was committed: `scored` of its `prompts`."""
+
+    def validating(self, images: int, of: int) -> None:
+        """`images` of the held-out images are made."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run ends with. `finished`: the budget is spent; else a signal stopped it before.
+
+    `grid_images`: what the official 50 x 50 grid takes on the same prompts.
+    """
+
+    status: Status
+    finished: bool
+    grid_images: int
+    folder: Path | None = None
+    validation: "Validation | None" = None
+
+    @property
+    def verdict(self) -> str | None:
+        """improved, not_shown or worse; None if it was stopped before the validation."""
+        return self.validation.verdict if self.validation else None
+
+    @property
+    def sentence(self) -> str | None:
+        """The verdict in one sentence."""
+        return self.validation.sentence if self.validation else None
+
+    @property
+    def coefficients(self) -> Coefficients | None:
+        """What may be taken away."""
+        return self.validation.published if self.validation else None
+
+
+def run(
+    study: Study | str | Path,
+    *,
+    storage: Storage | str | None = None,
+    out: Path | None = None,
+    observer: Observer | None = None,
+) -> Outcome:
+    """Creates or resumes a study, works until its budget is spent, validates and reports.
+
+    `study`: a study file's path, or what `load_study` returned. `storage`: a URL; None is the
+    default. `out`: the folder of the results, by default runs/<study>. Raises QschedError.
+    """
+    observer = observer or Observer()
+    definition = study if isinstance(study, Study) else load_study(study)
+    stored = create(storage if isinstance(storage, Storage) else Storage(storage), definition)
+    finished = work(stored, observer=observer)
+    if not finished:
+        return Outcome(stored.status(), finished=False, grid_images=report.grid_images(stored))
+    return validate(stored, out=out, observer=observer)
+
+
+def cost(study: Study) -> dict[str, int]:
+    """What a study will take at the most; the first network call of a prompt is made once."""
+    prompts, steps = len(study.calibration), study.tables.sampling.steps
+    return {
+        "trials": study.trials,
+        "prompts": prompts,
+        "images": study.trials * prompts,
+        "network_calls": prompts + study.trials * prompts * (steps - 1),
+        "held_out_images": 4 * len(study.held_out),
+        "grid_images": report.GRID * prompts,
+    }
+
+
+def work(study: StoredStudy, *, observer: Observer | None = None) -> bool:
+    """Works on a study's waiting slots; False if a signal stopped it before the end."""
+    observer = observer or Observer()
+    status = study.status()
+    observer.working(status)
+    if not status.waiting and not status.running:
+        return True
+    observer.loading("the model, the scorers")
+    from qsched.generate import ImageGenerator
+    from qsched.models import denoiser, load_pipeline
+    from qsched.objective import Evaluator
+    from qsched.quantize import quantize
+    from qsched.score import load_metrics, load_scorers
+    from qsched.worker import Worker
+
+    definition, tables = study.definition, study.definition.tables
+    pipeline = load_pipeline(
+        tables.model.name, dtype=tables.model.dtype, device=tables.execution.device
+    )
+    network = quantize(
+        denoiser(pipeline, tables.model.part),
+        tables.quantization.scheme,
+        skip=tables.quantization.skip,
+        overrides=tables.quantization.overrides,
+    )
+    observer.network(network.summary())
+    load_metrics(tables.validation.metrics)  # one that can't be had is an error now, not at the end
+    generator = ImageGenerator(
+        pipeline, tables.sampling, part=tables.model.part, batch_size=tables.execution.batch_size
+    )
+    prompts = len(definition.calibration)
+
+    def on_batch(slot: int, scored: int) -> None:
+        observer.batch(slot, scored, prompts)
+
+    def on_trial() -> None:
+        observer.working(study.status())
+
+    scorers = load_scorers(definition.scorers, pipeline.device)
+    evaluator = Evaluator(generator, scorers, definition.calibration)
+    return Worker(study, evaluator, on_batch, on_trial).run()
+
+
+def validate(
+    study: StoredStudy, *, out: Path | None = None, observer: Observer | None = None
+) -> Outcome:
+    """Proves or refutes the best candidate on held-out prompts, and writes the results to `out`.
+
+    Raises StudyError if the budget isn't spent, or nothing has been scored.
+    """
+    observer = observer or Observer()
+    status = study.status()
+    if status.done + status.parked < status.budget or status.best is None:
+        raise StudyError(
+            f"study {study.name!r}: {status.done} of {status.budget} trials are done; "
+            f"finish it first with qsched run"
+        )
+    from qsched import validation
+
+    total, made = 4 * len(study.definition.held_out), 0
+
+    def on_images(images: int) -> None:
+        nonlocal made
+        made += images
+        observer.validating(made, total)
+
+    observer.validating(0, total)
+    result = validation.validate(
+        study.definition, study.objective(), status.best, on_images=on_images
+    )
+    folder = (out or Path("runs") / study.name).resolve()
+    report.write(folder, study, status, result)
+    return Outcome(status, True, report.grid_images(study), folder, result)
+
+
+def take_away(study: StoredStudy, folder: Path, *, force: bool = False) -> list[Path]:
+    """Writes coefficients.json and scheduler/ of a validated study; returns their paths.
+
+    What is not proven isn't published: without the verdict `improved` the identity is written.
+    `force` writes the best candidate all the same, and coefficients.json says so. Raises StudyError
+    before the first validation.
+    """
+    outcome = study.storage.outcome(study.name)
+    if outcome is None:
+        raise StudyError(
+            f"study {study.name!r} has no verdict yet; run qsched validate {study.name}"
+        )
+    chosen = outcome["best"]["coefficients"] if force else outcome["coefficients"]
+    provenance = report.provenance(outcome) | ({"forced": True} if force else {})
+    coefficients = Coefficients(tuple(chosen["model"]), tuple(chosen["sample"]))
+    return export(folder, coefficients, outcome["scheduler"], provenance)

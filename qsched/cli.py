@@ -1,0 +1,240 @@
+"""The command line: parse, call `api`, print. Nothing slow is imported before it is needed."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from qsched import __version__
+from qsched.errors import QschedError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console(highlight=False)
+
+StudyPath = Annotated[Path, typer.Argument(help="A study file.", show_default=False)]
+StudyName = Annotated[str, typer.Argument(help="A study of the database.", show_default=False)]
+StorageUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--storage",
+        help="Database URL.",
+        envvar="QSCHED_STORAGE",
+        show_default="sqlite:///storage/qsched.db",
+    ),
+]
+OutFolder = Annotated[
+    Path | None, typer.Option("--out", help="Folder of the results.", show_default="runs/NAME")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """The console script: an expected error is one line without a traceback, and exit code 2."""
+    try:
+        app()
+    except QschedError as error:
+        errors = Console(stderr=True, highlight=False)
+        errors.print(Text("error: ", style="bold red") + Text(str(error)), soft_wrap=True)
+        sys.exit(2)
+
+
+@app.callback(invoke_without_command=True)
+def _qsched(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+    ] = False,
+) -> None:
+    """Calibrate the sampling schedule of a quantized few-step text-to-image model, and prove the
+    gain on prompts that the search did not see.
+
+    Example: [bold]qsched run studies/demo.toml[/]
+    """
+    if version:
+        console.print(f"qsched {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def check(
+    studies: Annotated[
+        list[Path], typer.Argument(help="One or more study files.", show_default=False)
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Validate study files, and say what each will cost. Needs no GPU.
+
+    Example: [bold]qsched check studies/*.toml[/]
+    """
+    from qsched.api import cost, load_study
+
+    costs, problems = [], []
+    for path in studies:
+        try:
+            costs.append({"file": str(path), **cost(load_study(path))})
+        except QschedError as error:
+            problems.append(str(error))
+    if as_json:
+        console.print_json(json.dumps(costs))
+    else:
+        for row in costs:
+            console.print(
+                f"[green]ok[/] {row['file']}: {row['trials']} trials x {row['prompts']} prompts = "
+                f"{row['images']:,} images, {row['network_calls']:,} network calls; then "
+                f"{row['held_out_images']:,} held-out images "
+                f"(50 x 50 grid: {row['grid_images']:,} images)"
+            )
+    if problems:
+        raise QschedError("\n".join(problems))
+
+
+@app.command()
+def run(
+    study: StudyPath,
+    name: Annotated[
+        str | None, typer.Option(help="Another name than the file's.", show_default=False)
+    ] = None,
+    storage: StorageUrl = None,
+    trials: Annotated[
+        int | None, typer.Option(help="Another budget than the file's.", show_default=False)
+    ] = None,
+    out: OutFolder = None,
+) -> None:
+    """Create or resume a study, spend its budget, prove the result, write it down.
+
+    Ctrl-C stops after the batch in hand; the same command goes on from there.
+
+    Example: [bold]qsched run studies/demo.toml --trials 96[/]
+    """
+    from qsched import api, display
+    from qsched.storage import Storage
+
+    definition = api.load_study(study)
+    if name is not None:
+        definition = definition.renamed(name)
+    if trials is not None:
+        definition = definition.with_trials(trials)
+    database = Storage(storage)
+    console.print(Text(f"study     {definition.name} in {database.path}"), soft_wrap=True)
+    with display.LiveProgress(console).live() as observer:
+        result = api.run(definition, storage=database, out=out, observer=observer)
+    display.outcome(console, result, str(database.path))
+    if not result.finished:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def status(
+    name: Annotated[
+        str | None, typer.Argument(help="A study; all of them without.", show_default=False)
+    ] = None,
+    storage: StorageUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Where one study stands, or all of the database.
+
+    Example: [bold]qsched status demo --json[/]
+    """
+    from qsched import api, display
+    from qsched.storage import Storage
+
+    database = Storage(storage)
+    names = [name] if name else database.study_names()
+    rows = [api.load(database, each).status() for each in names]
+    if as_json:
+        documents = [row.to_dict() for row in rows]
+        console.print_json(json.dumps(documents[0] if name else documents))
+        return
+    if not rows:
+        console.print(Text(f"no study in {database.path}; start one with qsched run STUDY.toml"))
+        return
+    console.print(display.studies(rows))
+    for row in rows:
+        for slot, reason in row.reasons:
+            console.print(Text(f"{row.study}: trial {slot} failed: {reason}"), soft_wrap=True)
+
+
+@app.command()
+def validate(name: StudyName, storage: StorageUrl = None, out: OutFolder = None) -> None:
+    """Compare a finished study's best with the unmodified schedule on held-out prompts.
+
+    Example: [bold]qsched validate demo[/]
+    """
+    from qsched import api, display
+    from qsched.storage import Storage
+
+    database = Storage(storage)
+    study = api.load(database, name)
+    with display.LiveProgress(console).live() as observer:
+        result = api.validate(study, out=out, observer=observer)
+    display.outcome(console, result, str(database.path))
+
+
+@app.command()
+def export(
+    name: StudyName,
+    out: Annotated[Path, typer.Option("--out", help="Where to write.", show_default=False)],
+    storage: StorageUrl = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="The best found even if it is not proven.")
+    ] = False,
+) -> None:
+    """Write the proven coefficients and the scheduler to take away.
+
+    Example: [bold]qsched export demo --out calibrated/[/]
+    """
+    from qsched import api
+    from qsched.storage import Storage
+
+    for path in api.take_away(api.load(Storage(storage), name), out, force=force):
+        console.print(Text(str(path.resolve())), soft_wrap=True)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Option(help="A model, a folder or module:function.")],
+    prompts: Annotated[Path, typer.Option(help="A text file, one caption a line.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the images.")],
+    coefficients: Annotated[
+        Path | None,
+        typer.Option(help="A coefficients.json; without it the unmodified schedule."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps, where no coefficients say so.", show_default=False)
+    ] = None,
+    quantization: Annotated[str, typer.Option(help="A scheme such as w4a8.")] = "none",
+    seed: Annotated[int, typer.Option(help="The seed of all noise.", min=0)] = 0,
+    batch_size: Annotated[int, typer.Option(help="Images at once.", min=1)] = 16,
+) -> None:
+    """Make an image set: numbered PNG files and a prompts.jsonl. Images that exist are kept.
+
+    Example: [bold]qsched generate --model demo --coefficients runs/demo/coefficients.json
+    --quantization w4a8 --prompts studies/prompts/demo-heldout.txt --out images/[/]
+    """
+    from rich.progress import track
+
+    from qsched.images import image_set
+
+    batches, missing = image_set(
+        model=model,
+        prompts=prompts,
+        out=out,
+        coefficients=coefficients,
+        steps=steps,
+        quantization=quantization,
+        seed=seed,
+        batch_size=batch_size,
+    )
+    for _ in track(batches, total=missing, description="images", console=console):
+        pass
+    console.print(Text(f"{out.resolve()}"), soft_wrap=True)

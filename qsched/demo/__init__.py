@@ -1,0 +1,1 @@
+"""The shipped demo model: weights (folders), its caption language and its quality critic."""

@@ -1,0 +1,189 @@
+"""What a person sees in the terminal: a study's progress, its status, its verdict."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from qsched.api import Observer, Outcome
+from qsched.coefficients import Coefficients
+from qsched.study import Status
+
+if TYPE_CHECKING:
+    from qsched.validation import HeldOut
+
+VERDICTS = {
+    "improved": ("green", "improved"),
+    "not_shown": ("yellow", "not shown"),
+    "worse": ("red", "worse"),
+}
+
+
+class LiveProgress(Observer):
+    """Shows a run as it goes: bars in a terminal, a line at every tenth of the way in a log."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[note]}"),
+            TimeRemainingColumn(compact=True, elapsed_when_finished=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._status: Status | None = None
+        self._tenths: dict[str, int] = {}
+
+    @contextmanager
+    def live(self) -> Iterator["LiveProgress"]:
+        """The display is on while the context lasts."""
+        with self._progress:
+            yield self
+
+    def loading(self, what: str) -> None:
+        """Says what takes a moment."""
+        self._console.print(Text(f"loading   {what}", style="dim"))
+
+    def network(self, summary: str) -> None:
+        """Says which share of the network is quantized."""
+        self._console.print(Text(f"network   {summary}", style="dim"))
+
+    def working(self, status: Status) -> None:
+        """Moves the bar to the finished trials, with the best against the identity."""
+        if self._status is None and 0 < status.done < status.budget:
+            self._console.print(f"resuming  {status.done} of {status.budget} trials are done")
+        self._status = status
+        self._show("trials", status.done, status.budget, _lead(status))
+
+    def batch(self, slot: int, scored: int, prompts: int) -> None:
+        """Moves the bar within a trial."""
+        status = self._status
+        if status is not None and scored < prompts:
+            done = status.done + scored / prompts
+            self._show("trials", done, status.budget, _lead(status))
+
+    def validating(self, images: int, of: int) -> None:
+        """Moves the bar of the held-out images."""
+        self._show("held-out", images, of, "images")
+
+    def _show(self, what: str, done: float, total: int, note: str) -> None:
+        if not self._console.is_terminal:
+            tenth = int(10 * done / total)
+            if self._tenths.get(what) != tenth:
+                self._tenths[what] = tenth
+                self._console.print(f"{what:<9} {int(done)}/{total}  {note}".rstrip())
+            return
+        tasks = {task.description: task.id for task in self._progress.tasks}
+        if what in tasks:
+            self._progress.update(tasks[what], completed=done, note=note)
+        else:
+            self._progress.add_task(what, total=total, completed=int(done), note=note)
+
+
+def outcome(console: Console, result: Outcome, storage: str) -> None:
+    """The end of a run: the held-out table, the verdict in one sentence, where things are."""
+    status, validation = result.status, result.validation
+    if validation is None or result.folder is None:
+        console.print(
+            f"stopped after {status.done} of {status.budget} trials; nothing is lost, "
+            "the same command goes on from here"
+        )
+        return
+    console.print()
+    console.print(held_out(validation.metrics))
+    colour, word = VERDICTS[validation.verdict]
+    console.print(
+        Panel(
+            Text(validation.sentence),
+            title=f"[bold {colour}]{word}[/]",
+            title_align="left",
+            border_style=colour,
+        )
+    )
+    console.print(coefficients("coefficients", validation.published))
+    if validation.published != validation.candidate.coefficients:
+        console.print(coefficients("best of search", validation.candidate.coefficients))
+    grid = result.grid_images
+    console.print(
+        f"{'cost':<14} {status.images:,} images in {status.seconds:.0f} s of search "
+        f"(the 50 x 50 grid: {grid:,} images), {validation.images:,} to prove it"
+    )
+    for label, name in (
+        ("pictures", "images.png"),
+        ("history", "history.png"),
+        ("numbers", "report.json"),
+        ("take away", "coefficients.json and scheduler/"),
+    ):
+        console.print(Text(f"{label:<14} {result.folder / name}"), soft_wrap=True)
+    console.print(Text(f"{'database':<14} {storage}"), soft_wrap=True)
+
+
+def held_out(metrics: "Mapping[str, HeldOut]") -> Table:
+    """The held-out means and differences, a row a metric."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("held-out")
+    for heading in ("full", "quantized", "calibrated", "gain [interval]", "same on full"):
+        table.add_column(heading, justify="right")
+    for name, metric in metrics.items():
+        gain = metric.gain
+        colour = "green" if gain.above_zero else "red" if gain.below_zero else ""
+        table.add_row(
+            f"{name}*" if metric.independent else name,
+            f"{metric.full_precision:.3f}",
+            f"{metric.identity:.3f}",
+            f"{metric.calibrated:.3f}",
+            Text(f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]", style=colour),
+            f"{metric.control.mean:+.3f}",
+        )
+    table.caption = "* independent of everything the search saw"
+    table.caption_justify = "left"
+    return table
+
+
+def studies(rows: Sequence[Status]) -> Table:
+    """`qsched status`: a row a study."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("study")
+    for heading in ("trials", "running", "parked", "images", "identity", "best", "gain"):
+        table.add_column(heading, justify="right")
+    for status in rows:
+        identity, best = status.identity, status.best
+        table.add_row(
+            status.study,
+            f"{status.done}/{status.budget}",
+            str(status.running),
+            str(status.parked),
+            f"{status.images:,}",
+            f"{identity.value:.4f}" if identity else "-",
+            f"{best.value:.4f} (trial {best.slot})" if best else "-",
+            f"{best.value - identity.value:+.4f}" if best and identity else "-",
+        )
+    return table
+
+
+def coefficients(label: str, value: Coefficients) -> str:
+    """Both series in one line."""
+    model = ", ".join(f"{number:.4g}" for number in value.model)
+    sample = ", ".join(f"{number:.4g}" for number in value.sample)
+    return f"{label:<14} c_eps {model}; c_x {sample}"
+
+
+def _lead(status: Status) -> str:
+    """How far the best trial is above the identity."""
+    if status.best is None or status.identity is None:
+        return ""
+    gain = status.best.value - status.identity.value
+    return f"best {gain:+.3f} over identity, {status.images / max(status.seconds, 1e-9):.0f} img/s"

@@ -1,0 +1,69 @@
+"""Every error that qsched expects, in one tree.
+
+    QschedError               an expected error: one line, exit code 2
+    ├── CoefficientsError     coefficients, their bounds, parametrisations and files
+    ├── ScheduleError         a scheduler that cannot be preconditioned, or is stepped wrongly
+    ├── ConfigError           a study file
+    ├── PromptError           prompts and their seeds
+    ├── ModelError            a model that cannot be found, loaded or used
+    ├── QuantizationError     a scheme or backend that cannot quantize the model
+    ├── GenerationError       images that cannot be made
+    ├── ScoreError            a scorer that failed or returned a number that is not finite
+    ├── StorageError          the database and its leases
+    └── StudyError            creating, resuming, running or validating a study
+
+A message gives place, value, rule and remedy, in that order and on one line:
+"studies/demo.toml: steps = 0; expected 1 to 64; set sampling.steps".
+"""
+
+
+class QschedError(Exception):
+    """An expected error: the command line prints its one line and exits with code 2."""
+
+
+class CoefficientsError(QschedError):
+    """Coefficients, bounds, a search vector or a coefficients file break their contract."""
+
+
+class ScheduleError(QschedError):
+    """A scheduler cannot be preconditioned, or is stepped outside its schedule."""
+
+
+class ConfigError(QschedError):
+    """A study file is missing, unreadable or invalid."""
+
+
+class PromptError(QschedError):
+    """Prompts or their seeds are missing, unreadable or invalid."""
+
+
+class ModelError(QschedError):
+    """A model cannot be found, loaded or used."""
+
+
+class QuantizationError(QschedError):
+    """A quantization scheme or its backend cannot be applied to the model."""
+
+
+class GenerationError(QschedError):
+    """Images cannot be made."""
+
+
+class ScoreError(QschedError):
+    """A scorer failed, or returned a number that is not finite.
+
+    `scorer`: the scorer's name. `prompt`: the prompt it failed on; either is "" where unknown.
+    """
+
+    def __init__(self, message: str, scorer: str = "", prompt: str = "") -> None:
+        super().__init__(message)
+        self.scorer = scorer
+        self.prompt = prompt
+
+
+class StorageError(QschedError):
+    """The database cannot be reached, read or written as its contract says."""
+
+
+class StudyError(QschedError):
+    """A study cannot be created, resumed, run or validated."""
