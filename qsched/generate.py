@@ -257,7 +257,8 @@ def _leaves(arguments: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[st
 
 def _bytes(tensor: Tensor) -> Tensor:
     """The memory of a tensor of at least one dimension as uint8 on the CPU."""
-    return tensor.detach().cpu().contiguous().view(torch.uint8)
+    # A copy, since a single expanded element has stride 0 and yet counts as contiguous.
+    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 @contextmanager

@@ -117,7 +117,8 @@ class Preconditioned:
 
     A subclass `class PreconditionedX(Preconditioned, X)` gets X's own `__init__`, `set_timesteps`
     and `step`, signatures included, with two more config values, `model_coefficients` (c_eps) and
-    `sample_coefficients` (c_x): one number per step each.
+    `sample_coefficients` (c_x): one number per step each. It needs nothing of this module but the
+    functions that it names, so a scheduler can be written out as one file that stands alone.
     """
 
     stock: ClassVar[Any]
@@ -179,14 +180,16 @@ class Preconditioned:
 
     def _place(self, timestep: Any) -> int:
         value = torch.as_tensor(timestep).flatten()[:1].to(self.timesteps.device)
-        places = (self.timesteps == value).nonzero().flatten().tolist()
+        timesteps = self.timesteps.to(value.dtype) if value.is_floating_point() else self.timesteps
+        places = (timesteps == value).nonzero().flatten().tolist()  # Stable Cascade rounds its t
         if len(places) != 1:
             raise self._unscheduled(timestep)
         return int(places[0])
 
     def _unscheduled(self, timestep: Any) -> ScheduleError:
+        value = torch.as_tensor(timestep).flatten()[0].item()
         return ScheduleError(
-            f"{type(self).__name__}: timestep {timestep}; expected one that the schedule has once; "
+            f"{type(self).__name__}: timestep {value:g}; expected one that the schedule has once; "
             "pass the values of scheduler.timesteps in turn"
         )
 

