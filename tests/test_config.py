@@ -4,11 +4,10 @@ from pathlib import Path
 
 import pytest
 
+import fakes
 from qsched.catalog import METRICS, MODELS, SCORERS
 from qsched.config import Study, differences, load_study
 from qsched.errors import ConfigError
-
-import fakes
 
 ROOT = Path(__file__).parents[1]
 
@@ -151,7 +150,9 @@ def test_the_fingerprint_names_all_that_a_score_depends_on(
 ) -> None:
     before = fakes.study(tmp_path).fingerprint()
     after = load_study(changed(tmp_path, old, new)).fingerprint()
-    assert {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} == keys
+    assert {
+        key for key in before.keys() | after.keys() if before.get(key) != after.get(key)
+    } == keys
     words = differences(before, after)
     assert len(words) == len(keys)
     assert all(repr(before.get(key)) in line and repr(after.get(key)) in line

@@ -1,4 +1,4 @@
-"""Caches change the time, never the pixels; an image depends on its prompt and coefficients alone."""
+"""Caches change the time, never the pixels; an image depends on its prompt and coefficients."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -60,9 +60,7 @@ def test_cached_equals_uncached_equals_plain(
     generator = ImageGenerator(pipeline, sampling, batch_size=4, caches=caches)
     generator.generate(PROMPTS[:4], RAMP)
     for _ in range(2):
-        assert torch.equal(
-            generator.generate(PROMPTS[:4], Coefficients.identity(4)), expected
-        )
+        assert torch.equal(generator.generate(PROMPTS[:4], Coefficients.identity(4)), expected)
     assert expected.std() > 0.01  # not one flat colour
 
 

@@ -51,7 +51,6 @@ MAY_LOAD_TORCH = {
     "generate",
     "score",
     "validation",
-    "demo.attributes",
     "demo.critic",
 }
 RUN_THEM = {"images", "objective", "worker"}  # may import those above, but not torch itself

@@ -34,7 +34,7 @@ def test_a_score_that_is_not_finite_raises_with_scorer_and_prompt(bad: float) ->
     def broken(images: Tensor, captions: Sequence[str]) -> Tensor:
         return torch.tensor([1.0, bad])
 
-    with pytest.raises(ScoreError, match="broken gave .* for 'a shaded fox'") as raised:
+    with pytest.raises(ScoreError, match=r"broken gave .* for 'a shaded fox'") as raised:
         Scorers({"broken": broken}).score(IMAGES, PROMPTS)
     assert (raised.value.scorer, raised.value.prompt) == ("broken", "a shaded fox")
 
@@ -43,7 +43,9 @@ def test_a_scorer_that_raises_fails_by_name() -> None:
     def broken(images: Tensor, captions: Sequence[str]) -> Tensor:
         raise ZeroDivisionError("no reason")
 
-    with pytest.raises(ScoreError, match="broken failed.*'a flat owl'.*ZeroDivisionError") as raised:
+    with pytest.raises(
+        ScoreError, match=r"broken failed.*'a flat owl'.*ZeroDivisionError"
+    ) as raised:
         Scorers({"broken": broken}).score(IMAGES, PROMPTS)
     assert raised.value.scorer == "broken"
 

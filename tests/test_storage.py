@@ -142,7 +142,7 @@ def test_a_file_that_is_no_database_is_one_line(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StorageError, match="file/qsched.db"):
+    with pytest.raises(StorageError, match=r"file/qsched\.db"):
         Storage(f"sqlite:///{tmp_path}/file/qsched.db")
 
 

@@ -8,9 +8,9 @@ import sys
 import textwrap
 from pathlib import Path
 
-import fakes
 import pytest
 
+import fakes
 from qsched import study as studies
 from qsched.errors import StudyError
 from qsched.objective import Evaluator
@@ -20,9 +20,7 @@ from qsched.worker import Worker
 
 
 def stored(folder: Path, **changes: object) -> StoredStudy:
-    return studies.create(
-        Storage(f"sqlite:///{folder}/qsched.db"), fakes.study(folder, **changes)
-    )
+    return studies.create(Storage(f"sqlite:///{folder}/qsched.db"), fakes.study(folder, **changes))
 
 
 def worker(study: StoredStudy, generator: fakes.FakeGenerator | None = None) -> Worker:
@@ -81,7 +79,7 @@ def test_optuna_knows_every_trial(tmp_path: Path) -> None:
     trials = study.optuna().get_trials()
     assert [trial.user_attrs["slot"] for trial in trials] == list(range(6))
     assert [trial.value for trial in trials] == [slot.value for slot in study.slots()]
-    assert trials[0].params == {"c_eps": 1.0, "c_x": 1.0}
+    assert trials[0].params == {"c_eps_first": 1.0, "c_x": 1.0}
     assert study.optuna().metric_names == ["JAQ"]
 
 

@@ -29,7 +29,8 @@ class Residual(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, width, H, W) to the same shape."""
-        return features + self.layers(features)
+        added: Tensor = self.layers(features)
+        return features + added
 
 
 class Critic(nn.Module):
