@@ -5,186 +5,30 @@ relative to the file. The fingerprint names all that a score depends on; a study
 under the same one.
 """
 
-import difflib
 import hashlib
 import json
 import tomllib
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ValidationError
 
 from qsched import catalog, jaq
 from qsched.coefficients import (
-    DEFAULT_BOUNDS,
     Bounds,
     Parametrisation,
     parametrisation,
 )
 from qsched.errors import ConfigError, QschedError
 from qsched.prompts import Prompt, choose, read_captions, with_seeds
+from qsched.sections import Prompts, Sampling, StudyFile, in_words
 
 LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "optuna", "numpy")
 """Packages whose version can change a score or a proposal."""
-
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-def _known(names: Collection[str]) -> AfterValidator:
-    """Accepts one of `names`."""
-
-    def check(name: str) -> str:
-        if name not in names:
-            raise ValueError(f"expected one of {', '.join(names)}")
-        return name
-
-    return AfterValidator(check)
-
-
-def _accepted_by(check: Callable[[Any], object]) -> AfterValidator:
-    """Accepts what `check` takes without a QschedError; its words become the problem's."""
-
-    def validate(value: Any) -> Any:
-        try:
-            check(value)
-        except QschedError as error:
-            raise ValueError(str(error)) from error
-        return value
-
-    return AfterValidator(validate)
-
-
-class Section(BaseModel):
-    """A table of the study file: frozen, and unknown keys are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Model(Section):
-    """`[model]`: which pipeline, in which precision."""
-
-    name: Annotated[str, _accepted_by(catalog.model_entry)]
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
-    part: Literal["unet", "transformer"] | None = None
-
-
-class Sampling(Section):
-    """`[sampling]`: how the pipeline is called. What is left out comes from the model's entry."""
-
-    steps: int = Field(ge=1, le=64)
-    guidance_scale: float | None = Field(default=None, ge=0, le=50)
-    height: int | None = Field(default=None, ge=8, le=4096)
-    width: int | None = Field(default=None, ge=8, le=4096)
-    sigmas: tuple[float, ...] | None = None
-    call: Mapping[str, Any] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _one_sigma_a_step(self) -> "Sampling":
-        if self.sigmas is not None and len(self.sigmas) != self.steps:
-            raise ValueError(f"sigmas has {len(self.sigmas)} numbers; expected one a step")
-        return self
-
-    def arguments(self) -> dict[str, Any]:
-        """The keyword arguments of the pipeline's ``__call__`` that are the same in every batch."""
-        named = {
-            "num_inference_steps": self.steps,
-            "guidance_scale": self.guidance_scale,
-            "height": self.height,
-            "width": self.width,
-            "sigmas": list(self.sigmas) if self.sigmas else None,
-        }
-        return {key: value for key, value in named.items() if value is not None} | dict(self.call)
-
-
-class Quantization(Section):
-    """`[quantization]`: the scheme, and the layers (fnmatch patterns) treated otherwise."""
-
-    scheme: Annotated[str, _known(catalog.SCHEMES)]
-    skip: tuple[str, ...] = ()
-    overrides: Mapping[str, Annotated[str, _known(catalog.SCHEMES)]] = Field(default_factory=dict)
-
-
-class TermTable(Section):
-    """One `[[objective.terms]]`."""
-
-    scorer: Annotated[str, _known(catalog.SCORERS)]
-    weight: float = Field(default=1.0, allow_inf_nan=False)
-
-
-class ObjectiveTable(Section):
-    """`[objective]`: the terms of JAQ and whether they are standardised."""
-
-    preset: Literal["standardised", "plain"] = "standardised"
-    terms: tuple[TermTable, ...] = Field(min_length=1)
-
-    @model_validator(mode="after")
-    def _each_scorer_once(self) -> "ObjectiveTable":
-        names = [term.scorer for term in self.terms]
-        if len(set(names)) < len(names):
-            raise ValueError(f"a scorer stands there twice: {', '.join(names)}")
-        return self
-
-
-class Search(Section):
-    """`[search]`: the space, the sampler and the budget."""
-
-    parametrisation: Literal["constant", "ramp", "ramp2", "per-step"] = "ramp"
-    bounds: Annotated[tuple[float, float], _accepted_by(lambda pair: Bounds(*pair))] = (
-        DEFAULT_BOUNDS.low,
-        DEFAULT_BOUNDS.high,
-    )
-    sampler: Literal["tpe", "random"] = "tpe"
-    trials: int = Field(default=48, ge=1, le=100_000)
-    seed: Seed = 0
-
-
-class Prompts(Section):
-    """`[prompts]`: captions in files or lists, and the seed of all noise."""
-
-    calibration: str | tuple[str, ...]
-    held_out: str | tuple[str, ...]
-    calibration_count: int | None = Field(default=None, ge=2)
-    held_out_count: int | None = Field(default=None, ge=2)
-    held_out_seeds: int = Field(default=2, ge=1, le=64)
-    seed: Seed = 0
-
-
-class Validation(Section):
-    """`[validation]`: the metrics that the search never sees."""
-
-    metrics: tuple[Annotated[str, _known(catalog.METRICS)], ...]
-
-    @model_validator(mode="after")
-    def _one_is_independent(self) -> "Validation":
-        if not any(catalog.METRICS[name].independent for name in self.metrics):
-            names = [entry.name for entry in catalog.METRICS.values() if entry.independent]
-            raise ValueError(f"none is independent of the search; add {' or '.join(names)}")
-        return self
-
-
-class Execution(Section):
-    """`[execution]`: where and how fast; nothing here changes what a score means."""
-
-    batch_size: int = Field(default=16, ge=1, le=1024)
-    device: str = "auto"
-
-
-class StudyFile(Section):
-    """The tables of a study file, as written."""
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    model: Model
-    sampling: Sampling
-    quantization: Quantization
-    objective: ObjectiveTable
-    search: Search = Search()
-    prompts: Prompts
-    validation: Validation
-    execution: Execution = Execution()
 
 
 @dataclass(frozen=True)
@@ -296,7 +140,7 @@ def load_study(path: str | Path) -> Study:
         entry = catalog.model_entry(tables.model.name)
         tables = _with_defaults(tables, entry)
     except ValidationError as error:
-        problems += [_in_words(dict(problem)) for problem in error.errors()]
+        problems += [in_words(dict(problem)) for problem in error.errors()]
     except QschedError as error:
         problems.append(str(error))
     try:
@@ -396,37 +240,8 @@ def _checked(study: Study, changes: Mapping[str, Any]) -> Study:
     try:
         tables = StudyFile.model_validate(study.tables.model_dump() | dict(changes))
     except ValidationError as error:
-        raise ConfigError("\n".join(_in_words(dict(entry)) for entry in error.errors())) from error
+        raise ConfigError("\n".join(in_words(dict(entry)) for entry in error.errors())) from error
     return replace(study, tables=tables)
-
-
-def _in_words(problem: Mapping[str, Any]) -> str:
-    """One pydantic problem as `key = value; rule`, with the nearest name for an unknown key."""
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "missing":
-        return f"{key} is missing"
-    if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), _keys(problem["loc"][:-1]), n=1)
-        return f"{key} is not a known key" + (f"; did you mean {near[0]!r}?" if near else "")
-    rule = str(problem["msg"]).removeprefix("Value error, ")
-    rule = rule.replace("Input should be", "expected", 1)
-    rule = rule.replace("greater than or equal to", "at least").replace(
-        "less than or equal to", "at most"
-    )
-    shown = problem["input"]
-    return f"{key}: {rule}" if isinstance(shown, dict) else f"{key} = {shown!r}; {rule}"
-
-
-def _keys(place: Iterable[str | int]) -> list[str]:
-    """The known keys of the table at `place`."""
-    table: Any = StudyFile
-    for part in place:
-        if isinstance(part, str):
-            field = table.model_fields.get(part)
-            table = field.annotation if field else None
-        if not (isinstance(table, type) and issubclass(table, Section)):
-            return []
-    return list(table.model_fields)
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

@@ -30,11 +30,11 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from qsched.coefficients import Coefficients
-from qsched.config import Sampling
 from qsched.errors import GenerationError
 from qsched.models import denoiser
 from qsched.prompts import Prompt
 from qsched.schedule import precondition
+from qsched.sections import Sampling
 
 CACHES = frozenset({"embeddings", "noise", "first-call"})
 """The caches of an ImageGenerator, by name."""

@@ -8,12 +8,13 @@ from PIL import Image
 
 from qsched.catalog import model_entry
 from qsched.coefficients import Coefficients
-from qsched.config import Sampling, sampling_of
+from qsched.config import sampling_of
 from qsched.errors import ConfigError
 from qsched.generate import ImageGenerator
 from qsched.models import denoiser, load_pipeline
 from qsched.prompts import choose, read_captions, with_seeds
 from qsched.quantize import quantize
+from qsched.sections import Sampling
 
 
 def image_set(

@@ -61,9 +61,7 @@ def _from_folder(entry: ModelEntry, dtype: torch.dtype) -> Any:
         raise ModelError(f"{entry.name}: no model_index.json in {entry.source}; reinstall qsched")
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     try:
-        return DiffusionPipeline.from_pretrained(
-            entry.source, torch_dtype=dtype, local_files_only=True
-        )
+        return DiffusionPipeline.from_pretrained(entry.source, dtype=dtype, local_files_only=True)
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{entry.name}: diffusers can't load {entry.source}: {error}") from error
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from qsched.coefficients import Coefficients
 from qsched.generate import ImageGenerator
 from qsched.prompts import Prompt
+from qsched.schema import Score
 from qsched.score import Scorers
-from qsched.storage import Score
 
 
 class Evaluator:

@@ -6,12 +6,10 @@ its slots (budget N is N slots), and every score, prompt by prompt, in the trans
 its batch. SQLite runs in WAL mode and takes its write lock at the start of a transaction.
 """
 
-import datetime as dt
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,92 +17,25 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column, sessionmaker
+from sqlalchemy.orm import Session, sessionmaker
 
 from qsched.errors import StorageError
+from qsched.schema import (
+    SCHEMA_VERSION,
+    SchemaTable,
+    Score,
+    ScoreTable,
+    Slot,
+    SlotTable,
+    StudyTable,
+    Table,
+)
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
-SCHEMA_VERSION = 1
 DEFAULT_URL = "sqlite:///storage/qsched.db"
 ENVIRONMENT = "QSCHED_STORAGE"
-
-
-class Table(DeclarativeBase):
-    """The base of qsched's tables."""
-
-    type_annotation_map = {dict[str, Any]: sa.JSON}  # noqa: RUF012
-
-
-class SchemaTable(Table):
-    """One row: the version of these tables."""
-
-    __tablename__ = "qsched_schema"
-    version: Mapped[int] = mapped_column(primary_key=True)
-
-
-class StudyTable(Table):
-    """A study: its definition as JSON, the fingerprint that a resume has to match, its outcome."""
-
-    __tablename__ = "qsched_studies"
-    name: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
-    definition: Mapped[str] = mapped_column(sa.Text)
-    fingerprint: Mapped[dict[str, Any]]
-    outcome: Mapped[dict[str, Any] | None]
-    created: Mapped[dt.datetime] = mapped_column(server_default=sa.func.now())
-
-
-class SlotTable(Table):
-    """One trial of the budget. `vector` is set once, in the transaction that starts the slot."""
-
-    __tablename__ = "qsched_slots"
-    study: Mapped[str] = mapped_column(sa.ForeignKey(StudyTable.name), primary_key=True)
-    number: Mapped[int] = mapped_column(primary_key=True)
-    state: Mapped[str] = mapped_column(sa.String(16), default="waiting")
-    failures: Mapped[int] = mapped_column(default=0)
-    owner: Mapped[str | None] = mapped_column(sa.String(255))
-    vector: Mapped[list[float] | None] = mapped_column(sa.JSON)
-    value: Mapped[float | None]
-    reason: Mapped[str | None] = mapped_column(sa.Text)
-
-
-class ScoreTable(Table):
-    """One score: written once, never changed. `prompt` counts the study's calibration prompts."""
-
-    __tablename__ = "qsched_scores"
-    study: Mapped[str] = mapped_column(primary_key=True)
-    slot: Mapped[int] = mapped_column(primary_key=True)
-    prompt: Mapped[int] = mapped_column(primary_key=True)
-    metric: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
-    value: Mapped[float]
-    seconds: Mapped[float]
-    __table_args__ = (
-        sa.ForeignKeyConstraint(["study", "slot"], [SlotTable.study, SlotTable.number]),
-    )
-
-
-@dataclass(frozen=True)
-class Slot:
-    """A slot as it stood when it was read. States: waiting, running, finished, parked."""
-
-    number: int
-    state: str
-    failures: int
-    owner: str | None
-    vector: tuple[float, ...] | None
-    value: float | None
-    reason: str | None
-
-
-@dataclass(frozen=True)
-class Score:
-    """A prompt's score under one metric; `seconds` is the prompt's share of its batch."""
-
-    prompt: int
-    metric: str
-    value: float
-    seconds: float
 
 
 class Storage:
@@ -194,7 +125,7 @@ class Storage:
         """All slots of a study in the order of their numbers."""
         query = sa.select(SlotTable).filter_by(study=study).order_by(SlotTable.number)
         with self._transaction() as session:
-            return [_slot(row) for row in session.scalars(query)]
+            return [row.frozen() for row in session.scalars(query)]
 
     def claim(self, study: str, owner: str) -> Slot | None:
         """Takes the first waiting slot for `owner`; None if none is waiting."""
@@ -209,7 +140,7 @@ class Storage:
             if row is None:
                 return None
             row.state, row.owner = "running", owner
-            return _slot(row)
+            return row.frozen()
 
     def begin(self, study: str, slot: int, vector: Sequence[float]) -> None:
         """Fixes the slot's search vector; what it holds already is never overwritten."""
@@ -347,11 +278,6 @@ def _alive(owner: str) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _slot(row: SlotTable) -> Slot:
-    vector = tuple(row.vector) if row.vector is not None else None
-    return Slot(row.number, row.state, row.failures, row.owner, vector, row.value, row.reason)
 
 
 def _sqlite_engine(url: sa.URL) -> sa.Engine:

@@ -1,10 +1,12 @@
 """A study in the database: created or resumed under its fingerprint, and where it stands."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import optuna
+from optuna.exceptions import ExperimentalWarning
 from optuna.trial import TrialState, create_trial
 
 from qsched import config, jaq
@@ -12,7 +14,8 @@ from qsched.coefficients import Coefficients
 from qsched.config import Study
 from qsched.errors import StudyError
 from qsched.samplers import Finished, distributions, named, propose
-from qsched.storage import Slot, Storage
+from qsched.schema import Slot
+from qsched.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -146,7 +149,9 @@ class StoredStudy:
             load_if_exists=True,
         )
         if study.metric_names is None:
-            study.set_metric_names(["JAQ"])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ExperimentalWarning)
+                study.set_metric_names(["JAQ"])
         return study
 
     def candidate(self, slot: Slot) -> Candidate:

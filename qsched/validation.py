@@ -142,14 +142,14 @@ def validate(
     captions = [prompt.text for prompt in study.held_out]
     confidence = 1 - 0.05 / sum(judge.independent(name) for name in scores["identity"])
     metrics = {
-        name: _held_out(name, scores, captions, judge.independent(name), confidence)
+        name: held_out(name, scores, captions, judge.independent(name), confidence)
         for name in (JAQ, *study.scorers, *tables.validation.metrics)
     }
-    verdict = _verdict(metrics, found.is_identity)
+    verdict = verdict_of(metrics, found.is_identity)
     shown = _first_of_each(study.held_out)[:PICTURES]
     return Validation(
         verdict=verdict,
-        sentence=_sentence(verdict, metrics, found.is_identity, len(set(captions))),
+        sentence=sentence_of(verdict, metrics, found.is_identity, len(set(captions))),
         candidate=candidate,
         metrics=metrics,
         confidence=confidence,
@@ -191,7 +191,7 @@ class _Judge:
         return {name: np.asarray(listed) for name, listed in values.items()}
 
 
-def _held_out(
+def held_out(
     name: str,
     scores: dict[str, dict[str, Values]],
     captions: Sequence[str],
@@ -213,7 +213,7 @@ def _held_out(
     )
 
 
-def _verdict(metrics: dict[str, HeldOut], is_identity: bool) -> str:
+def verdict_of(metrics: dict[str, HeldOut], is_identity: bool) -> str:
     """`improved` needs held-out JAQ and one metric that the search did not see, both above zero."""
     if is_identity:
         return "not_shown"
@@ -225,7 +225,7 @@ def _verdict(metrics: dict[str, HeldOut], is_identity: bool) -> str:
     return "not_shown"
 
 
-def _sentence(verdict: str, metrics: dict[str, HeldOut], is_identity: bool, prompts: int) -> str:
+def sentence_of(verdict: str, metrics: dict[str, HeldOut], is_identity: bool, prompts: int) -> str:
     """The verdict in one sentence, with the figures it rests on."""
     if is_identity:
         return "No coefficients beat the unmodified schedule on the calibration prompts."

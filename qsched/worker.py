@@ -7,7 +7,8 @@ from types import FrameType
 
 from qsched.errors import GenerationError, ScoreError, StudyError
 from qsched.objective import Evaluator
-from qsched.storage import Slot, this_process
+from qsched.schema import Slot
+from qsched.storage import this_process
 from qsched.study import StoredStudy
 
 FAILURES = 3

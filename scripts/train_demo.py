@@ -718,7 +718,7 @@ def train_quality(work: Path, seed: int, steps: int) -> None:
 def load_pipeline(folder: Path) -> StableDiffusion3Pipeline:
     """The stock pipeline in float32; it has no third text encoder."""
     pipe = StableDiffusion3Pipeline.from_pretrained(
-        folder, torch_dtype=torch.float32, text_encoder_3=None, tokenizer_3=None
+        folder, dtype=torch.float32, text_encoder_3=None, tokenizer_3=None
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -9,12 +9,12 @@ from diffusers import DiffusionPipeline
 
 import tiny
 from qsched.coefficients import Coefficients
-from qsched.config import Sampling
 from qsched.errors import CoefficientsError, GenerationError
 from qsched.generate import CACHES, ImageGenerator
 from qsched.prompts import Prompt
 from qsched.quantize import quantize
 from qsched.schedule import coefficients_of
+from qsched.sections import Sampling
 
 CAPTIONS = ["a red owl", "blue fox", "cat", "dog on a log", "x", "y z", "moon"]
 PROMPTS = [Prompt(caption, 11 * index + 3) for index, caption in enumerate(CAPTIONS)]

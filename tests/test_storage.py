@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from qsched.errors import StorageError
-from qsched.storage import DEFAULT_URL, Score, Storage, this_process
+from qsched.schema import Score
+from qsched.storage import DEFAULT_URL, Storage, this_process
 
 
 @pytest.fixture

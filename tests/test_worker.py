@@ -14,7 +14,8 @@ import fakes
 from qsched import study as studies
 from qsched.errors import StudyError
 from qsched.objective import Evaluator
-from qsched.storage import Slot, Storage
+from qsched.schema import Slot
+from qsched.storage import Storage
 from qsched.study import StoredStudy
 from qsched.worker import Worker
 

@@ -1,0 +1,142 @@
+"""The pictures and numbers that a study leaves: true to the pixel, readable, complete."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import fakes
+from qsched import report
+from qsched import study as studies
+from qsched.coefficients import Coefficients
+from qsched.jaq import Interval
+from qsched.objective import Evaluator
+from qsched.storage import Storage
+from qsched.study import Candidate, StoredStudy
+from qsched.validation import HeldOut, Validation
+from qsched.worker import Worker
+
+SIDE = 16
+RAMP = Coefficients.ramp(4, 1.1, 0.9)
+
+
+def validation(verdict: str = "improved", *, columns: int = 3) -> Validation:
+    """A validation whose pictures hold a checkerboard, each its own grey level."""
+    board = (np.indices((SIDE, SIDE)).sum(axis=0) % 2)[None, :, :, None]
+    levels = np.arange(4 * columns).reshape(4, columns, 1, 1, 1) * 10
+    pictures = (100 * board + levels).repeat(3, axis=-1).astype(np.uint8)
+    interval = Interval(0.5, 0.25, 0.75)
+    metric = HeldOut(2.0, 2.1, 1.0, 1.5, interval, interval, interval, independent=True)
+    return Validation(
+        verdict=verdict,
+        sentence="It is so.",
+        candidate=Candidate(3, 1.5, RAMP),
+        metrics={"jaq": metric, "pixels": metric},
+        confidence=0.95,
+        images=12,
+        network="all of it",
+        scheduler=json.dumps({"_class_name": "PreconditionedX", "shift": 1.0}),
+        captions=("a flat owl left of a shaded apple on a pink background",) * columns,
+        pictures=dict(
+            zip(
+                ("full_precision", "full_precision_calibrated", "identity", "calibrated"),
+                pictures,
+                strict=True,
+            )
+        ),
+    )
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> StoredStudy:
+    """A study whose budget is spent."""
+    stored = studies.create(Storage(f"sqlite:///{tmp_path}/q.db"), fakes.study(tmp_path))
+    evaluator = Evaluator(
+        fakes.FakeGenerator(),  # type: ignore[arg-type]
+        fakes.FakeScorers(),  # type: ignore[arg-type]
+        stored.definition.calibration,
+    )
+    assert Worker(stored, evaluator).run()
+    return stored
+
+
+@pytest.mark.parametrize(("verdict", "published"), [("improved", 1.1), ("not_shown", 1.0)])
+def test_everything_is_written_and_agrees(
+    tmp_path: Path, study: StoredStudy, verdict: str, published: float
+) -> None:
+    report.write(tmp_path / "out", study, study.status(), validation(verdict))
+    document = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert document["study"] == study.name
+    assert document["verdict"] == verdict
+    assert document["budget"] == document["trials"] == 6
+    assert document["images_generated"] == 6 * 6 + 12
+    assert document["images_of_the_official_grid"] == 2500 * 6
+    assert document["seconds"] >= 0
+    assert document["identity"]["coefficients"]["model"] == [1.0] * 4
+    assert document["best"]["slot"] == 3
+    assert document["coefficients"]["model"][0] == pytest.approx(published)
+    assert document["held_out"]["pixels"] == validation().metrics["pixels"].to_dict()
+    for key in ("full_precision", "identity", "calibrated", "difference", "interval"):
+        assert key in document["held_out"]["jaq"]
+    taken = Coefficients.load(tmp_path / "out" / "coefficients.json")
+    assert taken.model[0] == pytest.approx(published)
+    config = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
+    assert config["model_coefficients"] == list(taken.model)
+    assert config["shift"] == 1.0
+    stored = study.storage.outcome(study.name)
+    assert stored is not None
+    assert stored["verdict"] == verdict
+
+
+def test_pixels_are_enlarged_without_blur(tmp_path: Path) -> None:
+    shown = validation()
+    report.write_images(tmp_path / "images.png", shown, side=64)
+    sheet = np.asarray(Image.open(tmp_path / "images.png").convert("RGB"))
+    for row in report.ROWS:
+        for picture in shown.pictures[row]:
+            enlarged = picture.repeat(4, axis=0).repeat(4, axis=1)
+            assert _contains(sheet, enlarged), row
+    left_out = shown.pictures["full_precision_calibrated"][0].repeat(4, axis=0).repeat(4, axis=1)
+    assert not _contains(sheet, left_out)
+
+
+def _contains(sheet: np.ndarray, part: np.ndarray) -> bool:
+    windows = np.lib.stride_tricks.sliding_window_view(sheet[:, :, 0], part.shape[:2])
+    corner = (windows[..., 0, 0] == part[0, 0, 0]) & (windows[..., -1, -1] == part[-1, -1, 0])
+    return any(np.array_equal(windows[y, x], part[..., 0]) for y, x in np.argwhere(corner))
+
+
+def test_large_images_are_reduced(tmp_path: Path) -> None:
+    shown = validation(columns=1)
+    for row, picture in shown.pictures.items():
+        shown.pictures[row] = picture.repeat(64, axis=1).repeat(64, axis=2)
+    report.write_images(tmp_path / "images.png", shown, side=100)
+    assert Image.open(tmp_path / "images.png").width < 400
+
+
+def test_each_picture_has_its_caption_and_each_row_its_label(tmp_path: Path) -> None:
+    """White pictures, so that all that is dark is text: two columns of it, and three rows."""
+    shown = validation(columns=2)
+    for picture in shown.pictures.values():
+        picture[:] = 255
+    report.write_images(tmp_path / "images.png", shown)
+    dark = np.asarray(Image.open(tmp_path / "images.png").convert("L")) < 128
+    assert _runs(dark[:, 150:].any(axis=1)) >= 2  # a long caption takes several lines
+    assert _runs(dark[:, 150:].any(axis=0), gap=12) == 2
+    assert _runs(dark[:, :150].any(axis=1), gap=60) == 3
+
+
+def _runs(filled: np.ndarray, gap: int = 1) -> int:
+    """Stretches of True that lie more than `gap` apart."""
+    places = np.flatnonzero(filled)
+    return 1 + int((np.diff(places) > gap).sum())
+
+
+@pytest.mark.parametrize("values", [[1.0], [1.0, 1.0], [1.0, -9.0, 1.2, 1.1], list(range(60))])
+def test_any_course_can_be_drawn(tmp_path: Path, values: list[float]) -> None:
+    report.write_history(tmp_path / "history.png", values, "demo: improved")
+    picture = Image.open(tmp_path / "history.png")
+    assert picture.width > 1000
+    assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
