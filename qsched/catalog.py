@@ -22,8 +22,7 @@ class ModelEntry:
 
     `source` is a diffusers folder, a hub repository or ``module:function``. `part` names the
     denoiser, the module that is called once per step and quantized. `call` holds further arguments
-    of the pipeline's own ``__call__``. `uniform_sigmas` passes sigmas 1, 1 - 1/N, ..., 1/N, where
-    the scheduler's own spacing would waste its last step.
+    of the pipeline's own ``__call__``.
     """
 
     name: str
@@ -35,7 +34,6 @@ class ModelEntry:
     guidance_scale: float | None = None
     height: int | None = None
     width: int | None = None
-    uniform_sigmas: bool = False
     call: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -50,7 +48,6 @@ MODELS: Mapping[str, ModelEntry] = {
         guidance_scale=0.0,
         height=64,
         width=64,
-        uniform_sigmas=True,
         call={"max_sequence_length": 0},
     )
 }

@@ -169,15 +169,11 @@ def sampling_of(entry: catalog.ModelEntry, sampling: Sampling) -> Sampling:
     if entry.steps and steps not in entry.steps:
         allowed = ", ".join(map(str, entry.steps))
         raise ConfigError(f"sampling.steps = {steps}; {entry.name} was trained for {allowed} steps")
-    sigmas = sampling.sigmas
-    if sigmas is None and entry.uniform_sigmas:
-        sigmas = tuple(1 - step / steps for step in range(steps))
     return sampling.model_copy(
         update={
             "guidance_scale": _first(sampling.guidance_scale, entry.guidance_scale),
             "height": _first(sampling.height, entry.height),
             "width": _first(sampling.width, entry.width),
-            "sigmas": sigmas,
             "call": {**entry.call, **sampling.call},
         }
     )

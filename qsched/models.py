@@ -1,6 +1,7 @@
 """A model's name -> a diffusers pipeline that is ready to sample."""
 
 import importlib
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,14 @@ def _from_folder(entry: ModelEntry, dtype: torch.dtype) -> Any:
     if not (Path(entry.source) / "model_index.json").is_file():
         raise ModelError(f"{entry.name}: no model_index.json in {entry.source}; reinstall qsched")
     logging.getLogger("diffusers").setLevel(logging.ERROR)
+    index = json.loads((Path(entry.source) / "model_index.json").read_text(encoding="utf-8"))
+    absent = {name: None for name, value in index.items() if value == [None, None]}
     try:
-        return DiffusionPipeline.from_pretrained(entry.source, dtype=dtype, local_files_only=True)
+        # Components that the folder does without have to be passed as None: diffusers refuses a
+        # Stable Diffusion 3 without T5 otherwise.
+        return DiffusionPipeline.from_pretrained(
+            entry.source, dtype=dtype, local_files_only=True, **absent
+        )
     except (OSError, ValueError, TypeError) as error:
         raise ModelError(f"{entry.name}: diffusers can't load {entry.source}: {error}") from error
 

@@ -33,7 +33,6 @@ def test_the_shipped_study_is_valid() -> None:
 def test_what_the_file_leaves_out_comes_from_the_model(tmp_path: Path) -> None:
     study = fakes.study(tmp_path)
     arguments = study.tables.sampling.arguments()
-    assert arguments["sigmas"] == [1.0, 0.75, 0.5, 0.25]
     assert (arguments["height"], arguments["width"]) == (64, 64)
     assert arguments["guidance_scale"] == 0.0
     assert arguments["max_sequence_length"] == 0
@@ -123,7 +122,7 @@ def test_a_study_survives_its_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "keys"),
     [
-        ("steps = 4", "steps = 2", {"sampling.steps", "sampling.sigmas"}),
+        ("steps = 4", "steps = 2", {"sampling.steps"}),
         ("[sampling]", "[sampling]\nguidance_scale = 2.0", {"sampling.guidance_scale"}),
         ("[sampling]", "[sampling]\nheight = 32", {"sampling.height"}),
         ('"w4a8"', '"w8a8"', {"quantization.scheme"}),

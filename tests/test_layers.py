@@ -180,7 +180,6 @@ def test_light_modules_do_not_load_torch() -> None:
     assert culprit is None, f"importing {culprit} loads {loaded[culprit]}"
 
 
-@pytest.mark.skipif("cli" not in MODULES, reason="no command line yet")
 def test_help_does_not_load_torch() -> None:
     result = run_python(
         "import sys\n"

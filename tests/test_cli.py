@@ -1,0 +1,203 @@
+"""The command line: every verb has help, an example and documentation; an error is one line."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+
+import fakes
+from qsched import __version__, cli
+from qsched import study as studies
+from qsched.objective import Evaluator
+from qsched.storage import Storage
+from qsched.worker import Worker
+
+Qsched = Callable[..., tuple[int, str, str]]
+ROOT = Path(__file__).parents[1]
+COMMANDS = sorted(command.callback.__name__ for command in cli.app.registered_commands)  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def qsched(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Qsched:
+    """`qsched(*arguments)` in an empty folder: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("QSCHED_STORAGE", raising=False)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["qsched", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """The default database with a study whose budget is spent."""
+    definition = fakes.study(tmp_path / "files")
+    stored = studies.create(Storage(f"sqlite:///{tmp_path}/storage/qsched.db"), definition)
+    evaluator = Evaluator(
+        fakes.FakeGenerator(),  # type: ignore[arg-type]
+        fakes.FakeScorers(),  # type: ignore[arg-type]
+        definition.calibration,
+    )
+    assert Worker(stored, evaluator).run()
+    return tmp_path / "storage" / "qsched.db"
+
+
+def one_line(err: str) -> str:
+    """The error's text: one line, and never a traceback."""
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_the_verbs_are_those_of_the_design() -> None:
+    assert COMMANDS == ["check", "export", "generate", "run", "status", "validate"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_with_an_example_and_is_documented(
+    qsched: Qsched, command: str
+) -> None:
+    code, out, _ = qsched(command, "--help")
+    assert code == 0
+    assert f"Example: qsched {command}" in out
+    assert f"`qsched {command}" in (ROOT / "docs" / "guide.md").read_text()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_option_is_explained(command: str) -> None:
+    group = typer.main.get_command(cli.app)
+    for parameter in group.commands[command].params:  # type: ignore[attr-defined]
+        assert getattr(parameter, "help", None), f"{command}: {parameter.name}"
+
+
+def test_the_version_is_the_packages(qsched: Qsched) -> None:
+    assert qsched("--version")[1].strip() == f"qsched {__version__}"
+
+
+def test_check_says_what_a_study_costs(qsched: Qsched) -> None:
+    path = str(ROOT / "studies" / "demo.toml")
+    code, out, _ = qsched("check", path)
+    assert code == 0
+    assert "1,536 images" in out
+    code, out, _ = qsched("check", path, "--json")
+    row = json.loads(out)[0]
+    assert row["file"] == path
+    assert (row["trials"], row["prompts"], row["images"]) == (48, 32, 1536)
+    assert row["network_calls"] == 32 + 48 * 32 * 3
+    assert row["grid_images"] == 80_000
+
+
+def test_check_reports_every_problem_of_every_file(qsched: Qsched, tmp_path: Path) -> None:
+    bad = fakes.study_file(tmp_path / "bad", trials=0)
+    bad.write_text(bad.read_text().replace("steps = 4", "stepz = 4"))
+    good = fakes.study_file(tmp_path / "good")
+    code, out, err = qsched("check", str(bad), str(good), str(tmp_path / "none.toml"))
+    assert code == 2
+    assert f"ok {good}" in out.replace("\n", "")
+    assert "did you mean 'steps'" in err
+    assert "search.trials = 0" in err
+    assert "none.toml" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("run", "none.toml"), "none.toml"),
+        (("status", "none"), "none"),
+        (("validate", "none"), "none"),
+        (("export", "none", "--out", "out"), "none"),
+        (("status", "--storage", "postgresql://u:secret@h/db"), "postgresql"),
+        (("status", "--storage", "nonsense"), "not a database URL"),
+        (
+            ("generate", "--model", "none", "--prompts", "p.txt", "--out", "o", "--steps", "4"),
+            "model.name = 'none'",
+        ),
+        (
+            ("generate", "--model", "demo", "--prompts", "p.txt", "--out", "o", "--steps", "4"),
+            "p.txt",
+        ),
+        (
+            ("generate", "--model", "demo", "--prompts", "p.txt", "--out", "o", "--steps", "3"),
+            "trained for 1, 2, 4, 8 steps",
+        ),
+        (
+            ("generate", "--model", "demo", "--prompts", "p", "--out", "o", "--coefficients", "c"),
+            "c: ",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(
+    qsched: Qsched, arguments: tuple[str, ...], words: str
+) -> None:
+    code, _, err = qsched(*arguments)
+    assert code == 2
+    assert words in one_line(err)
+    assert "secret" not in err
+
+
+def test_status_of_an_empty_database_says_how_to_begin(qsched: Qsched) -> None:
+    code, out, _ = qsched("status")
+    assert code == 0
+    assert "qsched run" in out
+    assert qsched("status", "--json")[1].strip() == "[]"
+
+
+def test_status_shows_trials_best_and_identity(qsched: Qsched, finished: Path) -> None:
+    code, out, _ = qsched("status")
+    assert code == 0
+    assert "6/6" in out
+    code, out, _ = qsched("status", "fake", "--json")
+    status = json.loads(out)
+    assert (status["study"], status["done"], status["budget"]) == ("fake", 6, 6)
+    assert status["best"]["value"] >= status["identity"]["value"]
+    assert status["identity"]["coefficients"]["model"] == [1.0] * 4
+    assert [row["study"] for row in json.loads(qsched("status", "--json")[1])] == ["fake"]
+
+
+def test_nothing_is_exported_before_it_is_validated(qsched: Qsched, finished: Path) -> None:
+    code, _, err = qsched("export", "fake", "--out", "out")
+    assert code == 2
+    assert "qsched validate fake" in one_line(err)
+    assert not Path("out").exists()
+
+
+def test_a_study_in_progress_is_not_validated(qsched: Qsched, tmp_path: Path) -> None:
+    studies.create(Storage(f"sqlite:///{tmp_path}/storage/qsched.db"), fakes.study(tmp_path))
+    code, _, err = qsched("validate", "fake")
+    assert code == 2
+    assert "0 of 6 trials are done" in one_line(err)
+
+
+def test_another_definition_under_the_same_name_is_refused(
+    qsched: Qsched, finished: Path, tmp_path: Path
+) -> None:
+    other = fakes.study_file(tmp_path / "other", seed=9)
+    code, _, err = qsched("run", str(other))
+    assert code == 2
+    assert "search.seed: the study has 0, now it is 9" in err
+
+
+def test_the_module_runs_as_a_program_too() -> None:
+    """The console script, in a process of its own, with an error."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("qsched"), "run", "none.toml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert one_line(done.stderr)
