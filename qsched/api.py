@@ -33,6 +33,10 @@ __all__ = [
 ]
 
 
+EMPTY_DATABASE, BYTES_A_SCORE = 4_500_000, 110
+"""What SQLite takes on disk: all tables and the write-ahead log, and a score with its index."""
+
+
 class Observer:
     """Told what happens while a study runs; every method does nothing here. Override some."""
 
@@ -112,6 +116,7 @@ def cost(study: Study) -> dict[str, int]:
         "network_calls": prompts + study.trials * prompts * (steps - 1),
         "held_out_images": 4 * len(study.held_out),
         "grid_images": report.GRID * prompts,
+        "disk_bytes": EMPTY_DATABASE + BYTES_A_SCORE * study.trials * prompts * len(study.scorers),
     }
 
 

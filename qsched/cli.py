@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -78,7 +78,8 @@ def check(
     """
     from qsched.api import cost, load_study
 
-    costs, problems = [], []
+    costs: list[dict[str, Any]] = []
+    problems: list[str] = []
     for path in studies:
         try:
             costs.append({"file": str(path), **cost(load_study(path))})
@@ -88,11 +89,14 @@ def check(
         console.print_json(json.dumps(costs))
     else:
         for row in costs:
+            console.print(Text.assemble(("ok", "green"), f"  {row['file']}"), soft_wrap=True)
             console.print(
-                f"[green]ok[/] {row['file']}: {row['trials']} trials x {row['prompts']} prompts = "
-                f"{row['images']:,} images, {row['network_calls']:,} network calls; then "
-                f"{row['held_out_images']:,} held-out images "
-                f"(50 x 50 grid: {row['grid_images']:,} images)"
+                f"    search  {row['trials']} trials x {row['prompts']} prompts: "
+                f"{row['images']:,} images, {row['network_calls']:,} network calls\n"
+                f"    proof   {row['held_out_images']:,} images\n"
+                f"    disk    {row['disk_bytes'] / 1e6:.1f} MB in the database\n"
+                f"    grid    the official 50 x 50 search takes {row['grid_images']:,} images",
+                soft_wrap=True,
             )
     if problems:
         raise QschedError("\n".join(problems))

@@ -113,29 +113,31 @@ def outcome(console: Console, result: Outcome, storage: str) -> None:
             border_style=colour,
         )
     )
-    console.print(coefficients("coefficients", validation.published))
+    console.print(coefficients("coefficients", validation.published), soft_wrap=True)
     if validation.published != validation.candidate.coefficients:
-        console.print(coefficients("best of search", validation.candidate.coefficients))
+        console.print(
+            coefficients("best of search", validation.candidate.coefficients), soft_wrap=True
+        )
     grid = result.grid_images
-    console.print(
-        f"{'cost':<14} {status.images:,} images in {status.seconds:.0f} s of search "
-        f"(the 50 x 50 grid: {grid:,} images), {validation.images:,} to prove it"
-    )
-    for label, name in (
-        ("pictures", "images.png"),
-        ("history", "history.png"),
-        ("numbers", "report.json"),
-        ("take away", "coefficients.json and scheduler/"),
+    for label, text in (
+        ("searched", f"{status.images:,} images in {status.seconds:.0f} s"),
+        ("", f"(the official 50 x 50 grid: {grid:,} images)"),
+        ("proven on", f"{validation.images:,} more images"),
+        ("look at", str(result.folder / "images.png")),
+        ("", str(result.folder / "history.png")),
+        ("numbers", str(result.folder / "report.json")),
+        ("take away", str(result.folder / "coefficients.json")),
+        ("", f"{result.folder / 'scheduler'}/"),
+        ("database", storage),
     ):
-        console.print(Text(f"{label:<14} {result.folder / name}"), soft_wrap=True)
-    console.print(Text(f"{'database':<14} {storage}"), soft_wrap=True)
+        console.print(Text(f"{label:<14} {text}"), soft_wrap=True)
 
 
 def held_out(metrics: "Mapping[str, HeldOut]") -> Table:
     """The held-out means and differences, a row a metric."""
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("held-out")
-    for heading in ("full", "quantized", "calibrated", "gain [interval]", "same on full"):
+    for heading in ("full", "quantized", "calibrated", "gain, 95 % interval", "on full"):
         table.add_column(heading, justify="right")
     for name, metric in metrics.items():
         gain = metric.gain
@@ -148,7 +150,7 @@ def held_out(metrics: "Mapping[str, HeldOut]") -> Table:
             Text(f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]", style=colour),
             f"{metric.control.mean:+.3f}",
         )
-    table.caption = "* independent of everything the search saw"
+    table.caption = "*: unseen by the search. on full: the gain on full precision"
     table.caption_justify = "left"
     return table
 

@@ -1,6 +1,7 @@
 """Preconditioning against the stock schedulers of diffusers, which are the oracle."""
 
 import copy
+import functools
 import inspect
 import json
 import pickle
@@ -684,6 +685,7 @@ def test_a_class_may_be_declared_elsewhere() -> None:
     class Deeper(PreconditionedElsewhere):
         """Scales once, not twice, and keeps its own step."""
 
+        @functools.wraps(LCMScheduler.step)
         def step(self, *args: Any, **kwargs: Any) -> Any:
             self.stepped = True
             return super().step(*args, **kwargs)
