@@ -1,0 +1,102 @@
+"""What a person sees: progress in a log and in a terminal, the end of a run, the studies."""
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from qsched import display
+from qsched.api import Outcome
+from qsched.coefficients import Coefficients
+from qsched.study import Candidate, Status
+from test_report import validation
+
+IDENTITY = Candidate(0, 1.0, Coefficients.identity(4))
+BEST = Candidate(3, 1.5, Coefficients.ramp(4, 1.1, 0.9))
+
+
+def status(done: int, *, budget: int = 20, best: Candidate | None = BEST) -> Status:
+    return Status(
+        study="demo",
+        budget=budget,
+        done=done,
+        running=0,
+        waiting=budget - done,
+        parked=0,
+        images=32 * done,
+        seconds=2.0 * done,
+        identity=IDENTITY,
+        best=best,
+        reasons=(),
+        fingerprint={},
+    )
+
+
+def console(*, terminal: bool = False, width: int = 80) -> Console:
+    return Console(file=io.StringIO(), force_terminal=terminal, width=width, highlight=False)
+
+
+def text(shown: Console) -> str:
+    assert isinstance(shown.file, io.StringIO)
+    return shown.file.getvalue()
+
+
+def test_a_log_gets_a_line_at_every_tenth() -> None:
+    shown = console()
+    with display.LiveProgress(shown).live() as observer:
+        for done in range(101):
+            observer.working(status(done, budget=100))
+            observer.batch(done, 16, 32)
+        for images in range(0, 257, 16):
+            observer.validating(images, 256)
+    lines = text(shown).splitlines()
+    assert len(lines) == 22
+    assert lines[0].startswith("trials    0/100")
+    assert "best +0.500 over identity, 16 img/s" in lines[5]
+    assert lines[10].startswith("trials    100/100")
+    assert lines[-1].startswith("held-out  256/256")
+
+
+def test_a_terminal_gets_bars() -> None:
+    shown = console(terminal=True)
+    with display.LiveProgress(shown).live() as observer:
+        observer.working(status(4))
+        observer.batch(4, 16, 32)
+    assert "resuming  4 of 20 trials are done" in text(shown)
+    assert "4/20" in text(shown)
+    assert "━" in text(shown)
+
+
+@pytest.mark.parametrize("verdict", ["improved", "not_shown", "worse"])
+def test_the_end_fits_a_terminal_and_says_where_things_are(verdict: str) -> None:
+    shown = console()
+    outcome = Outcome(status(20), True, 80_000, Path("/r/demo"), validation(verdict))
+    display.outcome(shown, outcome, "/s/qsched.db")
+    out = text(shown)
+    assert verdict.replace("_", " ") in out
+    assert "It is so." in out
+    assert "+0.500 [+0.250, +0.750]" in out
+    assert "640 images in 40 s" in out
+    assert "80,000 images" in out
+    for path in ("images.png", "history.png", "report.json", "coefficients.json", "scheduler/"):
+        assert f"/r/demo/{path}" in out
+    assert "/s/qsched.db" in out
+    assert ("best of search" in out) == (verdict != "improved")
+    assert max(len(line) for line in out.splitlines()) <= 80
+
+
+def test_an_interrupted_run_says_that_nothing_is_lost() -> None:
+    shown = console()
+    display.outcome(shown, Outcome(status(7), False, 80_000), "/s/qsched.db")
+    assert "stopped after 7 of 20 trials; nothing is lost" in text(shown)
+
+
+def test_studies_are_listed_with_what_they_found() -> None:
+    shown = console(width=120)
+    shown.print(display.studies([status(7), status(0, best=None)]))
+    lines = text(shown).splitlines()
+    assert "7/20" in lines[1]
+    assert "1.5000 (trial 3)" in lines[1]
+    assert "+0.5000" in lines[1]
+    assert lines[2].split()[:2] == ["demo", "0/20"]
