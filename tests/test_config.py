@@ -73,7 +73,7 @@ def test_every_problem_is_reported_at_once_with_its_key(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
-        ("steps = 4", "steps = 3", "sampling.steps = 3; demo was trained for 1, 2, 4, 8 steps"),
+        ("steps = 4", "steps = 3", "sampling.steps = 3; demo was trained for 1, 2, 4 steps"),
         ('name = "demo"', 'name = "sdxl"', "model.name = 'sdxl'; expected one of demo"),
         ("[search]", "[search]\nbounds = [1.1, 1.4]", "search.bounds"),
         ("[search]", '[search]\nparametrisation = "spline"', "search.parametrisation = 'spline'"),

@@ -80,7 +80,7 @@ def test_optuna_knows_every_trial(tmp_path: Path) -> None:
     trials = study.optuna().get_trials()
     assert [trial.user_attrs["slot"] for trial in trials] == list(range(6))
     assert [trial.value for trial in trials] == [slot.value for slot in study.slots()]
-    assert trials[0].params == {"c_eps_first": 1.0, "c_x": 1.0}
+    assert trials[0].params == {"c_eps_first": 1.0, "c_x_first": 1.0}
     assert study.optuna().metric_names == ["JAQ"]
 
 
