@@ -6,7 +6,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import DiffusionPipeline
 
 from qsched.catalog import ModelEntry, model_entry
@@ -61,6 +63,8 @@ def _from_folder(entry: ModelEntry, dtype: torch.dtype) -> Any:
     if not (Path(entry.source) / "model_index.json").is_file():
         raise ModelError(f"{entry.name}: no model_index.json in {entry.source}; reinstall qsched")
     logging.getLogger("diffusers").setLevel(logging.ERROR)
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
     index = json.loads((Path(entry.source) / "model_index.json").read_text(encoding="utf-8"))
     absent = {name: None for name, value in index.items() if value == [None, None]}
     try:

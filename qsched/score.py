@@ -96,6 +96,9 @@ class ClipAlignment:
     Hessel et al. 2021, eq. 1 with w = 100. `mean` and `std`: per channel, of the model's training.
     """
 
+    TEXTS = 1024
+    """Captions that are encoded at once."""
+
     def __init__(
         self,
         model: torch.nn.Module,
@@ -127,9 +130,11 @@ class ClipAlignment:
         """N captions -> (N, D); each caption is encoded once."""
         new = sorted(set(captions) - self._captions.keys())
         if new:
-            tokens = self._tokenizer(new).to(self._mean.device)
-            features = self._model.encode_text(tokens)  # type: ignore[operator]
-            self._captions |= dict(zip(new, features, strict=True))
+            for start in range(0, len(new), self.TEXTS):
+                part = new[start : start + self.TEXTS]
+                tokens = self._tokenizer(part).to(self._mean.device)
+                features = self._model.encode_text(tokens)  # type: ignore[operator]
+                self._captions |= dict(zip(part, features, strict=True))
         return torch.stack([self._captions[caption] for caption in captions])
 
 
@@ -152,9 +157,12 @@ class Attributes:
     def shown(self, images: Tensor, captions: Sequence[str]) -> list[dict[str, bool]]:
         """For each image, {attribute that its caption names: whether it is shown}."""
         features = F.normalize(self._alignment.image_features(images), dim=-1)
+        variants = [alternatives(caption) for caption in captions]
+        all_texts = [text for named in variants for texts in named.values() for text in texts]
+        self._alignment.text_features(all_texts)  # in one go, which is what takes the time
         return [
-            {name: self._prefers_first(image, texts) for name, texts in alternatives(text).items()}
-            for image, text in zip(features, captions, strict=True)
+            {name: self._prefers_first(image, texts) for name, texts in named.items()}
+            for image, named in zip(features, variants, strict=True)
         ]
 
     def _prefers_first(self, image: Tensor, texts: Sequence[str]) -> bool:

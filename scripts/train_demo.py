@@ -558,21 +558,29 @@ def scene_noise(images: Tensor) -> Tensor:
 
 
 def train_alignment(work: Path, seed: int, steps: int) -> None:
-    """Writes alignment/: contrastive (Radford et al. 2021), with one more wrong caption per image
-    for each attribute, because a random batch seldom holds captions that differ in one word."""
+    """Writes alignment/: contrastive (Radford et al. 2021), where it is hard: the scenes of a batch
+    have one background colour, which would tell most of them apart, and each has more wrong
+    captions of its own, one for each attribute and two for the objects."""
     torch.manual_seed(seed)
     folder = work / "alignment"
     model, tokenizer = new_alignment(folder)
     data = torch.load(work / "data.pt", mmap=True)["train"]
-    rows = batches(len(data["images"]), 48)
+    captions = [language.parse(text) for text in data["captions"]]
+    of_colour = {
+        colour: torch.tensor([row for row, c in enumerate(captions) if c.colour == colour])
+        for colour in language.COLOURS
+    }
 
     def loss() -> Tensor:
-        row = next(rows)
+        colour = list(of_colour)[torch.randint(len(of_colour), ())]
+        rows = of_colour[colour]
+        row = rows[torch.randint(len(rows), (48,))]
         texts = [data["captions"][index] for index in row]
         wrong = [
             variants[1 + int(torch.randint(len(variants) - 1, ()))]
             for text in texts
-            for variants in language.alternatives(text).values()
+            for name, variants in language.alternatives(text).items()
+            for _ in range(2 if name == "object" else 1)
         ]
         images = scene_noise(to_unit(data["images"][row])) * 2 - 1
         image_features = model.encode_image(images, normalize=True)
@@ -864,6 +872,8 @@ def export(work: Path, seed: int) -> None:
             work / part, target, ignore=shutil.ignore_patterns("*.pt", ".cache", "tmp*")
         )
     files = [path for path in DEMO_FOLDER.rglob("*") if path.is_file()]
+    for path in files:
+        path.chmod(0o644)
     size = {path: path.stat().st_size / 1e6 for path in files}
     print(f"{sum(size.values()):.1f} MB in all, the largest file {max(size.values()):.1f} MB")
 
@@ -871,7 +881,7 @@ def export(work: Path, seed: int) -> None:
 STAGES: dict[str, tuple[Callable[..., None], int]] = {
     "autoencoder": (train_autoencoder, 1800),
     "generator": (train_generator, 4000),
-    "alignment": (train_alignment, 1200),
+    "alignment": (train_alignment, 2000),
     "quality": (train_quality, 1000),
 }
 
