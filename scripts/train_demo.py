@@ -640,6 +640,19 @@ def grain(images: Tensor, severity: Tensor) -> Tensor:
     return images + 0.15 * severity.view(-1, 1, 1, 1) * torch.randn_like(images)
 
 
+def contrast(images: Tensor, severity: Tensor) -> Tensor:
+    """More contrast for one half, by up to 80 %, and less for the other."""
+    sign = torch.where(torch.rand(len(images)) < 0.5, 0.8, -0.6)
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return mean + (1 + (sign * severity).view(-1, 1, 1, 1)) * (images - mean)
+
+
+def sharpen(images: Tensor, severity: Tensor) -> Tensor:
+    """An unsharp mask of up to 250 %, with its halos."""
+    soft = blur(images, torch.full((len(images),), 1.0))
+    return images + 2.5 * severity.view(-1, 1, 1, 1) * (images - soft)
+
+
 def ghost(images: Tensor, severity: Tensor) -> Tensor:
     """Mixed with another scene, up to half and half."""
     amount = 0.5 * severity.view(-1, 1, 1, 1)
@@ -662,6 +675,8 @@ DAMAGES = {
     "cast": cast,
     "blocks": blocks,
     "grain": grain,
+    "contrast": contrast,
+    "sharpen": sharpen,
     "ghost": ghost,
     "warp": warp,
 }
@@ -882,7 +897,7 @@ STAGES: dict[str, tuple[Callable[..., None], int]] = {
     "autoencoder": (train_autoencoder, 1800),
     "generator": (train_generator, 4000),
     "alignment": (train_alignment, 2000),
-    "quality": (train_quality, 1000),
+    "quality": (train_quality, 1200),
 }
 
 
