@@ -560,7 +560,9 @@ def scene_noise(images: Tensor) -> Tensor:
 def train_alignment(work: Path, seed: int, steps: int) -> None:
     """Writes alignment/: contrastive (Radford et al. 2021), where it is hard: the scenes of a batch
     have one background colour, which would tell most of them apart, and each has more wrong
-    captions of its own, one for each attribute and two for the objects."""
+    captions of its own, one for each attribute and two for the objects. Such a batch's statistics
+    are not those of all scenes, and hide the colour from normalised features; so the last steps
+    are taken under fixed statistics of all scenes, every other one on a batch of all colours."""
     torch.manual_seed(seed)
     folder = work / "alignment"
     model, tokenizer = new_alignment(folder)
@@ -571,9 +573,9 @@ def train_alignment(work: Path, seed: int, steps: int) -> None:
         for colour in language.COLOURS
     }
 
-    def loss() -> Tensor:
+    def loss(mixed: bool = False) -> Tensor:
         colour = list(of_colour)[torch.randint(len(of_colour), ())]
-        rows = of_colour[colour]
+        rows = torch.arange(len(captions)) if mixed else of_colour[colour]
         row = rows[torch.randint(len(rows), (48,))]
         texts = [data["captions"][index] for index in row]
         wrong = [
@@ -590,7 +592,24 @@ def train_alignment(work: Path, seed: int, steps: int) -> None:
         forward = F.cross_entropy(logits, target)
         return forward + F.cross_entropy(logits[:, : len(texts)].T, target)
 
-    Training("alignment", nn.ModuleDict({"clip": model}), loss, steps, 2e-3, work).run()
+    modules = nn.ModuleDict({"clip": model})
+    Training("alignment", modules, loss, steps, 2e-3, work).run()
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches to come
+    model.train()
+    with torch.no_grad():
+        for _ in range(60):
+            row = torch.randint(len(captions), (48,))
+            model.encode_image(scene_noise(to_unit(data["images"][row])) * 2 - 1)
+
+    def settled() -> Tensor:
+        for norm in norms:
+            norm.eval()
+        return loss(mixed=bool(torch.rand(()) < 0.5))
+
+    Training("alignment-settled", modules, settled, steps // 4, 1e-3, work, warmup=20).run()
     weights = {name: value.half() for name, value in model.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
 
