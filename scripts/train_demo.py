@@ -558,31 +558,30 @@ def scene_noise(images: Tensor) -> Tensor:
 
 
 def train_alignment(work: Path, seed: int, steps: int) -> None:
-    """Writes alignment/: contrastive (Radford et al. 2021), where it is hard: the scenes of a batch
-    have one background colour, which would tell most of them apart, and each has more wrong
-    captions of its own, one for each attribute and two for the objects. Such a batch's statistics
-    are not those of all scenes, and hide the colour from normalised features; so the last steps
-    are taken under fixed statistics of all scenes, every other one on a batch of all colours."""
+    """Writes alignment/: contrastive (Radford et al. 2021), with wrong captions that differ in one
+    attribute for each image.
+
+    Then it gets harder: half of the batches have one background colour, which tells most scenes
+    apart otherwise. Such a batch's statistics are not those of all scenes, so batch normalisation
+    keeps those of all scenes from there on.
+    """
     torch.manual_seed(seed)
     folder = work / "alignment"
     model, tokenizer = new_alignment(folder)
     data = torch.load(work / "data.pt", mmap=True)["train"]
     captions = [language.parse(text) for text in data["captions"]]
-    of_colour = {
-        colour: torch.tensor([row for row, c in enumerate(captions) if c.colour == colour])
+    of_colour = [
+        torch.tensor([row for row, caption in enumerate(captions) if caption.colour == colour])
         for colour in language.COLOURS
-    }
+    ]
 
-    def loss(mixed: bool = False) -> Tensor:
-        colour = list(of_colour)[torch.randint(len(of_colour), ())]
-        rows = torch.arange(len(captions)) if mixed else of_colour[colour]
-        row = rows[torch.randint(len(rows), (48,))]
+    def contrast_of(row: Tensor, wrong_objects: int) -> Tensor:
         texts = [data["captions"][index] for index in row]
         wrong = [
             variants[1 + int(torch.randint(len(variants) - 1, ()))]
             for text in texts
             for name, variants in language.alternatives(text).items()
-            for _ in range(2 if name == "object" else 1)
+            for _ in range(wrong_objects if name == "object" else 1)
         ]
         images = scene_noise(to_unit(data["images"][row])) * 2 - 1
         image_features = model.encode_image(images, normalize=True)
@@ -592,24 +591,21 @@ def train_alignment(work: Path, seed: int, steps: int) -> None:
         forward = F.cross_entropy(logits, target)
         return forward + F.cross_entropy(logits[:, : len(texts)].T, target)
 
+    def easy() -> Tensor:
+        return contrast_of(torch.randint(len(captions), (48,)), 1)
+
+    def hard() -> Tensor:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        if torch.rand(()) < 0.5:
+            return contrast_of(torch.randint(len(captions), (48,)), 2)
+        rows = of_colour[torch.randint(len(of_colour), ())]
+        return contrast_of(rows[torch.randint(len(rows), (48,))], 2)
+
     modules = nn.ModuleDict({"clip": model})
-    Training("alignment", modules, loss, steps, 2e-3, work).run()
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches to come
-    model.train()
-    with torch.no_grad():
-        for _ in range(60):
-            row = torch.randint(len(captions), (48,))
-            model.encode_image(scene_noise(to_unit(data["images"][row])) * 2 - 1)
-
-    def settled() -> Tensor:
-        for norm in norms:
-            norm.eval()
-        return loss(mixed=bool(torch.rand(()) < 0.5))
-
-    Training("alignment-settled", modules, settled, steps // 4, 1e-3, work, warmup=20).run()
+    Training("alignment", modules, easy, steps, 2e-3, work).run()
+    Training("alignment-hard", modules, hard, steps // 2, 1e-3, work).run()
     weights = {name: value.half() for name, value in model.state_dict().items()}
     save_file(weights, folder / "open_clip_model.safetensors")
 
@@ -915,7 +911,7 @@ def export(work: Path, seed: int) -> None:
 STAGES: dict[str, tuple[Callable[..., None], int]] = {
     "autoencoder": (train_autoencoder, 1800),
     "generator": (train_generator, 4000),
-    "alignment": (train_alignment, 2000),
+    "alignment": (train_alignment, 1200),
     "quality": (train_quality, 1200),
 }
 
