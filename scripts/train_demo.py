@@ -22,6 +22,7 @@ import tarfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -368,6 +369,7 @@ EARLY = {0.08: 0.9, 0.2: 0.6}  # share of the generator's training -> severity f
 BYTES = bytes_to_unicode().values()
 
 
+@cache
 def merges() -> list[tuple[str, str]]:
     """Byte-pair merges that make one token of every word of the caption language."""
     words = {
@@ -911,8 +913,8 @@ def export(work: Path, seed: int) -> None:
 STAGES: dict[str, tuple[Callable[..., None], int]] = {
     "autoencoder": (train_autoencoder, 1800),
     "generator": (train_generator, 4000),
-    "alignment": (train_alignment, 1200),
-    "quality": (train_quality, 1200),
+    "alignment": (train_alignment, 4000),
+    "quality": (train_quality, 3000),
 }
 
 

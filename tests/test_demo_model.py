@@ -24,7 +24,7 @@ from qsched.jaq import paired_interval
 from qsched.models import denoiser, load_pipeline
 from qsched.prompts import Prompt, read_captions, with_seeds
 from qsched.quantize import quantize
-from qsched.score import load_metrics, load_scorers
+from qsched.score import checked, load_metrics, load_scorers
 from qsched.sections import Sampling
 
 ROOT = Path(__file__).parents[1]
@@ -171,7 +171,7 @@ def judged(drawn: dict[str, Tensor]) -> dict[str, dict[str, np.ndarray]]:
         name: {
             **{metric: np.array(values) for metric, values in scorers.score(made, PROMPTS).items()},
             **{
-                metric: judge(made, captions, drawn["4"]).numpy()
+                metric: np.array(checked(metric, PROMPTS, judge, made, captions, drawn["4"]))
                 for metric, judge in metrics.items()
             },
         }
