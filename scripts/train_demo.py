@@ -1,6 +1,6 @@
 """Trains and evaluates the demo model shipped in `qsched/demo`, from emoji sprites, on a CPU.
 
-    python scripts/train_demo.py all                  # everything, in order (about 75 minutes)
+    python scripts/train_demo.py all                  # everything, in order (about 80 minutes)
     python scripts/train_demo.py generator --work runs/demo-model --seed 0
 
 Each stage leaves its result in --work and can be run again: a stage that was interrupted goes on
