@@ -41,7 +41,9 @@ def write(folder: Path, study: StoredStudy, status: Status, validation: "Validat
     export(folder, validation.published, validation.scheduler, provenance(content))
     write_images(folder / "images.png", validation)
     values = [slot.value for slot in study.finished() if slot.value is not None]
-    write_history(folder / "history.png", values, f"{study.name}: {validation.verdict}")
+    write_history(
+        folder / "history.png", values, f"{study.name}: {validation.verdict.replace('_', ' ')}"
+    )
 
 
 def document(study: StoredStudy, status: Status, validation: "Validation") -> dict[str, Any]:
