@@ -82,7 +82,7 @@ def test_it_runs_to_a_verdict(folder: Path, undisturbed: subprocess.CompletedPro
     report = json.loads((folder / "the results" / "report.json").read_text(encoding="utf-8"))
     assert report["verdict"] in ("improved", "not_shown", "worse")
     assert (report["budget"], report["trials"]) == (5, 5)
-    assert report["images_generated"] == 5 * 6 + 4 * 6
+    assert report["images_generated"] == 5 * 6 + 4 * 6 * 2  # four sets of 6 prompts, 2 seeds
     assert report["best"]["value"] >= report["identity"]["value"]
     assert set(report["held_out"]) == {
         "jaq",
