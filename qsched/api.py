@@ -4,11 +4,13 @@ outcome = run("studies/demo.toml")
 outcome.verdict, outcome.sentence, outcome.coefficients, outcome.folder
 """
 
+import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qsched import report
+from qsched import gallery, pool, report
 from qsched.coefficients import Coefficients
 from qsched.config import Study, load_study
 from qsched.errors import StudyError
@@ -37,6 +39,10 @@ EMPTY_DATABASE, BYTES_A_SCORE = 4_500_000, 110
 """What SQLite takes on disk: all tables and the write-ahead log, and a score with its index."""
 
 
+STATUS_SECONDS = 0.5
+"""A worker looks at the whole study no more often than this."""
+
+
 class Observer:
     """Told what happens while a study runs; every method does nothing here. Override some."""
 
@@ -51,6 +57,9 @@ class Observer:
 
     def batch(self, slot: int, scored: int, prompts: int) -> None:
         """A batch of a trial was committed: `scored` of its `prompts`."""
+
+    def waiting(self, status: Status) -> None:
+        """Nothing is free: the study is paused, or other workers hold the last trials."""
 
     def validating(self, images: int, of: int) -> None:
         """`images` of the held-out images are made."""
@@ -89,21 +98,30 @@ def run(
     study: Study | str | Path,
     *,
     storage: Storage | str | None = None,
+    workers: int = 1,
+    accept: Collection[str] = (),
     out: Path | None = None,
     observer: Observer | None = None,
 ) -> Outcome:
     """Creates or resumes a study, works until its budget is spent, validates and reports.
 
     `study`: a study file's path, or what `load_study` returned. `storage`: a URL; None is the
-    default. `out`: the folder of the results, by default runs/<study>. Raises QschedError.
+    default. `workers`: processes on this machine, one after the other on its GPUs. `accept`: keys
+    of the fingerprint that may differ. `out`: the folder of the results, by default runs/<study>.
+    Raises QschedError.
     """
     observer = observer or Observer()
     definition = study if isinstance(study, Study) else load_study(study)
-    stored = create(storage if isinstance(storage, Storage) else Storage(storage), definition)
-    finished = work(stored, observer=observer)
+    database = storage if isinstance(storage, Storage) else Storage(storage)
+    stored = create(database, definition, accept=accept)
+    folder = (out or Path("runs") / stored.name).resolve()
+    if workers > 1:
+        finished = pool.work(stored, workers, folder / "workers", on_poll=observer.working)
+    else:
+        finished = work(stored, observer=observer)
     if not finished:
         return Outcome(stored.status(), finished=False, grid_images=report.grid_images(stored))
-    return validate(stored, out=out, observer=observer)
+    return validate(stored, out=folder, observer=observer)
 
 
 def cost(study: Study) -> dict[str, int]:
@@ -120,16 +138,28 @@ def cost(study: Study) -> dict[str, int]:
     }
 
 
-def work(study: StoredStudy, *, observer: Observer | None = None) -> bool:
-    """Works on a study's waiting slots; False if a signal stopped it before the end."""
+def work(
+    study: StoredStudy,
+    *,
+    device: str | None = None,
+    max_trials: int | None = None,
+    stay: bool = False,
+    grace: float = 0.0,
+    observer: Observer | None = None,
+) -> bool:
+    """Works on a study as one worker; False if a signal stopped it before the end.
+
+    `device`: another one than the study's. `max_trials`: stops after so many. `stay`: waits for
+    more when the budget is spent. `grace`: seconds for the trial in hand after a signal.
+    """
     observer = observer or Observer()
     status = study.status()
     observer.working(status)
-    if not status.waiting and not status.running:
+    if status.complete and not stay:
         return True
     observer.loading("the model, the scorers")
     from qsched.generate import ImageGenerator
-    from qsched.models import denoiser, load_pipeline
+    from qsched.models import denoiser, hardware, load_pipeline
     from qsched.objective import Evaluator
     from qsched.quantize import quantize
     from qsched.score import load_metrics, load_scorers
@@ -137,7 +167,7 @@ def work(study: StoredStudy, *, observer: Observer | None = None) -> bool:
 
     definition, tables = study.definition, study.definition.tables
     pipeline = load_pipeline(
-        tables.model.name, dtype=tables.model.dtype, device=tables.execution.device
+        tables.model.name, dtype=tables.model.dtype, device=device or tables.execution.device
     )
     network = quantize(
         denoiser(pipeline, tables.model.part),
@@ -151,16 +181,31 @@ def work(study: StoredStudy, *, observer: Observer | None = None) -> bool:
         pipeline, tables.sampling, part=tables.model.part, batch_size=tables.execution.batch_size
     )
     prompts = len(definition.calibration)
-
-    def on_batch(slot: int, scored: int) -> None:
-        observer.batch(slot, scored, prompts)
+    shown = 0.0
 
     def on_trial() -> None:
-        observer.working(study.status())
+        nonlocal shown
+        if time.monotonic() - shown > STATUS_SECONDS:
+            observer.working(study.status())
+            shown = time.monotonic()
 
     scorers = load_scorers(definition.scorers, pipeline.device)
-    evaluator = Evaluator(generator, scorers, definition.calibration)
-    return Worker(study, evaluator, on_batch, on_trial).run()
+    worker = Worker(
+        study,
+        Evaluator(generator, scorers, definition.calibration),
+        hardware=hardware(pipeline.device),
+        grace=grace,
+        on_batch=lambda slot, scored: observer.batch(slot, scored, prompts),
+        on_trial=on_trial,
+        on_wait=lambda: observer.waiting(study.status()),
+        gallery=gallery.Gallery(study),
+    )
+    try:
+        finished = worker.run(max_trials=max_trials, stay=stay)
+    finally:
+        gallery.publish(study)
+    observer.working(study.status())
+    return finished
 
 
 def validate(
@@ -192,6 +237,7 @@ def validate(
     )
     folder = (out or Path("runs") / study.name).resolve()
     report.write(folder, study, status, result)
+    gallery.publish(study)
     return Outcome(status, True, report.grid_images(study), folder, result)
 
 

@@ -1,6 +1,7 @@
 """The command line: parse, call `api`, print. Nothing slow is imported before it is needed."""
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,8 +10,20 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from qsched import __version__
+from qsched import __version__, manage
 from qsched.errors import QschedError
+from qsched.options import (
+    Accept,
+    AsJson,
+    Name,
+    OutFolder,
+    StorageUrl,
+    StudyName,
+    StudyPath,
+    Trials,
+    console,
+    open_storage,
+)
 
 INTERRUPTED = 130
 
@@ -20,29 +33,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-console = Console(highlight=False)
-
-StudyPath = Annotated[Path, typer.Argument(help="A study file.", show_default=False)]
-StudyName = Annotated[str, typer.Argument(help="A study of the database.", show_default=False)]
-StorageUrl = Annotated[
-    str | None,
-    typer.Option(
-        "--storage",
-        help="Database URL.",
-        envvar="QSCHED_STORAGE",
-        show_default="sqlite:///storage/qsched.db",
-    ),
-]
-OutFolder = Annotated[
-    Path | None, typer.Option("--out", help="Folder of the results.", show_default="runs/NAME")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main() -> None:
     """The console script: an expected error is one line without a traceback, and exit code 2."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
         app()
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     except QschedError as error:
         errors = Console(stderr=True, highlight=False)
         errors.print(Text("error: ", style="bold red") + Text(str(error)), soft_wrap=True)
@@ -105,67 +104,38 @@ def check(
 @app.command()
 def run(
     study: StudyPath,
-    name: Annotated[
-        str | None, typer.Option(help="Another name than the file's.", show_default=False)
-    ] = None,
+    name: Name = None,
     storage: StorageUrl = None,
-    trials: Annotated[
-        int | None, typer.Option(help="Another budget than the file's.", show_default=False)
-    ] = None,
+    trials: Trials = None,
+    workers: Annotated[
+        int, typer.Option(help="Processes on this machine, over its GPUs.", min=1)
+    ] = 1,
+    accept: Accept = None,
     out: OutFolder = None,
 ) -> None:
     """Create or resume a study, spend its budget, prove the result, write it down.
 
     Ctrl-C stops after the batch in hand; the same command goes on from there.
 
-    Example: [bold]qsched run studies/demo.toml --trials 96[/]
+    Example: [bold]qsched run studies/demo.toml --trials 96 --workers 2[/]
     """
     from qsched import api, display
-    from qsched.storage import Storage
 
-    definition = api.load_study(study)
-    if name is not None:
-        definition = definition.renamed(name)
-    if trials is not None:
-        definition = definition.with_trials(trials)
-    database = Storage(storage)
-    console.print(Text(f"study     {definition.name} in {database.path}"), soft_wrap=True)
+    definition = api.load_study(study).changed(name=name, trials=trials)
+    database = open_storage(storage)
+    console.print(Text(f"study     {definition.name} in {database}"), soft_wrap=True)
     with display.LiveProgress(console).live() as observer:
-        result = api.run(definition, storage=database, out=out, observer=observer)
-    display.outcome(console, result, str(database.path))
+        result = api.run(
+            definition,
+            storage=database,
+            workers=workers,
+            accept=accept or (),
+            out=out,
+            observer=observer,
+        )
+    display.outcome(console, result, str(database))
     if not result.finished:
         raise typer.Exit(INTERRUPTED)
-
-
-@app.command()
-def status(
-    name: Annotated[
-        str | None, typer.Argument(help="A study; all of them without.", show_default=False)
-    ] = None,
-    storage: StorageUrl = None,
-    as_json: AsJson = False,
-) -> None:
-    """Where one study stands, or all of the database.
-
-    Example: [bold]qsched status demo --json[/]
-    """
-    from qsched import api, display
-    from qsched.storage import Storage
-
-    database = Storage(storage)
-    names = [name] if name else database.study_names()
-    rows = [api.load(database, each).status() for each in names]
-    if as_json:
-        documents = [row.to_dict() for row in rows]
-        console.print_json(json.dumps(documents[0] if name else documents))
-        return
-    if not rows:
-        console.print(Text(f"no study in {database.path}; start one with qsched run STUDY.toml"))
-        return
-    console.print(display.studies(rows))
-    for row in rows:
-        for slot, reason in row.reasons:
-            console.print(Text(f"{row.study}: trial {slot} failed: {reason}"), soft_wrap=True)
 
 
 @app.command()
@@ -175,13 +145,12 @@ def validate(name: StudyName, storage: StorageUrl = None, out: OutFolder = None)
     Example: [bold]qsched validate demo[/]
     """
     from qsched import api, display
-    from qsched.storage import Storage
 
-    database = Storage(storage)
+    database = open_storage(storage)
     study = api.load(database, name)
     with display.LiveProgress(console).live() as observer:
         result = api.validate(study, out=out, observer=observer)
-    display.outcome(console, result, str(database.path))
+    display.outcome(console, result, str(database))
 
 
 @app.command()
@@ -198,9 +167,8 @@ def export(
     Example: [bold]qsched export demo --out calibrated/[/]
     """
     from qsched import api
-    from qsched.storage import Storage
 
-    for path in api.take_away(api.load(Storage(storage), name), out, force=force):
+    for path in api.take_away(api.load(open_storage(storage), name), out, force=force):
         console.print(Text(str(path.resolve())), soft_wrap=True)
 
 
@@ -242,3 +210,7 @@ def generate(
     for _ in track(batches, total=missing, description="images", console=console):
         pass
     console.print(Text(f"{out.resolve()}"), soft_wrap=True)
+
+
+for command in manage.COMMANDS:
+    app.command()(command)

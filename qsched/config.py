@@ -75,21 +75,22 @@ class Study:
         """The scorers that a trial needs."""
         return tuple(term.scorer for term in self.tables.objective.terms)
 
-    def renamed(self, name: str) -> "Study":
-        """The same study under another name."""
-        return _checked(self, {"name": name})
-
-    def with_trials(self, trials: int) -> "Study":
-        """The same study with another budget."""
-        search = self.tables.search.model_dump() | {"trials": trials}
-        return _checked(self, {"search": search})
+    def changed(self, *, name: str | None = None, trials: int | None = None) -> "Study":
+        """The same study under another name or with another budget. Raises ConfigError."""
+        changes: dict[str, Any] = {}
+        if name is not None:
+            changes["name"] = name
+        if trials is not None:
+            changes["search"] = self.tables.search.model_dump() | {"trials": trials}
+        return _checked(self, changes) if changes else self
 
     def fingerprint(self) -> dict[str, Any]:
         """All that a value of this study depends on, flat: {"sampling.steps": 4, ...}.
 
-        The budget, the name, the batch size and the device are not in it: they change no score.
+        Budget, name, batch size, device and gallery are not in it: they change no score.
         """
-        tables = self.tables.model_dump(mode="json", exclude={"name", "prompts", "execution"})
+        left_out = {"name", "prompts", "execution", "gallery"}
+        tables = self.tables.model_dump(mode="json", exclude=left_out)
         tables["search"].pop("trials")
         keys = dict(_flat(tables))
         keys["model.weights"] = self.weights
@@ -179,13 +180,13 @@ def sampling_of(entry: catalog.ModelEntry, sampling: Sampling) -> Sampling:
     )
 
 
-def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Each key in which two fingerprints differ, with both values, in words."""
-    return [
-        f"{key}: the study has {stored.get(key)!r}, now it is {current.get(key)!r}"
+def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:
+    """{key in which two fingerprints differ: both values in words}."""
+    return {
+        key: f"{key}: the study has {stored.get(key)!r}, now it is {current.get(key)!r}"
         for key in sorted(stored.keys() | current.keys())
         if stored.get(key) != current.get(key)
-    ]
+    }
 
 
 def installed_version(package: str) -> str | None:

@@ -75,6 +75,12 @@ class LiveProgress(Observer):
             done = status.done + scored / prompts
             self._show("trials", done, status.budget, _lead(status))
 
+    def waiting(self, status: Status) -> None:
+        """Says why nothing happens."""
+        why = "the study is paused" if status.paused else f"other workers hold {status.running}"
+        self._status = status
+        self._show("trials", status.done, status.budget, why if status.budget > status.done else "")
+
     def validating(self, images: int, of: int) -> None:
         """Moves the bar of the held-out images."""
         self._show("held-out", images, of, "images")
@@ -164,7 +170,7 @@ def studies(rows: Sequence[Status]) -> Table:
     for status in rows:
         identity, best = status.identity, status.best
         table.add_row(
-            status.study,
+            f"{status.study} (paused)" if status.paused else status.study,
             f"{status.done}/{status.budget}",
             str(status.running),
             str(status.parked),
@@ -172,6 +178,24 @@ def studies(rows: Sequence[Status]) -> Table:
             f"{identity.value:.4f}" if identity else "-",
             f"{best.value:.4f} (trial {best.slot})" if best else "-",
             f"{best.value - identity.value:+.4f}" if best and identity else "-",
+        )
+    return table
+
+
+def workers(status: Status) -> Table:
+    """The workers of a study that were heard of lately."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("worker")
+    table.add_column("device")
+    for heading in ("images", "images/s", "last seen"):
+        table.add_column(heading, justify="right")
+    for worker in status.alive:
+        table.add_row(
+            f"{worker.host}:{worker.pid}",
+            str(worker.hardware.get("device", "")),
+            f"{worker.images:,}",
+            f"{worker.images_per_second:.1f}",
+            f"{worker.idle:.0f} s ago",
         )
     return table
 
@@ -184,8 +208,12 @@ def coefficients(label: str, value: Coefficients) -> str:
 
 
 def _lead(status: Status) -> str:
-    """How far the best trial is above the identity."""
+    """How far the best trial is above the identity, and how fast it goes."""
     if status.best is None or status.identity is None:
         return ""
     gain = status.best.value - status.identity.value
+    alive = status.alive
+    if len(alive) > 1:
+        speed = sum(worker.images_per_second for worker in alive)
+        return f"best {gain:+.3f} over identity, {len(alive)} workers, {speed:.0f} img/s"
     return f"best {gain:+.3f} over identity, {status.images / max(status.seconds, 1e-9):.0f} img/s"

@@ -9,7 +9,8 @@
     ├── QuantizationError     a scheme or backend that cannot quantize the model
     ├── GenerationError       images that cannot be made
     ├── ScoreError            a scorer that failed or returned a number that is not finite
-    ├── StorageError          the database and its leases
+    ├── StorageError          the database
+    │   └── LeaseLost         a slot that went to another worker
     └── StudyError            creating, resuming, running or validating a study
 
 A message gives place, value, rule and remedy, in that order and on one line:
@@ -63,6 +64,10 @@ class ScoreError(QschedError):
 
 class StorageError(QschedError):
     """The database cannot be reached, read or written as its contract says."""
+
+
+class LeaseLost(StorageError):  # noqa: N818 - it says what happened
+    """A worker wrote for a slot that is no longer its own; nothing was written."""
 
 
 class StudyError(QschedError):

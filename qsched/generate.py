@@ -20,6 +20,7 @@ neighbours, and caches change the time but never the pixels.
 
 import hashlib
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
@@ -35,6 +36,11 @@ from qsched.models import denoiser
 from qsched.prompts import Prompt
 from qsched.schedule import precondition
 from qsched.sections import Sampling
+
+OutOfMemory = torch.OutOfMemoryError
+"""What a device raises that is out of memory."""
+
+logger = logging.getLogger(__name__)
 
 CACHES = frozenset({"embeddings", "noise", "first-call"})
 """The caches of an ImageGenerator, by name."""
@@ -88,6 +94,20 @@ class ImageGenerator:
         finally:
             self.pipeline.scheduler = stock
         return torch.cat(batches)
+
+    def halve(self) -> None:
+        """Makes batches of half the size from here on, after the device ran out of memory.
+
+        Images of another batch size may differ in their last bits. Raises GenerationError where
+        there is nothing to halve.
+        """
+        if self.batch_size == 1:
+            raise GenerationError("out of memory with a batch of one image; use a larger device")
+        self.batch_size //= 2
+        logger.warning("out of memory: batches of %d images from here on", self.batch_size)
+        self._embeddings.clear()
+        self._noise.clear()
+        self._first_outputs.clear()
 
     def _batch(self, prompts: Sequence[Prompt]) -> Tensor:
         padded = [*prompts, *[prompts[-1]] * (self.batch_size - len(prompts))]

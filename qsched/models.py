@@ -3,6 +3,7 @@
 import importlib
 import json
 import logging
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,12 @@ def denoiser(pipeline: DiffusionPipeline, part: str | None = None) -> torch.nn.M
 def best_device() -> torch.device:
     """The first GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def hardware(device: torch.device) -> dict[str, str]:
+    """What a value depends on beside the study: the device's model and torch's version."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"device": f"{device.type} {name}", "torch": torch.__version__}
 
 
 def _from_folder(entry: ModelEntry, dtype: torch.dtype) -> Any:

@@ -2,12 +2,27 @@
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from qsched.coefficients import Coefficients
-from qsched.generate import ImageGenerator
+from qsched.generate import ImageGenerator, OutOfMemory
 from qsched.prompts import Prompt
 from qsched.schema import Score
 from qsched.score import Scorers
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A scored batch: the prompts' indices, their scores, their images and the seconds it took."""
+
+    prompts: tuple[int, ...]
+    scores: list[Score]
+    images: "Tensor"
+    seconds: float
 
 
 class Evaluator:
@@ -22,21 +37,28 @@ class Evaluator:
 
     def batches(
         self, coefficients: Coefficients, done: frozenset[int] = frozenset()
-    ) -> Iterator[list[Score]]:
-        """The scores of all prompts but those in `done` (by index), a batch at a time.
+    ) -> Iterator[Batch]:
+        """All prompts but those in `done` (by index), a batch at a time.
 
-        Raises GenerationError or ScoreError, with the prompt; what was yielded before stays valid.
+        Out of the device's memory, the batch is halved for good and tried again. Raises
+        GenerationError or ScoreError, with the prompt; what was yielded before stays valid.
         """
         missing = [index for index in range(len(self.prompts)) if index not in done]
-        size = self.generator.batch_size
-        for start in range(0, len(missing), size):
+        while missing:
             began = time.perf_counter()
-            batch = missing[start : start + size]
+            batch = missing[: self.generator.batch_size]
             prompts = [self.prompts[index] for index in batch]
-            scored = self.scorers.score(self.generator.generate(prompts, coefficients), prompts)
-            seconds = (time.perf_counter() - began) / len(batch)
-            yield [
-                Score(index, metric, values[place], seconds)
+            try:
+                images = self.generator.generate(prompts, coefficients)
+                scored = self.scorers.score(images, prompts)
+            except OutOfMemory:
+                self.generator.halve()
+                continue
+            seconds = time.perf_counter() - began
+            scores = [
+                Score(index, metric, values[place], seconds / len(batch))
                 for place, index in enumerate(batch)
                 for metric, values in scored.items()
             ]
+            yield Batch(tuple(batch), scores, images, seconds)
+            missing = missing[len(batch) :]

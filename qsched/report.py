@@ -97,9 +97,9 @@ def write_images(path: Path, validation: "Validation", *, side: int = 160) -> No
     factor = max(1, side // width)
     size = (width * factor, height * factor) if width <= side else (side, side * height // width)
     gap, left = max(6, size[0] // 20), 150
-    font = _font(15)
+    letters = font(15)
     columns = len(validation.captions)
-    captions = [_wrapped(text, font, size[0]) for text in validation.captions]
+    captions = [_wrapped(text, letters, size[0]) for text in validation.captions]
     top = gap + 20 * max(len(lines) for lines in captions) + gap
     sheet = Image.new(
         "RGB",
@@ -111,13 +111,13 @@ def write_images(path: Path, validation: "Validation", *, side: int = 160) -> No
         x = left + column * (size[0] + gap)
         for line, text in enumerate(lines):
             y = top - gap - 20 * (len(lines) - line)
-            draw.text((x, y), text, fill="#222222", font=font)
+            draw.text((x, y), text, fill="#222222", font=letters)
     for row, (label, pictures) in enumerate(shown):
         y = top + row * (size[1] + gap)
-        lines = _wrapped(label, font, left - 2 * gap)
+        lines = _wrapped(label, letters, left - 2 * gap)
         for line, text in enumerate(lines):
             offset = size[1] // 2 - 10 * len(lines) + 20 * line
-            draw.text((gap, y + offset), text, fill="#222222", font=font)
+            draw.text((gap, y + offset), text, fill="#222222", font=letters)
         for column, pixels in enumerate(pictures):
             picture = Image.fromarray(np.ascontiguousarray(pixels))
             resample = Image.Resampling.NEAREST if width <= side else Image.Resampling.LANCZOS
@@ -169,7 +169,7 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
     return lines
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
     """A scalable font that comes with matplotlib, so that every machine draws the same."""
     from matplotlib import font_manager
 

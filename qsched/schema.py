@@ -7,61 +7,109 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+OPEN = sa.text("state IN ('waiting', 'running')")
+"""Slots that may be claimed; in words, so that both databases see that their index fits."""
 
 
 class Table(DeclarativeBase):
     """The base of qsched's tables."""
 
-    type_annotation_map = {dict[str, Any]: sa.JSON}  # noqa: RUF012
+    type_annotation_map = {  # noqa: RUF012
+        dict[str, Any]: sa.JSON(none_as_null=True),
+        list[float]: sa.JSON(none_as_null=True),
+        float: sa.Double,
+    }
 
 
 class SchemaTable(Table):
     """One row: the version of these tables."""
 
     __tablename__ = "qsched_schema"
-    version: Mapped[int] = mapped_column(primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
 
 
 class StudyTable(Table):
-    """A study: its definition as JSON, the fingerprint that a resume has to match, its outcome."""
+    """A study: its definition as JSON, the fingerprint that a resume has to match, its outcome.
+
+    `hardware` is that of the first worker. `accepted` holds the fingerprint's keys that were
+    overridden, with both values.
+    """
 
     __tablename__ = "qsched_studies"
     name: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
     definition: Mapped[str] = mapped_column(sa.Text)
     fingerprint: Mapped[dict[str, Any]]
+    accepted: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    hardware: Mapped[dict[str, Any] | None]
     outcome: Mapped[dict[str, Any] | None]
+    paused: Mapped[bool] = mapped_column(default=False)
     created: Mapped[dt.datetime] = mapped_column(server_default=sa.func.now())
 
 
 class SlotTable(Table):
-    """One trial of the budget. `vector` is set once, in the transaction that starts the slot."""
+    """One trial of the budget.
+
+    `attempt` counts the claims; it is the fencing token of the worker that holds the slot. `lease`
+    is when that worker's hold expires, by the database's clock. `vector` and `trial` (Optuna's
+    trial id) are set together, once. `lost` counts the claims in a row that expired without a
+    new score.
+    """
 
     __tablename__ = "qsched_slots"
     study: Mapped[str] = mapped_column(sa.ForeignKey(StudyTable.name), primary_key=True)
-    number: Mapped[int] = mapped_column(primary_key=True)
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     state: Mapped[str] = mapped_column(sa.String(16), default="waiting")
+    attempt: Mapped[int] = mapped_column(default=0)
     failures: Mapped[int] = mapped_column(default=0)
-    owner: Mapped[str | None] = mapped_column(sa.String(255))
-    vector: Mapped[list[float] | None] = mapped_column(sa.JSON)
+    lost: Mapped[int] = mapped_column(default=0)
+    worker: Mapped[str | None] = mapped_column(sa.String(64))
+    lease: Mapped[float | None]
+    vector: Mapped[list[float] | None]
+    trial: Mapped[int | None]
     value: Mapped[float | None]
     reason: Mapped[str | None] = mapped_column(sa.Text)
+    finished: Mapped[float | None]
+    __table_args__ = (
+        sa.Index("qsched_slots_state", "study", "state"),
+        sa.Index(
+            "qsched_slots_open",
+            "study",
+            "number",
+            sqlite_where=OPEN,
+            postgresql_where=OPEN,
+        ),
+        sa.Index("qsched_slots_finished", "study", "finished"),
+    )
 
     def frozen(self) -> "Slot":
         """The row as a value that outlives its session."""
         vector = tuple(self.vector) if self.vector is not None else None
         return Slot(
-            self.number, self.state, self.failures, self.owner, vector, self.value, self.reason
+            number=self.number,
+            state=self.state,
+            attempt=self.attempt,
+            failures=self.failures,
+            worker=self.worker,
+            vector=vector,
+            trial=self.trial,
+            value=self.value,
+            reason=self.reason,
         )
 
 
 class ScoreTable(Table):
-    """One score: written once, never changed. `prompt` counts the study's calibration prompts."""
+    """One score: written once, never changed.
+
+    The slot fixes the coefficients; `prompt` counts the study's calibration prompts, which fixes
+    the caption and the seed.
+    """
 
     __tablename__ = "qsched_scores"
     study: Mapped[str] = mapped_column(primary_key=True)
-    slot: Mapped[int] = mapped_column(primary_key=True)
-    prompt: Mapped[int] = mapped_column(primary_key=True)
+    slot: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    prompt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     metric: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
     value: Mapped[float]
     seconds: Mapped[float]
@@ -70,15 +118,57 @@ class ScoreTable(Table):
     )
 
 
+class WorkerTable(Table):
+    """A worker process. `seen` by the database's clock; `images` and `seconds` count its work.
+
+    `machine` tells where its `pid` means something: the host and the process namespace.
+    """
+
+    __tablename__ = "qsched_workers"
+    id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    study: Mapped[str] = mapped_column(sa.ForeignKey(StudyTable.name), index=True)
+    machine: Mapped[str] = mapped_column(sa.String(255))
+    host: Mapped[str] = mapped_column(sa.String(255))
+    pid: Mapped[int]
+    hardware: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(sa.String(16), default="working")
+    started: Mapped[float]
+    seen: Mapped[float]
+    images: Mapped[int] = mapped_column(default=0)
+    seconds: Mapped[float] = mapped_column(default=0.0)
+
+
+@dataclass(frozen=True)
+class StudyRecord:
+    """A study as it is stored."""
+
+    definition: str
+    fingerprint: dict[str, Any]
+    accepted: dict[str, Any]
+    paused: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A finished slot; `time` by the database's clock, in seconds since 1970."""
+
+    time: float
+    number: int
+    vector: tuple[float, ...]
+    value: float
+
+
 @dataclass(frozen=True)
 class Slot:
     """A slot as it stood when it was read. States: waiting, running, finished, parked."""
 
     number: int
     state: str
+    attempt: int
     failures: int
-    owner: str | None
+    worker: str | None
     vector: tuple[float, ...] | None
+    trial: int | None
     value: float | None
     reason: str | None
 
@@ -91,3 +181,35 @@ class Score:
     metric: str
     value: float
     seconds: float
+
+
+@dataclass(frozen=True)
+class WorkerRecord:
+    """A worker of a study. `idle`: seconds since it was last heard of."""
+
+    id: str
+    host: str
+    pid: int
+    hardware: dict[str, Any]
+    state: str
+    idle: float
+    images: int
+    seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        """Its speed while it generates and scores; 0 before the first image."""
+        return self.images / self.seconds if self.seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `status --json` prints it."""
+        return {
+            "id": self.id,
+            "host": self.host,
+            "pid": self.pid,
+            "state": self.state,
+            "idle_seconds": round(self.idle, 1),
+            "images": self.images,
+            "images_per_second": round(self.images_per_second, 3),
+            **self.hardware,
+        }

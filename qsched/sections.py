@@ -150,6 +150,15 @@ class Execution(Section):
 
     batch_size: int = Field(default=16, ge=1, le=1024)
     device: str = "auto"
+    allow_mixed_hardware: bool = False
+
+
+class Gallery(Section):
+    """`[gallery]`: the contact sheets in optuna-dashboard, of the identity, of every new best, and
+    of the first `trials`; in a folder or s3://bucket."""
+
+    trials: int = Field(default=8, ge=0)
+    store: str | None = None
 
 
 class StudyFile(Section):
@@ -164,6 +173,7 @@ class StudyFile(Section):
     prompts: Prompts
     validation: Validation
     execution: Execution = Execution()
+    gallery: Gallery = Gallery()
 
 
 def in_words(problem: Mapping[str, Any]) -> str:

@@ -1,21 +1,24 @@
 """A study in the database: created or resumed under its fingerprint, and where it stands."""
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
-
-import optuna
-from optuna.exceptions import ExperimentalWarning
-from optuna.trial import TrialState, create_trial
 
 from qsched import config, jaq
 from qsched.coefficients import Coefficients
 from qsched.config import Study
 from qsched.errors import StudyError
-from qsched.samplers import Finished, distributions, named, propose
-from qsched.schema import Slot
+from qsched.queue import Queue
+from qsched.samplers import Proposer
+from qsched.schema import Score, Slot, WorkerRecord
 from qsched.storage import Storage
+from qsched.trials import Trials
+
+OVERLAP = 5.0
+"""Seconds that each look at the history goes back: transactions don't commit in their order."""
+
+UNFINISHED = ("waiting", "running", "parked")
 
 
 @dataclass(frozen=True)
@@ -48,12 +51,25 @@ class Status:
     running: int
     waiting: int
     parked: int
+    paused: bool
     images: int
     seconds: float
     identity: Candidate | None
     best: Candidate | None
     reasons: tuple[tuple[int, str], ...]
+    workers: tuple[WorkerRecord, ...]
     fingerprint: dict[str, Any]
+    accepted: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self.waiting and not self.running
+
+    @property
+    def alive(self) -> tuple[WorkerRecord, ...]:
+        """The workers that were heard of within a minute."""
+        return tuple(w for w in self.workers if w.state == "working" and w.idle < 60)
 
     def to_dict(self) -> dict[str, Any]:
         """As `status --json` prints it."""
@@ -64,12 +80,15 @@ class Status:
             "running": self.running,
             "waiting": self.waiting,
             "parked": self.parked,
+            "paused": self.paused,
             "images": self.images,
             "seconds": self.seconds,
             "identity": self.identity.to_dict() if self.identity else None,
             "best": self.best.to_dict() if self.best else None,
             "reasons": {str(slot): reason for slot, reason in self.reasons},
+            "workers": [worker.to_dict() for worker in self.workers],
             "fingerprint": self.fingerprint,
+            "accepted": self.accepted,
         }
 
 
@@ -80,79 +99,137 @@ class StoredStudy:
         self.storage = storage
         self.definition = definition
         self.name = definition.name
+        self.queue = Queue(storage.database, definition.name)
 
-    def slots(self) -> list[Slot]:
-        """All slots, by number."""
-        return self.storage.slots(self.name)
+    @cached_property
+    def trials(self) -> Trials:
+        """The slots' trials in Optuna."""
+        return Trials(
+            self.storage.database,
+            self.name,
+            self.definition.parametrisation,
+            self.definition.bounds,
+            images=len(self.definition.calibration),
+        )
 
-    def finished(self) -> list[Slot]:
-        """The slots that have a value, by number."""
-        return [slot for slot in self.slots() if slot.state == "finished"]
-
-    def next_vector(self, slot: int) -> tuple[float, ...]:
-        """What the sampler proposes for a slot, given the trials that are finished."""
+    @cached_property
+    def _proposer(self) -> Proposer:
         search = self.definition.tables.search
-        history = [Finished(done.vector or (), done.value or 0.0) for done in self.finished()]
-        return propose(
+        return Proposer(
             search.sampler,
             self.definition.parametrisation,
             self.definition.bounds,
-            history,
             seed=search.seed,
-            slot=slot,
         )
 
+    def slots(self) -> list[Slot]:
+        """All slots, by number."""
+        return self.queue.slots()
+
+    def finished(self) -> list[Slot]:
+        """The slots that have a value, by number."""
+        return self.queue.slots(("finished",))
+
+    def vector(self, slot: int) -> tuple[float, ...]:
+        """What the sampler proposes for a slot, given the trials that are finished or running."""
+        if slot and self.definition.tables.search.sampler != "random":
+            self._catch_up()
+        return self._proposer.vector(slot)
+
+    def _catch_up(self) -> None:
+        """Tells the proposer the trials it doesn't know yet, in the order of their ends."""
+        news, running = self.queue.history(self._seen - OVERLAP)
+        for finished in news:
+            self._proposer.add(finished.number, finished.vector, finished.value)
+            self._seen = max(self._seen, finished.time)
+        for number, vector in running:
+            self._proposer.add(number, vector, None)
+
+    _seen = 0.0
+
+    def coefficients(self, vector: Sequence[float]) -> Coefficients:
+        """The coefficients of a search vector."""
+        return self.definition.parametrisation.coefficients(vector)
+
     def objective(self) -> jaq.Objective:
-        """JAQ in the units of slot 0's scores. Raises StudyError while slot 0 isn't finished."""
+        """JAQ in the units of slot 0's scores. Raises StudyError while slot 0 isn't scored."""
+        if self._objective is None:
+            self._objective = self._calibrated(self.queue.scores(0))
+        return self._objective
+
+    _objective: jaq.Objective | None = None
+
+    def _calibrated(self, identity: Sequence[Score]) -> jaq.Objective:
         objective = self.definition.objective
         if not objective.standardised:
             return objective
-        identity = self.term_scores(0)
-        if any(len(values) < len(self.definition.calibration) for values in identity.values()):
+        terms = self._terms(identity)
+        if any(len(values) < len(self.definition.calibration) for values in terms.values()):
             raise StudyError(f"{self.name}: slot 0, the identity, isn't scored yet; run it first")
-        return objective.calibrated(identity)
+        return objective.calibrated(terms)
+
+    def value(self, scores: Sequence[Score], *, identity: bool = False) -> float:
+        """JAQ of scored prompts. `identity`: they are slot 0's own, which set the units."""
+        objective = self._calibrated(scores) if identity else self.objective()
+        return objective.value(self._terms(scores))
+
+    def attributes(self, scores: Sequence[Score]) -> dict[str, Any]:
+        """What a trial shows beside its value: each scorer's mean, and the seconds it took."""
+        means = {name: sum(values) / len(values) for name, values in self._terms(scores).items()}
+        images = {score.prompt: score.seconds for score in scores}
+        return {**means, "seconds": round(sum(images.values()), 3)}
 
     def term_scores(self, slot: int) -> dict[str, list[float]]:
         """{scorer: values in the order of the calibration prompts} of a slot's scored prompts."""
+        return self._terms(self.queue.scores(slot))
+
+    def _terms(self, scores: Sequence[Score]) -> dict[str, list[float]]:
         terms: dict[str, list[float]] = {scorer: [] for scorer in self.definition.scorers}
-        for score in self.storage.scores(self.name, slot):
+        for score in sorted(scores, key=lambda score: score.prompt):
             terms[score.metric].append(score.value)
         return terms
 
-    def publish(self, slot: int, vector: Sequence[float], value: float) -> None:
-        """Adds the finished trial to the Optuna study, once: a repeated call changes nothing."""
-        study = self.optuna()
-        if any(trial.user_attrs.get("slot") == slot for trial in study.get_trials(deepcopy=False)):
-            return
-        space = self.definition.parametrisation
-        terms = self.term_scores(slot)
-        study.add_trial(
-            create_trial(
-                state=TrialState.COMPLETE,
-                value=value,
-                params=named(space, vector),
-                distributions=distributions(space, self.definition.bounds),
-                user_attrs={
-                    "slot": slot,
-                    "images": len(self.definition.calibration),
-                    **{name: sum(values) / len(values) for name, values in terms.items()},
-                },
-            )
-        )
+    def tidy(self) -> dict[str, int]:
+        """Repairs what workers left that are gone; then {state: number of slots}.
 
-    def optuna(self) -> optuna.Study:
-        """The Optuna study: what samplers' plots and optuna-dashboard read."""
-        study = optuna.create_study(
-            study_name=self.name,
-            storage=self.storage.optuna,
-            direction="maximize",
-            load_if_exists=True,
-        )
-        if study.metric_names is None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ExperimentalWarning)
-                study.set_metric_names(["JAQ"])
-        return study
+        Expired slots go back to the queue; Optuna's trials that belong to nobody, or to a parked
+        slot, are marked as failed.
+        """
+        running = self.trials.running()
+        counts = self.queue.counts()
+        if running:
+            self.trials.sweep(running, self.queue.slots(UNFINISHED))
+        return counts
+
+    def extend(self, trials: str) -> int:
+        """Gives the study a larger budget, "200" or "+50"; returns it. Raises StudyError."""
+        have = sum(self.queue.counts().values())
+        more = trials.startswith("+")
+        if not trials.removeprefix("+").isdecimal():
+            raise StudyError(f"--trials {trials!r}; expected a number such as {have + 50}, or +50")
+        budget = int(trials) + (have if more else 0)
+        if budget < have:
+            raise StudyError(f"--trials {trials}: study {self.name!r} has {have} trials already")
+        self.queue.grow(budget)
+        return budget
+
+    def retry(self) -> int:
+        """Gives parked slots another chance, as new trials of the same vectors; how many."""
+        self.tidy()
+        return self.queue.retry()
+
+    def delete(self) -> None:
+        """Removes the study, its scores and its trials. Raises StudyError while workers hold it."""
+        self.require_rest()
+        self.trials.delete()
+        self.storage.delete_study(self.name)
+
+    def require_rest(self) -> None:
+        """Raises StudyError while workers hold trials."""
+        if self.queue.counts()["running"]:
+            raise StudyError(
+                f"study {self.name!r} is being worked on; pause it, or wait until its leases expire"
+            )
 
     def candidate(self, slot: Slot) -> Candidate:
         """A finished slot's coefficients and value."""
@@ -160,68 +237,66 @@ class StoredStudy:
         return Candidate(
             slot.number,
             slot.value if slot.value is not None else float("nan"),
-            self.definition.parametrisation.coefficients(vector),
+            self.coefficients(vector),
         )
 
     def best(self) -> Candidate | None:
         """The finished trial of the highest value, the earlier one among equals."""
-        done = self.finished()
-        if not done:
-            return None
-        return self.candidate(max(done, key=lambda slot: (slot.value or 0.0, -slot.number)))
+        slot = self.queue.best()
+        return self.candidate(slot) if slot else None
+
+    def identity(self) -> Candidate | None:
+        """Trial 0, the unmodified schedule; None while it isn't finished."""
+        slot = self.queue.slot(0)
+        return self.candidate(slot) if slot.state == "finished" else None
 
     def status(self) -> Status:
-        """Where the study stands."""
-        slots = self.slots()
-        counts = {
-            state: sum(slot.state == state for slot in slots)
-            for state in ("finished", "running", "waiting", "parked")
-        }
-        images, seconds = self.storage.effort(self.name)
-        identity = next((slot for slot in slots[:1] if slot.state == "finished"), None)
-        stored = self.storage.study(self.name)
+        """Where the study stands, after what expired was returned to the queue."""
+        counts = self.queue.counts()
+        rows, seconds = self.queue.effort()
+        record = self.storage.study(self.name)
+        scorers = len(self.definition.scorers)
         return Status(
             study=self.name,
-            budget=len(slots),
+            budget=sum(counts.values()),
             done=counts["finished"],
             running=counts["running"],
             waiting=counts["waiting"],
             parked=counts["parked"],
-            images=images,
-            seconds=seconds,
-            identity=self.candidate(identity) if identity else None,
+            paused=record.paused if record else False,
+            images=rows // scorers,
+            seconds=seconds / scorers,
+            identity=self.identity(),
             best=self.best(),
-            reasons=tuple((slot.number, slot.reason) for slot in slots if slot.reason),
-            fingerprint=stored[1] if stored else {},
+            reasons=tuple(self.queue.reasons()),
+            workers=tuple(self.storage.workers(self.name)),
+            fingerprint=record.fingerprint if record else {},
+            accepted=record.accepted if record else {},
         )
 
 
-def create(storage: Storage, definition: Study) -> StoredStudy:
+def create(storage: Storage, definition: Study, *, accept: Collection[str] = ()) -> StoredStudy:
     """Creates a study with its slots, or resumes the one of the same name and fingerprint.
 
-    A larger budget adds slots; a smaller one is refused. Raises StudyError, naming each key that
-    differs with both values, if the stored study has another fingerprint.
+    A larger budget adds slots; a smaller one is refused. `accept`: keys of the fingerprint that may
+    differ; the study records both values. Raises StudyError, naming each other key that differs
+    with both values.
     """
     fingerprint = definition.fingerprint()
+    study = StoredStudy(storage, definition)
     stored = storage.study(definition.name)
     if stored is None:
         storage.add_study(definition.name, definition.to_json(), fingerprint)
     else:
-        differing = config.differences(stored[1], fingerprint)
-        if differing:
-            raise StudyError(
-                f"study {definition.name!r} exists in {storage} with another fingerprint:\n  "
-                + "\n  ".join(differing)
-                + "\nchange it back, or give this one another name with --name"
-            )
-        have = len(storage.slots(definition.name))
+        _agree(storage, definition.name, stored.fingerprint, fingerprint, accept)
+        have = sum(study.queue.counts().values())
         if definition.trials < have:
             raise StudyError(
                 f"study {definition.name!r} has {have} trials; a budget of {definition.trials} "
                 f"would drop some: set search.trials (or --trials) to {have} or more"
             )
-    storage.grow(definition.name, definition.trials)
-    return StoredStudy(storage, definition)
+    study.queue.grow(definition.trials)
+    return study
 
 
 def load(storage: Storage, name: str) -> StoredStudy:
@@ -230,4 +305,25 @@ def load(storage: Storage, name: str) -> StoredStudy:
     if stored is None:
         names = ", ".join(storage.study_names()) or "none"
         raise StudyError(f"study {name!r} is not in {storage}; there: {names}")
-    return StoredStudy(storage, Study.from_json(stored[0]))
+    return StoredStudy(storage, Study.from_json(stored.definition))
+
+
+def _agree(
+    storage: Storage,
+    name: str,
+    stored: dict[str, Any],
+    current: dict[str, Any],
+    accept: Collection[str],
+) -> None:
+    """Refuses another fingerprint, but for the keys in `accept`, which are recorded."""
+    differing = config.differences(stored, current)
+    refused = {key: words for key, words in differing.items() if key not in accept}
+    if refused:
+        raise StudyError(
+            f"study {name!r} exists in {storage} with another fingerprint:\n  "
+            + "\n  ".join(refused.values())
+            + "\nchange it back, give this one another name with --name, or take responsibility "
+            "with --accept KEY"
+        )
+    if differing:
+        storage.accept(name, {key: (stored.get(key), current.get(key)) for key in differing})

@@ -1,131 +1,287 @@
 """A worker: claim a slot, score its coefficients, finish it; again until none is left."""
 
+import logging
+import math
+import os
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING, Any
 
-from qsched.errors import GenerationError, ScoreError, StudyError
-from qsched.objective import Evaluator
-from qsched.schema import Slot
-from qsched.storage import this_process
+from qsched.errors import GenerationError, LeaseLost, ScoreError, StorageError, StudyError
+from qsched.lease import Heartbeat
+from qsched.schema import Score, Slot
 from qsched.study import StoredStudy
 
-FAILURES = 3
-"""A slot that failed this often is parked, with the reason."""
+if TYPE_CHECKING:
+    from qsched.objective import Batch, Evaluator
+
+LEASE = 60.0
+"""Seconds after which a slot goes to another worker, if nothing was heard of its own."""
+
+POLL = 2.0
+"""Seconds between two looks of a worker that waits."""
+
+logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """Works on one study. Calls `on_batch(slot, prompts scored)` after each committed batch, and
-    `on_trial()` after each slot that was finished or failed.
+    """Works on one study.
 
         worker = Worker(study, evaluator)
         while worker.run_one():
             ...
+
+    `hardware`: what a value may depend on; another one than the study's first worker's is refused
+    unless the study allows it. `lease`: seconds, by the database's clock. `grace`: seconds that a
+    trial in hand may still take when it is asked to stop. `on_batch(slot, prompts scored)` is
+    called after each committed batch, `on_trial()` after each slot that was finished or failed,
+    `on_wait()` before each pause in which nothing is free, `gallery(slot, trial, images, value)`
+    with the images of a trial before it is finished.
     """
 
     def __init__(
         self,
         study: StoredStudy,
-        evaluator: Evaluator,
+        evaluator: "Evaluator",
+        *,
+        hardware: Mapping[str, Any] | None = None,
+        lease: float = LEASE,
+        grace: float = 0.0,
         on_batch: Callable[[int, int], None] = lambda slot, scored: None,
         on_trial: Callable[[], None] = lambda: None,
+        on_wait: Callable[[], None] = lambda: None,
+        gallery: "Callable[[Slot, int, list[Batch], float], None] | None" = None,
     ) -> None:
         self.study = study
         self.evaluator = evaluator
+        self.hardware = dict(hardware or {})
+        self.lease = lease
+        self.grace = grace
         self.on_batch = on_batch
         self.on_trial = on_trial
+        self.on_wait = on_wait
+        self.gallery = gallery
+        self.id = f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.stopping = False
+        self._stop_by = math.inf
+        self._batch_seconds = 0.0
+        self._heartbeat = Heartbeat(study.storage, study.queue, self.id, lease)
 
-    def run(self) -> bool:
-        """Works until no slot waits (True) or a signal asked to stop (False).
+    def run(self, *, max_trials: int | None = None, stay: bool = False) -> bool:
+        """Works until the budget is spent (True), or until it is asked to stop (False).
 
-        Raises StudyError if another process works on the study, or if the identity failed.
+        While other workers hold the last slots it waits, because theirs may come back. `stay`: it
+        goes on waiting, for a larger budget. `max_trials`: stops after so many slots. Raises
+        StudyError if its hardware is refused or the identity failed, StorageError if the database
+        stays away.
         """
-        owner = self.study.storage.reclaim(self.study.name)
-        if owner:
-            raise StudyError(
-                f"study {self.study.name!r} is being worked on by process {owner}; "
-                "one worker at a time in this version"
-            )
-        with self._signals():
-            while not self.stopping and self.run_one():
-                self.on_trial()
+        self._join()
+        worked = 0
+        with self._signals(), self._heartbeat:
+            try:
+                while not self.stopping and worked != max_trials:
+                    if self.run_one():
+                        worked += 1
+                        self.on_trial()
+                    elif not self._wait(stay):
+                        break
+            finally:
+                with suppress(StorageError):
+                    self.study.tidy()
+                    self.study.storage.seen(
+                        self.id, self._heartbeat.images, self._heartbeat.seconds, "stopped"
+                    )
         return not self.stopping
 
     def run_one(self) -> bool:
-        """Claims one slot and brings it as far as it goes; False if none was waiting."""
-        slot = self.study.storage.claim(self.study.name, this_process())
+        """Claims one slot and brings it as far as it goes; False if none was free."""
+        queue = self.study.queue
+        slot = queue.claim(
+            self.id, self.lease, identity_first=self.study.definition.objective.standardised
+        )
         if slot is None:
             return False
-        self._check_identity(slot)
-        try:
-            finished = self._score(slot)
-        except (GenerationError, ScoreError) as error:
-            self.study.storage.fail(self.study.name, slot.number, str(error), limit=FAILURES)
-            return True
-        except BaseException:
-            self.study.storage.release(self.study.name, slot.number)
-            raise
-        if finished:
-            self._finish(slot.number)
-        else:
-            self.study.storage.release(self.study.name, slot.number)
+        with self._heartbeat.holding(slot):
+            try:
+                if not self._work(slot):
+                    queue.release(slot)
+            except LeaseLost as error:
+                logger.warning("%s", error)
+            except (GenerationError, ScoreError) as error:
+                self._fail(slot, str(error))
+            except StorageError:
+                raise
+            except Exception as error:
+                self._fail(slot, f"{type(error).__name__}: {error}")
+                raise
+            except BaseException:
+                queue.release(slot)
+                raise
         return True
 
-    def _score(self, slot: Slot) -> bool:
-        """Scores the prompts that the slot still lacks; False if it was asked to stop before."""
-        storage, name = self.study.storage, self.study.name
-        vector = slot.vector or self.study.next_vector(slot.number)
-        storage.begin(name, slot.number, vector)
-        done = self._scored(slot.number)
-        coefficients = self.study.definition.parametrisation.coefficients(vector)
-        for scores in self.evaluator.batches(coefficients, done):
-            storage.record(name, slot.number, scores)
-            done |= {score.prompt for score in scores}
+    def _work(self, slot: Slot) -> bool:
+        """Scores what the slot lacks and finishes it; False if it was asked to stop before."""
+        study, queue = self.study, self.study.queue
+        vector, trial = slot.vector, slot.trial
+        if vector is None or trial is None:
+            if slot.attempt > 1:
+                study.tidy()
+            vector = vector or study.vector(slot.number)
+            trial = study.trials.make(slot, vector, self.id)
+            queue.begin(slot, self.lease, vector=vector, trial=trial)
+        scores = queue.scores(slot.number) if slot.attempt > 1 else []
+        done = frozenset(score.prompt for score in scores)
+        made: list[Batch] = []
+        for batch in self.evaluator.batches(study.coefficients(vector), done):
+            if self._heartbeat.lost:
+                raise LeaseLost(f"study {study.name!r}: slot {slot.number} went to another worker")
+            queue.record(slot, self.lease, batch.scores)
+            self._count(batch)
+            scores += batch.scores
+            done |= set(batch.prompts)
+            if self.gallery:
+                made.append(batch)
             self.on_batch(slot.number, len(done))
-            if self.stopping and len(done) < len(self.evaluator.prompts):
+            complete = len(done) == len(self.evaluator.prompts)
+            if slot.number:  # the identity's own scores set the units, once they are complete
+                study.trials.report(trial, len(done), study.value(scores))
+            if not complete and not self._time_for_more():
                 return False
+        self._finish(slot, trial, scores, made)
         return True
 
-    def _scored(self, slot: int) -> frozenset[int]:
-        scores = self.study.storage.scores(self.study.name, slot)
-        return frozenset(score.prompt for score in scores)
+    def _finish(self, slot: Slot, trial: int, scores: Sequence[Score], made: "list[Batch]") -> None:
+        """Optuna's trial, then the slot: each step may be repeated after a crash."""
+        study = self.study
+        value = study.value(scores, identity=slot.number == 0)
+        if self.gallery:
+            self.gallery(slot, trial, made, value)
+        attributes = study.attributes(scores)
+        if slot.attempt > 1:
+            attributes |= {"attempt": slot.attempt, "worker": self.id}
+        if self.evaluator.generator.batch_size != study.definition.tables.execution.batch_size:
+            attributes |= {"batch_size": self.evaluator.generator.batch_size}
+        study.queue.renew(slot, self.lease)
+        study.trials.complete(trial, value, attributes)
+        study.queue.finish(slot, value)
+        logger.info("slot %d: %.6g", slot.number, value)
 
-    def _finish(self, number: int) -> None:
-        """Value, Optuna's trial, then the slot: each step may be repeated after a crash."""
-        value = self.study.objective().value(self.study.term_scores(number))
-        vector = self.study.slots()[number].vector or ()
-        self.study.publish(number, vector, value)
-        self.study.storage.finish(self.study.name, number, value)
+    def _fail(self, slot: Slot, reason: str) -> None:
+        logger.warning("slot %d failed: %s", slot.number, reason)
+        if self.study.queue.fail(slot, reason):
+            self.study.tidy()
 
-    def _check_identity(self, slot: Slot) -> None:
-        """Every value is measured against the identity: without slot 0 there is no study."""
-        identity = self.study.slots()[0]
-        if slot.number and identity.state == "parked":
-            self.study.storage.release(self.study.name, slot.number)
+    def _count(self, batch: "Batch") -> None:
+        self._heartbeat.count(len(batch.prompts), batch.seconds)
+        self._batch_seconds = batch.seconds
+
+    def _time_for_more(self) -> bool:
+        """Whether another batch fits into what is left of the grace."""
+        return not self.stopping or time.monotonic() + self._batch_seconds < self._stop_by
+
+    def _wait(self, stay: bool) -> bool:
+        """Nothing is free: returns what expired, and waits a little; False if all is done."""
+        self.study.storage.bury(self.study.name, _machine(), _alive)
+        counts = self.study.tidy()
+        identity = self.study.queue.slot(0)
+        if identity.state == "parked":  # every value is measured against it
             raise StudyError(
-                f"study {self.study.name!r}: the identity schedule failed {FAILURES} times: "
-                f"{identity.reason}"
+                f"study {self.study.name!r}: the identity schedule failed: {identity.reason}"
+            )
+        if not stay and not counts["waiting"] and not counts["running"]:
+            return False
+        self.on_wait()
+        until = time.monotonic() + POLL
+        while not self.stopping and time.monotonic() < until:
+            time.sleep(0.1)
+        return True
+
+    def _join(self) -> None:
+        """Enters the study's list of workers. Raises StudyError for other hardware."""
+        expected = self.study.storage.join(
+            self.study.name,
+            self.id,
+            machine=_machine(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            hardware=self.hardware,
+        )
+        self.study.storage.bury(self.study.name, _machine(), _alive)
+        allowed = self.study.definition.tables.execution.allow_mixed_hardware
+        if expected != self.hardware and not allowed:
+            keys = sorted(expected.keys() | self.hardware.keys())
+            differing = [
+                f"{key}: the study has {expected.get(key)!r}, here it is {self.hardware.get(key)!r}"
+                for key in keys
+                if expected.get(key) != self.hardware.get(key)
+            ]
+            self.study.storage.seen(self.id, 0, 0.0, "refused")
+            raise StudyError(
+                f"study {self.study.name!r} was begun on other hardware, and values differ between "
+                f"them: {'; '.join(differing)}; set execution.allow_mixed_hardware = true to mix"
             )
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """SIGINT and SIGTERM set a flag, read between batches; a second SIGINT interrupts.
+        """SIGTERM and the first SIGINT set a flag, read between batches, and start the grace;
+        when it is over, or at a second SIGINT, the trial in hand is given up and its slot released.
 
-        A handler that did more could run between any two instructions of a transaction.
+        A handler that did more could run between any two instructions of a transaction; even so,
+        what it interrupts is rolled back.
         """
 
         def ask_to_stop(number: int, frame: FrameType | None) -> None:
             if self.stopping and number == signal.SIGINT:
                 raise KeyboardInterrupt
-            self.stopping = True
+            if not self.stopping:
+                self.stopping = True
+                self._stop_by = time.monotonic() + self.grace
+                if self.grace:
+                    signal.setitimer(signal.ITIMER_REAL, self.grace)
 
-        before = {
-            number: signal.signal(number, ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)
+        def time_is_up(number: int, frame: FrameType | None) -> None:
+            raise GraceOver
+
+        handlers = {
+            signal.SIGINT: ask_to_stop,
+            signal.SIGTERM: ask_to_stop,
+            signal.SIGALRM: time_is_up,
         }
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
+        except GraceOver:
+            logger.warning("the grace of %.0f s is over", self.grace)
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+class GraceOver(BaseException):
+    """The trial in hand took longer than the grace; its slot is released."""
+
+
+def _machine() -> str:
+    """Where process numbers mean the same: the host, and the process namespace of a container."""
+    try:
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        namespace = 0
+    return f"{socket.gethostname()}/{namespace}"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,56 +1,16 @@
 """Small stand-ins of real collaborators, for tests of what is built on them."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from fakes_light import load_study, study, study_file
 from qsched.coefficients import Coefficients
-from qsched.config import Study, load_study
 from qsched.errors import GenerationError
 from qsched.prompts import Prompt
 
-STUDY = """
-name = "{name}"
-[model]
-name = "demo"
-[sampling]
-steps = 4
-[quantization]
-scheme = "w4a8"
-[objective]
-preset = "{preset}"
-terms = [
-    {{ scorer = "demo-alignment", weight = 1.0 }},
-    {{ scorer = "demo-quality", weight = 2.0 }},
-]
-[search]
-trials = {trials}
-seed = {seed}
-[prompts]
-calibration = ["a", "b", "c", "d", "e", "f"]
-held_out = ["g", "h", "i"]
-[validation]
-metrics = ["pixels"]
-[execution]
-batch_size = 2
-"""
-
-
-def study_file(
-    folder: Path, *, name: str = "fake", trials: int = 6, seed: int = 0, preset: str = "plain"
-) -> Path:
-    """A small valid study file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "study.toml"
-    path.write_text(STUDY.format(name=name, trials=trials, seed=seed, preset=preset))
-    return path
-
-
-def study(folder: Path, **changes: object) -> Study:
-    """A small valid study."""
-    return load_study(study_file(folder, **changes))  # type: ignore[arg-type]
+__all__ = ["FakeGenerator", "FakeScorers", "load_study", "study", "study_file"]
 
 
 class FakeGenerator:
@@ -60,8 +20,14 @@ class FakeGenerator:
         self.batch_size = batch_size
         self.made: list[tuple[Prompt, Coefficients]] = []
         self.broken: set[str] = set()
+        self.room = 1000  # images that fit into the device's memory
+
+    def halve(self) -> None:
+        self.batch_size //= 2
 
     def generate(self, prompts: Sequence[Prompt], coefficients: Coefficients) -> Tensor:
+        if len(prompts) > self.room:
+            raise torch.OutOfMemoryError
         for prompt in prompts:
             if prompt.text in self.broken:
                 raise GenerationError(f"the image of {prompt.text!r} is not finite")

@@ -1,5 +1,6 @@
 """The command line: every verb has help, an example and documentation; an error is one line."""
 
+import io
 import json
 import subprocess
 import sys
@@ -63,7 +64,23 @@ def one_line(err: str) -> str:
 
 
 def test_the_verbs_are_those_of_the_design() -> None:
-    assert COMMANDS == ["check", "export", "generate", "run", "status", "validate"]
+    assert COMMANDS == [
+        "check",
+        "create",
+        "dashboard",
+        "delete",
+        "doctor",
+        "export",
+        "extend",
+        "generate",
+        "pause",
+        "retry",
+        "run",
+        "status",
+        "unpause",
+        "validate",
+        "work",
+    ]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -120,7 +137,12 @@ def test_check_reports_every_problem_of_every_file(qsched: Qsched, tmp_path: Pat
         (("status", "none"), "none"),
         (("validate", "none"), "none"),
         (("export", "none", "--out", "out"), "none"),
-        (("status", "--storage", "postgresql://u:secret@h/db"), "postgresql"),
+        (("status", "--storage", "mysql://u:secret@h/db"), "mysql: not supported"),
+        (("work", "none"), "study 'none' is not in"),
+        (("extend", "none", "--trials", "+5"), "study 'none' is not in"),
+        (("pause", "none"), "study 'none' is not in"),
+        (("retry", "none"), "study 'none' is not in"),
+        (("delete", "none", "--yes"), "study 'none' is not in"),
         (("status", "--storage", "nonsense"), "not a database URL"),
         (
             ("generate", "--model", "none", "--prompts", "p.txt", "--out", "o", "--steps", "4"),
@@ -166,6 +188,71 @@ def test_status_shows_trials_best_and_identity(qsched: Qsched, finished: Path) -
     assert status["best"]["value"] >= status["identity"]["value"]
     assert status["identity"]["coefficients"]["model"] == [1.0] * 4
     assert [row["study"] for row in json.loads(qsched("status", "--json")[1])] == ["fake"]
+
+
+def test_a_study_is_created_for_workers_to_find(qsched: Qsched, tmp_path: Path) -> None:
+    path = str(fakes.study_file(tmp_path / "files"))
+    code, out, _ = qsched("create", path)
+    assert code == 0
+    assert "qsched work fake" in out
+    code, out, _ = qsched("create", path, "--trials", "9", "--json")
+    created = json.loads(out)
+    assert (created["budget"], created["waiting"], created["workers"]) == (9, 9, [])
+
+
+def test_a_study_is_managed(qsched: Qsched, finished: Path) -> None:
+    assert "trials    11" in qsched("extend", "fake", "--trials", "+5")[1]
+    assert "paused" in qsched("pause", "fake")[1]
+    assert json.loads(qsched("status", "fake", "--json")[1])["paused"] is True
+    assert "fake (paused)" in qsched("status")[1]
+    assert "goes on" in qsched("unpause", "fake")[1]
+    assert "0 trials wait again" in qsched("retry", "fake")[1]
+    assert "deleted   fake" in qsched("delete", "fake", "--yes")[1]
+    assert json.loads(qsched("status", "--json")[1]) == []
+    assert Storage(f"sqlite:///{finished}").database.optuna.get_all_studies() == []
+
+
+def test_delete_asks_first(qsched: Qsched, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    code, out, _ = qsched("delete", "fake")
+    assert code == 1
+    assert "6 finished trials" in out
+    assert json.loads(qsched("status", "--json")[1])[0]["done"] == 6
+
+
+def test_a_study_that_is_worked_on_is_not_deleted(qsched: Qsched, tmp_path: Path) -> None:
+    stored = studies.create(
+        Storage(f"sqlite:///{tmp_path}/storage/qsched.db"), fakes.study(tmp_path)
+    )
+    stored.queue.claim("w", 60, identity_first=False)
+    code, _, err = qsched("delete", "fake", "--yes")
+    assert code == 2
+    assert "is being worked on" in one_line(err)
+
+
+def test_doctor_finds_nothing_wrong_here(qsched: Qsched, finished: Path) -> None:
+    code, out, _ = qsched("doctor", str(ROOT / "studies" / "demo.toml"))
+    assert code == 0, out
+    for name in ("database", "clock", "workers", "disk", "device", "study"):
+        assert f"ok     {name}" in out
+
+
+def test_doctor_says_what_to_do(qsched: Qsched, finished: Path, tmp_path: Path) -> None:
+    stored = studies.load(Storage(f"sqlite:///{finished}"), "fake")
+    stored.extend("+1")
+    for _ in range(3):
+        slot = stored.queue.claim("w", 60, identity_first=False)
+        assert slot is not None
+        stored.queue.fail(slot, "broken")
+    code, out, _ = qsched("doctor", str(tmp_path / "none.toml"), "--json")
+    assert code == 1
+    wrong = {row["name"]: row["words"] for row in json.loads(out) if not row["ok"]}
+    assert "qsched retry fake" in wrong["fake"]
+    assert "none.toml" in wrong["study"]
+    code, out, _ = qsched("doctor", "--storage", "postgresql://u:secret@127.0.0.1:1/x")
+    assert code == 1
+    assert "wrong  database" in out
+    assert "secret" not in out
 
 
 def test_nothing_is_exported_before_it_is_validated(qsched: Qsched, finished: Path) -> None:

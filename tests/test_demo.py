@@ -165,10 +165,10 @@ def committed(database: Path) -> int:
 
 
 def values(folder: Path, url: str) -> dict[str, Any]:
-    """What `status` says, without how long it took."""
+    """What `status` says, without how long it took and who did it."""
     done = call(folder, "status", "little", "--json", "--storage", url)
     status: dict[str, Any] = json.loads(done.stdout)
-    del status["seconds"]
+    del status["seconds"], status["workers"]
     return status
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from qsched import display
 from qsched.api import Outcome
 from qsched.coefficients import Coefficients
+from qsched.schema import WorkerRecord
 from qsched.study import Candidate, Status
 from test_report import validation
 
@@ -16,7 +17,14 @@ IDENTITY = Candidate(0, 1.0, Coefficients.identity(4))
 BEST = Candidate(3, 1.5, Coefficients.ramp(4, 1.1, 0.9))
 
 
-def status(done: int, *, budget: int = 20, best: Candidate | None = BEST) -> Status:
+def status(
+    done: int,
+    *,
+    budget: int = 20,
+    best: Candidate | None = BEST,
+    paused: bool = False,
+    workers: tuple[WorkerRecord, ...] = (),
+) -> Status:
     return Status(
         study="demo",
         budget=budget,
@@ -24,12 +32,15 @@ def status(done: int, *, budget: int = 20, best: Candidate | None = BEST) -> Sta
         running=0,
         waiting=budget - done,
         parked=0,
+        paused=paused,
         images=32 * done,
         seconds=2.0 * done,
         identity=IDENTITY,
         best=best,
         reasons=(),
+        workers=workers,
         fingerprint={},
+        accepted={},
     )
 
 
@@ -100,3 +111,28 @@ def test_studies_are_listed_with_what_they_found() -> None:
     assert "1.5000 (trial 3)" in lines[1]
     assert "+0.5000" in lines[1]
     assert lines[2].split()[:2] == ["demo", "0/20"]
+
+
+def test_several_workers_are_shown_with_their_speed() -> None:
+    alive = [
+        WorkerRecord(f"w{i}", "node", 40 + i, {"device": "cuda A6000"}, "working", 3.0, 100, 10.0)
+        for i in range(2)
+    ]
+    gone = WorkerRecord("w9", "node", 49, {}, "lost", 900.0, 10, 1.0)
+    seen = status(7, workers=(*alive, gone))
+    shown = console(width=100)
+    shown.print(display.workers(seen))
+    assert "node:40" in text(shown)
+    assert "10.0" in text(shown)
+    assert "node:49" not in text(shown)
+    logged = console()
+    with display.LiveProgress(logged).live() as observer:
+        observer.working(seen)
+    assert "2 workers, 20 img/s" in text(logged)
+
+
+def test_a_worker_that_waits_says_why() -> None:
+    shown = console()
+    with display.LiveProgress(shown).live() as observer:
+        observer.waiting(status(7, paused=True))
+    assert "the study is paused" in text(shown)

@@ -34,16 +34,26 @@ LAYERS = (
     "images",
     "score",
     "schema",
+    "database",
     "storage",
+    "queue",
     "samplers",
+    "trials",
     "study",
     "objective",
+    "lease",
     "worker",
     "validation",
     "export",
     "report",
+    "gallery",
+    "pool",
     "api",
     "display",
+    "dashboard",
+    "doctor",
+    "options",
+    "manage",
     "cli",
 )
 MAY_LOAD_TORCH = {
@@ -62,7 +72,7 @@ FILES = {
     ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): file
     for file in sorted(PACKAGE.rglob("*.py"))
 }
-MODULES = {name: file for name, file in FILES.items() if name != "__init__"}
+MODULES = {name: file for name, file in FILES.items() if not name.startswith("__")}
 # Creating, watching, reporting and exporting a study load no torch.
 LIGHT = [name for name in MODULES if name not in MAY_LOAD_TORCH | RUN_THEM and "." not in name]
 

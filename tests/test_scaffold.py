@@ -83,10 +83,16 @@ def test_every_dependency_is_imported_somewhere() -> None:
         for node in ast.walk(ast.parse(path.read_text()))
         for name in names_of(node)
     }
-    modules = {"open_clip_torch": "open_clip", "pyyaml": "yaml", "pillow": "PIL"}
+    modules = {
+        "open_clip_torch": "open_clip",
+        "optuna-dashboard": "optuna_dashboard",
+        "pyyaml": "yaml",
+        "pillow": "PIL",
+    }
     needed_by_others = {
         "torchvision",  # open_clip and transformers
         "accelerate",  # diffusers
+        "psycopg",  # sqlalchemy
         "transformers",  # diffusers: the text encoders of its pipelines
     }
     declared = {Requirement(entry).name for entry in PROJECT["dependencies"]} - needed_by_others

@@ -1,0 +1,268 @@
+"""One database URL: an engine, its transactions, and patience with a database that is away.
+
+SQLite runs in WAL mode and takes its write lock at the start of a transaction, so that several
+workers of one machine queue up instead of failing. PostgreSQL serves several machines. What is
+transient (a restart, a dropped connection, a lock) is repeated with back-off, visibly; what is not
+(a password, a missing table, a full disk) is one line at once. A password is in none of them.
+"""
+
+import logging
+import os
+import random
+import time
+from collections.abc import Callable
+from functools import cached_property, wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy import event
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+)
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.sql.expression import FunctionElement
+
+from qsched.errors import StorageError
+
+if TYPE_CHECKING:
+    from optuna.storages import RDBStorage
+
+DEFAULT_URL = "sqlite:///storage/qsched.db"
+ENVIRONMENT = "QSCHED_STORAGE"
+EXAMPLES = f"{DEFAULT_URL} or postgresql+psycopg://user@host/database"
+BACKENDS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
+LOCK_SECONDS = 60
+"""How long a statement waits for another process's transaction."""
+
+FINAL = (
+    "password authentication failed",
+    "no password supplied",
+    "does not exist",
+    "permission denied",
+    "no pg_hba.conf entry",
+    "no such table",
+    "no such column",
+    "readonly",
+    "read-only",
+    "disk is full",
+    "No space left",
+    "not a database",
+    "malformed",
+    "unable to open",
+)
+"""Complaints that waiting does not mend."""
+
+Fault = DBAPIError | PendingRollbackError | PoolTimeoutError
+"""What SQLAlchemy raises when a database complains or is gone."""
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+class now(FunctionElement[float]):  # noqa: N801 - SQL functions are written small
+    """The database's clock: seconds since 1970, at this statement rather than at the transaction's
+    beginning. Leases use no other clock."""
+
+    type = sa.Float()
+    inherit_cache = True
+
+
+@compiles(now, "sqlite")
+def _now_sqlite(element: now, compiler: Any, **options: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+@compiles(now, "postgresql")
+def _now_postgresql(element: now, compiler: Any, **options: Any) -> str:
+    return "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"
+
+
+class Database:
+    """The database of a URL, opened when it is first used.
+
+    `url`: a SQLAlchemy URL; None takes the environment's QSCHED_STORAGE, then storage/qsched.db in
+    the current folder (made where it is missing). `patience`: for how many seconds a transaction is
+    repeated while the database is away. Raises StorageError, never with a password in it.
+    """
+
+    def __init__(self, url: str | None = None, *, patience: float = 20.0) -> None:
+        given = url or os.environ.get(ENVIRONMENT) or DEFAULT_URL
+        try:
+            parsed = sa.make_url(given)
+        except ArgumentError as error:
+            raise StorageError(f"storage: not a database URL; expected {EXAMPLES}") from error
+        if parsed.get_backend_name() not in BACKENDS:
+            raise StorageError(
+                f"storage {parsed.get_backend_name()}: not supported; expected {EXAMPLES}"
+            )
+        self.url = parsed.set(drivername=BACKENDS[parsed.get_backend_name()])
+        self.patience = patience
+
+    def __str__(self) -> str:
+        """The URL without its password; a file as its absolute path."""
+        return str(self.path) if self.path else self.url.render_as_string(hide_password=True)
+
+    @property
+    def dialect(self) -> str:
+        """sqlite or postgresql."""
+        return self.url.get_backend_name()
+
+    @property
+    def path(self) -> Path | None:
+        """The absolute path of a SQLite file; None for a server."""
+        if self.dialect != "sqlite":
+            return None
+        return Path(self.url.database or "").resolve()
+
+    @cached_property
+    def engine(self) -> sa.Engine:
+        """Our connections: one for the work, one for the lease that renews itself beside it."""
+        if self.path:
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise StorageError(f"storage {self.path}: {error.strerror}") from error
+        engine = sa.create_engine(self.url, **self._engine_arguments(2))
+        _tune(engine)
+        return engine
+
+    @cached_property
+    def optuna(self) -> "RDBStorage":
+        """Optuna's storage in the same database."""
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        storage = self.patiently(
+            lambda: optuna.storages.RDBStorage(
+                self.url.render_as_string(hide_password=False),
+                engine_kwargs=self._engine_arguments(1),
+            )
+        )
+        _tune(storage.engine)
+        return storage
+
+    def transaction(self, work: Callable[[Session], Result]) -> Result:
+        """`work(session)` in a transaction of its own, repeated while the database is away.
+
+        `work` may run twice, also when its commit arrived but the answer was lost: it must be
+        idempotent. Raises StorageError.
+        """
+        sessions = sessionmaker(self.engine, expire_on_commit=False)
+
+        def attempt() -> Result:
+            with sessions.begin() as session:
+                return work(session)
+
+        return self.patiently(attempt)
+
+    def patiently(self, work: Callable[[], Result]) -> Result:
+        """`work()`, repeated with back-off while the database is away; else StorageError."""
+        deadline, pause = time.monotonic() + self.patience, 0.05
+        while True:
+            try:
+                return work()
+            except Exception as error:
+                fault = _database_fault(error)
+                if fault is None:
+                    raise
+                left = deadline - time.monotonic()
+                if not _transient(fault) or left <= 0:
+                    raise StorageError(self._in_words(fault)) from error
+                if pause > 1:
+                    logger.warning("waiting for the database: %s", _first_line(fault))
+                time.sleep(min(left, pause * random.uniform(0.5, 1)))
+                pause = min(2 * pause, 5.0)
+
+    def _in_words(self, fault: Fault) -> str:
+        remedy = (
+            "check the path, its permissions and the free disk"
+            if self.path
+            else "check the URL, the password and whether the server runs; qsched doctor says more"
+        )
+        return f"storage {self}: {_first_line(fault)}; {remedy}"
+
+    def _engine_arguments(self, connections: int) -> dict[str, Any]:
+        if self.dialect == "sqlite":
+            return {"connect_args": {"timeout": LOCK_SECONDS}}
+        return {
+            "pool_size": connections,
+            "max_overflow": 1,
+            "pool_pre_ping": True,
+            "connect_args": {
+                "connect_timeout": 10,
+                "application_name": "qsched",
+                "options": f"-c lock_timeout={LOCK_SECONDS}s "
+                f"-c idle_in_transaction_session_timeout={LOCK_SECONDS}s",
+            },
+        }
+
+
+class _Owner(Protocol):
+    """What keeps its rows in a database."""
+
+    database: Database
+
+
+Self = TypeVar("Self", bound=_Owner)
+Parameters = ParamSpec("Parameters")
+
+
+def transaction(
+    method: Callable[Concatenate[Self, Session, Parameters], Result],
+) -> Callable[Concatenate[Self, Parameters], Result]:
+    """The method in a transaction of its own, whose session is its first argument."""
+
+    @wraps(method)
+    def repeated(self: Self, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        return self.database.transaction(lambda session: method(self, session, *args, **kwargs))
+
+    return repeated
+
+
+def _tune(engine: sa.Engine) -> None:
+    """SQLite: write-ahead log, a commit that waits for the disk, the write lock from the start."""
+    if engine.dialect.name != "sqlite":
+        return
+
+    @event.listens_for(engine, "connect")
+    def _wal(connection: Any, _: Any) -> None:
+        connection.isolation_level = None  # transactions begin where `_immediate` says
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA foreign_keys=ON")
+
+    @event.listens_for(engine, "begin")
+    def _immediate(connection: sa.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _database_fault(error: BaseException | None) -> Fault | None:
+    """The database's complaint behind an exception, Optuna's wrapping ones too."""
+    while error is not None and not isinstance(error, Fault):
+        error = error.__cause__
+    return error
+
+
+def _transient(fault: Fault) -> bool:
+    if not isinstance(fault, DBAPIError):  # the pool is exhausted, or the connection was lost
+        return True
+    if any(word in str(fault.orig) for word in FINAL):
+        return False
+    # Two processes inserted the same row: the second sees it when it tries again.
+    transient = (OperationalError, InterfaceError, IntegrityError)
+    return fault.connection_invalidated or isinstance(fault, transient)
+
+
+def _first_line(fault: Fault) -> str:
+    """The complaint without the statement; psycopg's own lines name host and port only."""
+    complaint = fault.orig if isinstance(fault, DBAPIError) and fault.orig else fault
+    lines = str(complaint).strip().splitlines()
+    return lines[0] if lines else type(complaint).__name__

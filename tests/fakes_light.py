@@ -1,0 +1,46 @@
+"""Small valid studies; no torch."""
+
+from pathlib import Path
+
+from qsched.config import Study, load_study
+
+STUDY = """
+name = "{name}"
+[model]
+name = "demo"
+[sampling]
+steps = 4
+[quantization]
+scheme = "w4a8"
+[objective]
+preset = "{preset}"
+terms = [
+    {{ scorer = "demo-alignment", weight = 1.0 }},
+    {{ scorer = "demo-quality", weight = 2.0 }},
+]
+[search]
+trials = {trials}
+seed = {seed}
+[prompts]
+calibration = ["a", "b", "c", "d", "e", "f"]
+held_out = ["g", "h", "i"]
+[validation]
+metrics = ["pixels"]
+[execution]
+batch_size = 2
+"""
+
+
+def study_file(
+    folder: Path, *, name: str = "fake", trials: int = 6, seed: int = 0, preset: str = "plain"
+) -> Path:
+    """A small valid study file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "study.toml"
+    path.write_text(STUDY.format(name=name, trials=trials, seed=seed, preset=preset))
+    return path
+
+
+def study(folder: Path, **changes: object) -> Study:
+    """A small valid study."""
+    return load_study(study_file(folder, **changes))  # type: ignore[arg-type]

@@ -1,0 +1,20 @@
+"""Budgets stay exact and nothing is lost, whatever happens to workers, connections and server."""
+
+from pathlib import Path
+
+import pytest
+
+import faults
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_under_faults_nothing_is_lost_and_nothing_done_twice(tmp_path: Path, database: str) -> None:
+    """1,000 faults: python tests/faults.py; the table is in docs/service.md."""
+    result = faults.run(database, 40, 7, tmp_path)
+    assert result["wrong"] == []
+    assert sum(result["faults"].values()) == 40
+    assert result["images"] == 6 * result["budget"]
+    # Each fault costs at most the batch that each of the workers had in hand.
+    assert result["made again"] <= 40 * 2 * faults.WORKERS
