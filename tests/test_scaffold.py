@@ -15,7 +15,15 @@ import qsched
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-SCRIPTS = ["scripts/install", "scripts/demo", "scripts/test", "scripts/check", ".ci/run"]
+SCRIPTS = [
+    "scripts/install",
+    "scripts/demo",
+    "scripts/test",
+    "scripts/check",
+    "scripts/workers",
+    "scripts/slurm_worker.sbatch",
+    ".ci/run",
+]
 
 
 def test_version_is_the_one_in_pyproject() -> None:
@@ -48,6 +56,14 @@ def test_an_unfit_interpreter_is_refused_in_words(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert result.stderr.startswith("qsched needs Python 3.11, 3.12 or 3.13 and found none as no ")
     assert not (tmp_path / "a clone" / ".venv").exists()
+
+
+def test_compose_starts_a_database_with_a_volume_and_a_health_check() -> None:
+    services = yaml.safe_load((ROOT / "storage" / "compose.yaml").read_text())["services"]
+    assert services["database"]["volumes"]
+    assert "pg_isready" in services["database"]["healthcheck"]["test"][1]
+    assert "?" in services["database"]["environment"]["POSTGRES_PASSWORD"]  # none by default
+    assert "qsched dashboard" in services["dashboard"]["command"][-1]
 
 
 def test_env_yml_asks_for_what_pyproject_allows() -> None:
