@@ -100,6 +100,8 @@ class StoredStudy:
         self.definition = definition
         self.name = definition.name
         self.queue = Queue(storage.database, definition.name)
+        self._objective: jaq.Objective | None = None
+        self._seen = 0.0  # the end of the last trial that the proposer knows
 
     @cached_property
     def trials(self) -> Trials:
@@ -145,8 +147,6 @@ class StoredStudy:
         for number, vector in running:
             self._proposer.add(number, vector, None)
 
-    _seen = 0.0
-
     def coefficients(self, vector: Sequence[float]) -> Coefficients:
         """The coefficients of a search vector."""
         return self.definition.parametrisation.coefficients(vector)
@@ -156,8 +156,6 @@ class StoredStudy:
         if self._objective is None:
             self._objective = self._calibrated(self.queue.scores(0))
         return self._objective
-
-    _objective: jaq.Objective | None = None
 
     def _calibrated(self, identity: Sequence[Score]) -> jaq.Objective:
         objective = self.definition.objective
