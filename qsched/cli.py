@@ -37,7 +37,9 @@ app = typer.Typer(
 
 def main() -> None:
     """The console script: an expected error is one line without a traceback, and exit code 2."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    handler = logging.StreamHandler()
+    handler.setLevel(logging.WARNING)  # what is less goes into a worker's own log
+    logging.basicConfig(format="%(message)s", handlers=[handler])
     try:
         app()
     except KeyboardInterrupt:
