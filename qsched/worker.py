@@ -82,6 +82,7 @@ class Worker:
         stays away.
         """
         self._join()
+        logger.info("worker %s begins on %s", self.id, self.hardware)
         worked = 0
         with self._signals(), self._heartbeat:
             try:
@@ -111,6 +112,7 @@ class Worker:
             try:
                 if not self._work(slot):
                     queue.release(slot)
+                    logger.info("slot %d: given back", slot.number)
             except LeaseLost as error:
                 logger.warning("%s", error)
             except (GenerationError, ScoreError) as error:

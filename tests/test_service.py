@@ -98,7 +98,7 @@ def test_two_workers_share_a_study_and_one_is_told_to_stop(shell: Shell) -> None
     assert sum(worker["images"] for worker in status["workers"]) == 8 * 8  # none of them twice
     logs = list((shell.folder / "runs" / "served" / "workers").glob("*.log"))
     assert len(logs) == 2
-    assert all("slot" in log.read_text() for log in logs)
+    assert all("begins on" in log.read_text() for log in logs)
 
 
 def test_a_second_interrupt_gives_the_trial_back_at_once(shell: Shell) -> None:
