@@ -114,7 +114,7 @@ def run(
     definition = study if isinstance(study, Study) else load_study(study)
     database = storage if isinstance(storage, Storage) else Storage(storage)
     stored = create(database, definition, accept=accept)
-    folder = (out or Path("runs") / stored.name).resolve()
+    folder = _folder(stored, out)
     if workers > 1:
         finished = pool.work(stored, workers, folder / "workers", on_poll=observer.working)
     else:
@@ -235,7 +235,7 @@ def validate(
     result = validation.validate(
         study.definition, study.objective(), status.best, on_images=on_images
     )
-    folder = (out or Path("runs") / study.name).resolve()
+    folder = _folder(study, out)
     report.write(folder, study, status, result)
     gallery.publish(study)
     return Outcome(status, True, report.grid_images(study), folder, result)
@@ -257,3 +257,8 @@ def take_away(study: StoredStudy, folder: Path, *, force: bool = False) -> list[
     provenance = report.provenance(outcome) | ({"forced": True} if force else {})
     coefficients = Coefficients(tuple(chosen["model"]), tuple(chosen["sample"]))
     return export(folder, coefficients, outcome["scheduler"], provenance)
+
+
+def _folder(study: StoredStudy, out: Path | None) -> Path:
+    """Where a study's results go."""
+    return (out or Path("runs") / study.name).resolve()

@@ -175,7 +175,6 @@ class Storage:
 
     def _prepare(self) -> None:
         """Makes the tables where there are none; refuses those of another version."""
-        database = self.database
 
         def prepare(session: Session) -> int:
             connection = session.connection()
@@ -187,7 +186,7 @@ class Storage:
                 return SCHEMA_VERSION
             return session.scalars(sa.select(SchemaTable.version)).one()
 
-        version = database.transaction(prepare)
+        version = self.database.transaction(prepare)
         if version != SCHEMA_VERSION:
             raise StorageError(
                 f"storage {self}: its tables have version {version}, this qsched reads version "
