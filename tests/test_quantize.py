@@ -1,122 +1,41 @@
-"""Simulated quantization: what the numbers become, what is covered, what is refused."""
+"""Which layers of a network are quantized and how, the account of it, and what is refused."""
 
-import copy
+import json
+from fnmatch import fnmatchcase
 
 import pytest
 import torch
-from torch import Tensor, nn
-
-from qsched import catalog
-from qsched.errors import QuantizationError
-from qsched.quantize import (
-    SCHEMES,
-    Scheme,
-    SimulatedConv2d,
-    SimulatedLinear,
-    quantize,
+from accelerate import init_empty_weights
+from diffusers import (
+    AuraFlowTransformer2DModel,
+    FluxTransformer2DModel,
+    Lumina2Transformer2DModel,
+    PixArtTransformer2DModel,
+    QwenImageTransformer2DModel,
+    SanaTransformer2DModel,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+    ZImageTransformer2DModel,
 )
+from torch import nn
 
-NAMES = ["none", "w8a16", "w8a8", "w8a4", "w4a16", "w4a8", "w4a4"]
-
-
-class Network(nn.Module):
-    """A convolution, two hidden layers and an output, as a denoiser has them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.patch = nn.Conv2d(3, 16, 4, stride=4)
-        self.norm = nn.LayerNorm(16)
-        self.blocks = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
-        self.out = nn.Linear(16, 5)
-
-    def forward(self, images: Tensor) -> Tensor:
-        tokens = self.norm(self.patch(images).flatten(2).transpose(1, 2))
-        for block in self.blocks:
-            tokens = torch.relu(block(tokens))
-        return self.out(tokens)
+from networks import Network, by_hand, flux, images, linear, sd3, unet
+from qsched.account import LayerLeft
+from qsched.errors import QuantizationError
+from qsched.quantize import QuantizationReport, quantize
+from qsched.schemes import FIRST_AND_LAST
 
 
 @pytest.fixture
 def network() -> Network:
-    torch.manual_seed(0)
-    return Network().eval()
+    return by_hand()
 
 
-def images(count: int, seed: int = 1) -> Tensor:
-    return torch.randn(count, 3, 16, 16, generator=torch.Generator().manual_seed(seed))
+def names_left(report: QuantizationReport) -> list[str]:
+    return [layer.name for layer in report.left]
 
 
-def linear(rows: list[list[float]], dtype: torch.dtype = torch.float32) -> nn.Sequential:
-    weight = torch.tensor(rows, dtype=dtype)
-    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=dtype)
-    layer.weight = nn.Parameter(weight)
-    return nn.Sequential(layer)
-
-
-def rounded_activations(x: Tensor, bits: int) -> Tensor:
-    """What a quantized layer multiplies its weight with, seen through the identity matrix."""
-    network = linear(torch.eye(x.shape[-1]).tolist(), x.dtype)
-    quantize(network, Scheme("", 16, bits))
-    return network(x)
-
-
-# --- The numbers ---
-
-
-def test_weights_by_hand() -> None:
-    network = linear([[7.0, -2.6, 0.4, 0.0], [-0.7, 0.34, 0.26, 0.04]])
-    quantize(network, "w4a16")
-    expected = torch.tensor([[7.0, -3.0, 0.0, 0.0], [-0.7, 0.3, 0.3, 0.0]])  # scales 1 and 0.1
-    torch.testing.assert_close(network[0].weight.data, expected, rtol=1e-6, atol=0)
-
-
-@pytest.mark.parametrize("bits", [8, 4])
-def test_weights_stay_within_half_a_step_on_few_levels(bits: int, network: Network) -> None:
-    layers = ["patch", "blocks.0", "out"]
-    before = {name: network.get_submodule(name).weight.detach().clone() for name in layers}
-    quantize(network, f"w{bits}a16")
-    for name, weight in before.items():
-        top = 2 ** (bits - 1) - 1
-        scale = weight.flatten(1).abs().amax(1, keepdim=True) / top
-        after = network.get_submodule(name).weight.flatten(1)
-        error = (after - weight.flatten(1)).abs()
-        assert (error <= scale / 2 * (1 + 1e-5)).all()
-        assert error.max() > 0
-        levels = after / scale
-        assert (levels - levels.round()).abs().max() < 1e-4
-        assert levels.abs().max().round() == top
-        assert max(len(row.unique()) for row in after) <= 2**bits - 1
-
-
-def test_each_output_channel_has_its_own_scale() -> None:
-    network = linear([[1.0, 0.5], [1000.0, 500.0]])
-    quantize(network, "w8a16")
-    assert torch.allclose(network[0].weight[0] * 1000, network[0].weight[1])
-    assert network[0].weight[0, 1].item() == pytest.approx(64 / 127)
-
-
-def test_activations_by_hand() -> None:
-    x = torch.tensor([[7.0, -2.6, 0.4], [0.07, 0.012, -0.044]])
-    expected = torch.tensor([[7.0, -3.0, 0.0], [0.07, 0.01, -0.04]])  # a scale for each token
-    torch.testing.assert_close(rounded_activations(x, 4), expected)
-
-
-def test_convolution_has_one_activation_scale_for_an_image() -> None:
-    network = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False))
-    nn.init.dirac_(network[0].weight)  # hands its input through
-    quantize(network, Scheme("", 16, 4))
-    x = torch.tensor([[[[7.0, 2.6]], [[0.4, 0.2]]], [[[0.07, 0.026]], [[0.004, 0.0]]]])
-    expected = torch.tensor([[[[7.0, 3.0]], [[0.0, 0.0]]], [[[0.07, 0.03]], [[0.0, 0.0]]]])
-    torch.testing.assert_close(network(x), expected)
-
-
-@pytest.mark.parametrize("scheme", ["w8a16", "w4a16"])
-def test_16_bits_leave_activations_alone(scheme: str, network: Network) -> None:
-    x = images(2)
-    quantize(network, scheme)
-    plain = Network()
-    plain.load_state_dict(network.state_dict())
-    assert torch.equal(network(x), plain(x))
+# --- Which layers ---
 
 
 def test_none_is_a_no_op_to_the_bit(network: Network) -> None:
@@ -125,96 +44,8 @@ def test_none_is_a_no_op_to_the_bit(network: Network) -> None:
     report = quantize(network, "none")
     assert torch.equal(network(x), before)
     assert type(network.out) is nn.Linear
-    assert (report.quantized, report.share) == ((), 0.0)
+    assert (report.quantized, report.share, report.stored_bits) == ((), 0.0, 0.0)
     assert report.summary() == "none: nothing quantized; 1.4 k parameters, 5.8 kB"
-
-
-def test_fewer_bits_are_further_from_full_precision(network: Network) -> None:
-    x = images(8)
-    exact = network(x)
-    errors = []
-    for scheme in ("w8a8", "w4a8", "w4a4"):
-        quantized = copy.deepcopy(network)
-        quantize(quantized, scheme)
-        errors.append((quantized(x) - exact).pow(2).mean().item())
-    assert 0 < 10 * errors[0] < errors[1] < errors[2]
-
-
-def test_an_image_does_not_depend_on_its_batch(network: Network) -> None:
-    quantize(network, "w4a4")
-    batch = images(4)
-    loud = batch.clone()
-    loud[1:] *= 100
-    assert torch.equal(network(batch)[0], network(loud)[0])
-    assert not torch.equal(network(batch)[1], network(loud)[1])
-
-
-@pytest.mark.parametrize("bits", [8, 4])
-def test_zeros_stay_zeros(bits: int) -> None:
-    network = linear([[0.0, 0.0], [1.0, -1.0]])
-    quantize(network, f"w{bits}a{bits}")
-    assert torch.equal(network[0].weight.data, torch.tensor([[0.0, 0.0], [1.0, -1.0]]))
-    assert torch.equal(network(torch.zeros(3, 2)), torch.zeros(3, 2))
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_visible(bad: float) -> None:
-    result = rounded_activations(torch.tensor([[1.0, bad], [1.0, 2.0]]), 8)
-    assert result[0].isnan().all()
-    assert result[1].isfinite().all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_rounds_with_scales_in_float32(dtype: torch.dtype) -> None:
-    x = (1000 * torch.randn(5, 64, generator=torch.Generator().manual_seed(2))).to(dtype)
-    expected = rounded_activations(x.float(), 8).to(dtype)
-    result = rounded_activations(x, 8)
-    assert result.dtype == dtype
-    assert torch.equal(result, expected)
-
-    network, reference = linear(x.tolist(), dtype), linear(x.float().tolist())
-    quantize(network, "w4a16")
-    quantize(reference, "w4a16")
-    assert network[0].weight.dtype == dtype
-    assert torch.equal(network[0].weight, reference[0].weight.to(dtype))
-
-
-@pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad, torch.enable_grad])
-def test_input_is_left_as_it_was(context: type, network: Network) -> None:
-    quantize(network, "w4a4")
-    x = images(2)
-    kept = x.clone()
-    with context():
-        result = network(x)
-    assert torch.equal(x, kept)
-    assert result.isfinite().all()
-
-
-# --- The layers ---
-
-
-def test_layers_keep_what_they_were(network: Network) -> None:
-    out, block = network.out, network.blocks[0]
-    seen = []
-    out.register_forward_hook(lambda *_: seen.append("out"))
-    state = network.state_dict()
-    quantize(network, "w4a8")
-    assert network.out is out
-    assert isinstance(out, SimulatedLinear)
-    assert isinstance(network.patch, SimulatedConv2d)
-    assert (block.in_features, block.out_features) == (16, 16)
-    assert network.patch.stride == (4, 4)
-    assert network.state_dict().keys() == state.keys()
-    assert torch.equal(network.out.bias, state["out.bias"])
-    assert "scheme=w4a8" in repr(network.out)
-    assert "scheme=w4a8" in repr(network.patch)
-    network(images(1))
-    assert seen == ["out"]
-
-
-def test_a_copy_is_quantized_too(network: Network) -> None:
-    quantize(network, "w4a4")
-    assert torch.equal(copy.deepcopy(network)(images(2)), network(images(2)))
 
 
 def test_skip_and_overrides(network: Network) -> None:
@@ -226,10 +57,13 @@ def test_skip_and_overrides(network: Network) -> None:
     assert (network.out.scheme.name, network.blocks[0].scheme.name) == ("w8a8", "w4a4")
     error = (network.out.weight - exact["out.weight"]).abs().max()
     assert 0 < error <= exact["out.weight"].abs().max() / 127 / 2 * (1 + 1e-5)
-    assert report.skipped == ("patch", "blocks.1")
-    assert [(layer.name, layer.kind) for layer in report.quantized] == [
-        ("blocks.0", "Linear"),
-        ("out", "Linear"),
+    assert report.left == (
+        LayerLeft("patch", "Conv2d", "skipped"),
+        LayerLeft("blocks.1", "Linear", "none by override"),
+    )
+    assert [(layer.name, layer.kind, layer.scheme.name) for layer in report.quantized] == [
+        ("blocks.0", "Linear", "w4a4"),
+        ("out", "Linear", "w8a8"),
     ]
 
 
@@ -237,36 +71,70 @@ def test_skip_goes_before_overrides_and_the_first_override_counts(network: Netwo
     overrides = {"blocks.0": "w8a8", "blocks.*": "w8a16", "out": "w8a8"}
     quantize(network, "w4a4", skip=["out"], overrides=overrides)
     assert type(network.out) is nn.Linear
-    assert [block.scheme.name for block in network.blocks] == ["w8a8", "w8a16"]
+    assert [block.scheme.name for block in network.blocks] == ["w8a8", "w8"]
 
 
 def test_only_the_overrides_when_the_scheme_is_none(network: Network) -> None:
     report = quantize(network, "none", overrides={"blocks.*": "w4a8"})
     assert [layer.name for layer in report.quantized] == ["blocks.0", "blocks.1"]
-    assert "none (simulated): 35.4% of 1.4 k parameters in 2 Linear, 2 of them w4a8; " in (
-        report.summary()
-    )
+    assert "35.4% of the bytes in 2 Linear, 2 of them w4a8; " in report.summary()
+    assert "left alone: patch, out (none)" in report.summary()
 
 
-def test_tied_layers_stay_tied_and_count_once() -> None:
-    first, second = nn.Linear(4, 4), nn.Linear(4, 4)
-    second.weight = first.weight
-    embedding = nn.Embedding(4, 4)
-    embedding.weight = first.weight
-    network = nn.ModuleList([first, second, first, embedding])
-    whole = first.weight.detach().clone()
-    report = quantize(network, "w4a8")
-    assert first.weight is second.weight
-    assert report.quantized_parameters == 16
-    assert not torch.equal(first.weight, whole)
-    assert torch.equal(embedding.weight, whole)
+@pytest.mark.parametrize("make", [unet, sd3, flux])
+def test_the_first_and_the_last_layer_stay_unless_a_study_says_otherwise(make: type) -> None:
+    ends = {
+        unet: ["conv_in", "conv_out"],
+        sd3: ["pos_embed.proj", "proj_out"],
+        flux: ["x_embedder", "proj_out"],
+    }[make]
+    report = quantize(make(), "w4a8")
+    assert [(left.name, left.reason) for left in report.left] == [
+        (name, "first or last") for name in ends
+    ]
+    assert quantize(make(), "w4a8", skip=()).left == ()
+    assert names_left(quantize(make(), "w4a8", skip=[ends[0]])) == ends[:1]
+    report = quantize(make(), "w4a8", overrides={ends[1]: "w8a8"})
+    assert names_left(report) == ends[:1]
+    assert {layer.name: layer.scheme.name for layer in report.quantized}[ends[1]] == "w8a8"
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        AuraFlowTransformer2DModel,
+        FluxTransformer2DModel,
+        Lumina2Transformer2DModel,
+        PixArtTransformer2DModel,
+        QwenImageTransformer2DModel,
+        SanaTransformer2DModel,
+        SD3Transformer2DModel,
+        UNet2DConditionModel,
+        ZImageTransformer2DModel,
+    ],
+)
+def test_names_of_first_and_last_layers_are_those_of_diffusers(kind: type) -> None:
+    with init_empty_weights():
+        network = kind()
+    found = [
+        name
+        for name, layer in network.named_modules()
+        if isinstance(layer, nn.Linear | nn.Conv2d)
+        and any(fnmatchcase(name, pattern) for pattern in FIRST_AND_LAST)
+    ]
+    first, last = (network.get_submodule(name) for name in found)
+    inputs = first.in_channels if isinstance(first, nn.Conv2d) else first.in_features
+    outputs = last.out_channels if isinstance(last, nn.Conv2d) else last.out_features
+    assert inputs % network.config.in_channels == 0  # a patch of latents
+    assert outputs % (network.config.get("out_channels") or network.config.in_channels) == 0
 
 
 def test_subclasses_with_a_forward_of_their_own_are_left_alone() -> None:
     network = nn.MultiheadAttention(8, 2)  # its out_proj is a subclass whose forward is not called
     network.add_module("after", nn.Linear(8, 8))
     report = quantize(network, "w4a8")
-    assert report.skipped == ("out_proj",)
+    reason = "a subclass, NonDynamicallyQuantizableLinear"
+    assert report.left == (LayerLeft("out_proj", "Linear", reason),)
     assert [layer.name for layer in report.quantized] == ["after"]
 
 
@@ -278,13 +146,16 @@ def test_bytes_and_share_by_hand(network: Network) -> None:
     report = quantize(network, "w4a8", skip=["out"])
     assert report.parameters == 784 + 32 + 544 + 85
     assert report.quantized_parameters == 768 + 512
-    assert report.share == (768 + 512) / 1445
+    assert report.share == report.byte_share == (768 + 512) / 1445
     assert report.bytes_before == report.bytes_stored == 4 * 1445
     packed, scales = (768 + 512) // 2, 4 * (16 + 16 + 16)
     assert report.bytes_nominal == 4 * (1445 - 1280) + packed + scales
+    assert report.nominal_bits == 8 * (packed + scales) / 1280
+    assert report.stored_bits == 32
     assert report.summary() == (
-        "w4a8 (simulated): 88.6% of 1.4 k parameters in 1 Conv2d, 2 Linear; "
-        "5.8 kB -> 1.5 kB nominal, 5.8 kB stored; left alone: out"
+        "w4a8 (simulated): 88.6% of 1.4 k parameters and 88.6% of the bytes in 1 Conv2d, 2 Linear; "
+        "5.8 kB -> 1.5 kB nominal, 5.8 kB stored (5.2 and 32.0 bits a weight); "
+        "left alone: out (skipped)"
     )
 
 
@@ -296,33 +167,56 @@ def test_bytes_of_a_half_precision_network(network: Network) -> None:
     assert "in 1 Conv2d, 3 Linear, 1 of them w4a8; 2.9 kB -> 1.7 kB nominal" in report.summary()
 
 
+def test_shares_differ_where_a_part_is_wider(network: Network) -> None:
+    network.patch.double()
+    report = quantize(network, "w4a8", skip=["patch"])
+    assert report.share == (512 + 80) / 1445
+    assert report.byte_share == 4 * (512 + 80) / (8 * 784 + 4 * (1445 - 784))
+
+
 def test_an_odd_number_of_weights_fills_a_byte() -> None:
     assert quantize(linear([[1.0, 2.0, 3.0]]), "w4a8").bytes_nominal == 2 + 4
+
+
+def test_weights_that_stay_do_not_count(network: Network) -> None:
+    report = quantize(network, "w16a8")
+    assert len(report.quantized) == 4
+    assert (report.quantized_parameters, report.bytes_nominal) == (0, report.bytes_before)
+
+
+def test_long_lists_are_cut() -> None:
+    report = quantize(unet(), "w4a8", skip=["*resnets*", "conv_in", "conv_out"])
+    assert "down_blocks.0.resnets.0.conv1, " in report.summary()
+    assert report.summary().count("resnets") == 2
+    assert "conv_in, " in report.summary()
+    assert report.summary().endswith("more (skipped)")
+
+
+def test_a_report_in_json(network: Network) -> None:
+    table = json.loads(json.dumps(quantize(network, "w4a8", skip=["out"]).to_dict()))
+    assert (table["scheme"], table["backend"], table["group_size"]) == ("w4a8", "simulated", None)
+    assert table["share"] == table["quantized_parameters"] / table["parameters"]
+    assert table["quantized"][0] == {"name": "patch", "kind": "Conv2d", "scheme": "w4a8"}
+    assert table["left"] == [{"name": "out", "kind": "Linear", "reason": "skipped"}]
+    assert (table["nominal_bits"], table["stored_bits"]) == (5.2, 32)
 
 
 # --- What is refused ---
 
 
-def test_schemes() -> None:
-    assert list(SCHEMES) == NAMES
-    assert Scheme.parse(" W4A8 ") == Scheme("w4a8", weight_bits=4, activation_bits=8)
-    assert Scheme.parse("none") == Scheme("none", 16, 16)
-
-
-def test_a_study_file_may_name_these_schemes() -> None:
-    assert set(catalog.SCHEMES) == set(SCHEMES)
-
-
-@pytest.mark.parametrize("name", ["", "w4", "w3a8", "nf4"])
-def test_unknown_scheme_names_those_that_exist(name: str, network: Network) -> None:
-    with pytest.raises(QuantizationError, match=", ".join(NAMES)):
+@pytest.mark.parametrize("name", ["", "4", "w4b8", "nf5"])
+def test_unknown_schemes(name: str, network: Network) -> None:
+    with pytest.raises(QuantizationError, match=f"scheme '{name}'; expected none, nf4"):
         quantize(network, name)
+    with pytest.raises(QuantizationError, match=f"scheme '{name}'; expected none, nf4"):
+        quantize(network, "w4a8", overrides={"out": name})
 
 
-@pytest.mark.parametrize("bits", [(1, 8), (4, 0), (17, 8)])
-def test_impossible_widths(bits: tuple[int, int]) -> None:
-    with pytest.raises(QuantizationError, match="expected 2 to 16"):
-        Scheme("mine", *bits)
+def test_overrides_of_another_backend(network: Network) -> None:
+    with pytest.raises(QuantizationError, match="nf4 with backend simulated"):
+        quantize(network, "w4a8", overrides={"out": "nf4"})
+    with pytest.raises(QuantizationError, match="w4a4 with backend torchao"):
+        quantize(network, "w4a8", backend="torchao", overrides={"out": "w4a4"})
 
 
 @pytest.mark.parametrize("again", ["w4a8", "w8a8", "none"])
