@@ -9,6 +9,14 @@ import pytest
 import sqlalchemy as sa
 
 
+@pytest.fixture(scope="session", autouse=True)
+def twins_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tiny twins are made anew, and not in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a server: QSCHED_TEST_POSTGRES, or one that is started for the session."""

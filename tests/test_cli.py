@@ -73,6 +73,8 @@ def test_the_verbs_are_those_of_the_design() -> None:
         "export",
         "extend",
         "generate",
+        "init",
+        "models",
         "pause",
         "retry",
         "run",

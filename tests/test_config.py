@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import fakes
-from qsched.catalog import METRICS, MODELS, SCORERS
+from qsched.catalog import MODELS, TWIN_SIDE
 from qsched.config import Study, differences, load_study
 from qsched.errors import ConfigError
 
@@ -44,11 +44,11 @@ def test_every_problem_is_reported_at_once_with_its_key(tmp_path: Path) -> None:
     text = path.read_text()
     for old, new in (
         ("steps = 4", "steps = 0"),
-        ('scheme = "w4a8"', 'scheme = "w3a8"'),
+        ('scheme = "w4a8"', 'scheme = "w9a8"'),
         ("seed = 0", "sead = 0"),
         ('"demo-quality"', '"demo-beauty"'),
         ('held_out = ["g", "h", "i"]', 'held_out = ["a", "h"]'),
-        ('metrics = ["pixels"]', 'metrics = ["attributes"]'),
+        ('metrics = ["pixels"]', 'metrics = ["attribute"]'),
         ("[sampling]", "[sampling]\nguidance_scale = -1"),
     ):
         text = text.replace(old, new)
@@ -60,10 +60,10 @@ def test_every_problem_is_reported_at_once_with_its_key(tmp_path: Path) -> None:
     for words in (
         "sampling.steps = 0; expected at least 1",
         "sampling.guidance_scale = -1; expected at least 0",
-        "quantization.scheme = 'w3a8'; expected one of none, ",
-        "objective.terms.1.scorer = 'demo-beauty'; expected one of demo-alignment, demo-quality",
+        "quantization.scheme = 'w9a8'; quantization scheme 'w9a8': 9 bits; expected 2 to 8",
+        "objective.terms.1.scorer = 'demo-beauty'; 'demo-beauty' is no metric",
         "search.sead is not a known key; did you mean 'seed'?",
-        "validation: none is independent of the search",
+        "validation.metrics.0 = 'attribute'; 'attribute' is no metric; did you mean 'attributes'?",
         "prompts.held_out: 1 captions are calibration prompts too, among them 'a'",
     ):
         assert any(words in line for line in lines), (words, lines)
@@ -84,6 +84,13 @@ def test_every_problem_is_reported_at_once_with_its_key(tmp_path: Path) -> None:
         ('"demo-quality"', '"demo-alignment"', "a scorer stands there twice"),
         ("[sampling]", "[sampling]\nsigmas = [1.0, 0.5]", "sigmas has 2 numbers"),
         ("[model]", "[model", "not valid TOML"),
+        ('["pixels"]', '["attributes"]', "none is independent of what the search optimises; add"),
+        ('"w4a8"', '"nf4"\nbackend = "simulated"', "nf4 exists with bitsandbytes"),
+        ('"w4a8"', '"w4a4"\nbackend = "torchao"', "w4a4 exists with simulated"),
+        ('"plain"', '"best"', "objective.preset = 'best'; expected 'standardised', 'plain'"),
+        ('"demo-quality"', '"pixels"', "pixels compares with the full-precision image"),
+        ('name = "demo"', 'name = "demo"\nscheduler = { shift = 1.0 }', "scheduler has no class"),
+        ('name = "demo"', 'name = "demo"\nfull_precision = "x"', "model.full_precision = 'x'"),
         ("batch_size = 2", "batch_size = 0", "execution.batch_size = 0; expected at least 1"),
     ],
 )
@@ -175,9 +182,113 @@ def test_other_budgets_and_names_are_checked(tmp_path: Path) -> None:
         study.changed(name="a/b")
 
 
-def test_the_code_loads_what_the_catalogue_lists() -> None:
-    from qsched import score
+PRESET = """
+name = "preset"
+[model]
+name = "sdxl-turbo"
+[sampling]
+steps = 4
+[quantization]
+scheme = "w4a8"
+backend = "torchao"
+[objective]
+preset = "{preset}"
+[prompts]
+calibration = "{calibration}"
+calibration_count = 4
+held_out_count = 3
+[validation]
+metrics = ["pixels"]
+"""
 
-    assert score.SCORERS.keys() == SCORERS.keys()
-    assert score.METRICS.keys() == METRICS.keys()
+
+def preset_study(folder: Path, preset: str, calibration: str = "captions.txt") -> Path:
+    (folder / "captions.txt").write_text("".join(f"caption {index}\n" for index in range(9)))
+    path = folder / "study.toml"
+    path.write_text(PRESET.format(preset=preset, calibration=calibration))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("preset", "terms", "standardised"),
+    [
+        ("clip", [("clipscore", 1.0, False), ("clip-iqa", 2.0, False)], False),
+        ("clip-log", [("clipscore", 1.0, True), ("clip-iqa", 2.0, False)], False),
+        ("hps", [("aq-map", 1.0, False), ("hpsv2.1", 2.0, False)], False),
+        ("standardised", [("clipscore", 1.0, False), ("clip-iqa", 2.0, False)], True),
+    ],
+)
+def test_a_preset_is_written_out(
+    tmp_path: Path, preset: str, terms: list[tuple[str, float, bool]], standardised: bool
+) -> None:
+    """TC + k * IQ with k = 2: the terms of the paper."""
+    study = load_study(preset_study(tmp_path, preset))
+    found = [(term.scorer, term.weight, term.log) for term in study.objective.terms]
+    assert found == terms
+    assert study.objective.standardised is standardised
+    assert study.fingerprint()["objective.terms"][0]["scorer"] == terms[0][0]
+
+
+def test_one_term_is_an_objective_for_an_ablation(tmp_path: Path) -> None:
+    path = preset_study(tmp_path, "plain")
+    path.write_text(path.read_text().replace('"plain"', '"plain"\nterms = [{ scorer = "aq-map" }]'))
+    assert load_study(path).scorers == ("aq-map",)
+    path.write_text(path.read_text().replace('terms = [{ scorer = "aq-map" }]\n', ""))
+    with pytest.raises(ConfigError, match=r"objective\.terms is missing"):
+        load_study(path)
+
+
+def test_one_file_is_split_and_nothing_is_shared(tmp_path: Path) -> None:
+    study = load_study(preset_study(tmp_path, "hps"))
+    calibration = {prompt.text for prompt in study.calibration}
+    held_out = {prompt.text for prompt in study.held_out}
+    assert (len(calibration), len(held_out)) == (4, 3)
+    assert not calibration & held_out
+    (tmp_path / "captions.txt").write_text("a\nb\nc\nd\ne\n")
+    with pytest.raises(ConfigError, match=r"prompts\.calibration.*5 captions"):
+        load_study(tmp_path / "study.toml")
+
+
+def test_prompts_on_the_hub_are_fetched_only_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path = preset_study(tmp_path, "hps", "hf://datasets/owner/name/captions.yaml")
+    with pytest.raises(
+        ConfigError, match=r"prompts\.calibration: owner/name/captions\.yaml is not"
+    ):
+        load_study(path)
+    checked = load_study(path, fetch=False)
+    assert (len(checked.calibration), len({p.text for p in checked.held_out})) == (4, 3)
+    assert not {p.text for p in checked.calibration} & {p.text for p in checked.held_out}
+    path.write_text(path.read_text().replace("calibration_count = 4\n", ""))
+    with pytest.raises(ConfigError, match=r"calibration_count is missing; prompts on the hub"):
+        load_study(path, fetch=False)
+
+
+def test_a_study_holds_all_that_a_worker_needs(tmp_path: Path) -> None:
+    """Nothing is looked up in the catalog again, which may be another one on another machine."""
+    model = load_study(preset_study(tmp_path, "hps")).tables.model
+    entry = MODELS["sdxl-turbo"]
+    assert (model.source, model.revision) == (entry.source, entry.revision)
+    assert (model.variant, model.dtype) == ("fp16", "float16")
+    assert model.scheduler == entry.scheduler
+
+
+def test_a_twin_is_the_same_study_but_for_size(tmp_path: Path) -> None:
+    study = load_study(preset_study(tmp_path, "hps"))
+    twin = study.twin()
+    assert twin.name == "preset-twin"
+    assert twin.tables.model.twin
+    assert twin.tables.sampling.height == TWIN_SIDE
+    differing = differences(study.fingerprint(), twin.fingerprint()).keys()
+    size = {"sampling.height", "sampling.width"}
+    few = {"prompts.calibration", "prompts.held_out"}  # where there are more than a twin needs
+    assert differing - few == {"model.twin", "model.dtype", "model.weights"} | size
+    assert Study.from_json(twin.to_json()) == twin
+    with pytest.raises(ConfigError, match="has no twin; set model"):
+        load_study(changed(tmp_path, 'name = "demo"', 'name = "mine:pipeline"')).twin()
+
+
+def test_every_model_has_an_entry_under_its_name() -> None:
     assert all(entry.name == name for name, entry in MODELS.items())

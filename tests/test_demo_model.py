@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from qsched.catalog import DEMO_FOLDER, model_entry
 from qsched.coefficients import Coefficients
-from qsched.config import sampling_of
+from qsched.defaults import sampling_of
 from qsched.demo import captions as language
 from qsched.demo.captions import Caption, Thing
 from qsched.generate import ImageGenerator
@@ -131,7 +131,7 @@ def test_the_stock_pipeline_loads_and_runs_it(monkeypatch: pytest.MonkeyPatch) -
     ).images
     assert images.shape == (3, 3, 64, 64)
     generator = ImageGenerator(
-        load_pipeline("demo"), sampling_of(entry, Sampling(steps=4)), batch_size=3
+        load_pipeline("demo"), sampling_of("demo", Sampling(steps=4)), batch_size=3
     )
     assert torch.equal(images, generator.generate(prompts, Coefficients.identity(4)))
 
@@ -142,8 +142,8 @@ def test_the_stock_pipeline_loads_and_runs_it(monkeypatch: pytest.MonkeyPatch) -
 def images(prompts: tuple[Prompt, ...], steps: int, scheme: str = "none") -> Tensor:
     entry = model_entry("demo")
     pipeline = load_pipeline("demo")
-    quantize(denoiser(pipeline, entry.part), scheme)
-    generator = ImageGenerator(pipeline, sampling_of(entry, Sampling(steps=steps)))
+    quantize(denoiser(pipeline, entry.part), scheme, skip=())
+    generator = ImageGenerator(pipeline, sampling_of("demo", Sampling(steps=steps)))
     return generator.generate(prompts, Coefficients.identity(steps))
 
 

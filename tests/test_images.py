@@ -1,25 +1,26 @@
 """An image set on disk: complete, repeatable, resumable."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import tiny
 from qsched.coefficients import Coefficients
 from qsched.errors import ConfigError, QschedError
 from qsched.images import image_set
+from qsched.twins import pipeline_twin
 
 CAPTIONS = ["a cat", "a dog", "an owl", "a fox", "a hen"]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("tiny lcm")
-    tiny.lcm(folder / "words").save_pretrained(folder / "model")
-    return str(folder / "model")
+    folder = tmp_path_factory.mktemp("tiny lcm") / "model"
+    shutil.copytree(pipeline_twin("LatentConsistencyModelPipeline") / "pipeline", folder)
+    return str(folder)
 
 
 @pytest.fixture

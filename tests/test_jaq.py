@@ -58,6 +58,29 @@ def test_a_score_that_is_not_finite_is_never_ranked(bad: float) -> None:
         Objective(TERMS).values({"tc": [1.0, 2.0], "iq": [0.5, bad]})
 
 
+def test_a_logarithm_is_taken_before_the_weight() -> None:
+    objective = Objective((Term("tc", 3.0, log=True), Term("iq", 2.0)))
+    values = objective.values({"tc": [1.0, np.e], "iq": [0.5, 0.25]})
+    assert values == pytest.approx([0 + 1.0, 3 + 0.5])
+
+
+def test_units_of_a_logarithm_are_those_of_the_logarithm() -> None:
+    identity = {"tc": [np.exp(1.0), np.exp(2.0), np.exp(3.0)]}
+    objective = Objective((Term("tc", log=True),), standardised=True).calibrated(identity)
+    assert dict(objective.scales)["tc"] == Scale(pytest.approx(2.0), pytest.approx(1.0))
+    assert objective.values({"tc": [np.exp(4.0)]}) == pytest.approx([2.0])
+
+
+@pytest.mark.parametrize("score", [0.0, -1.0])
+def test_what_has_no_logarithm_is_an_error_and_no_infinity(score: float) -> None:
+    terms = (Term("tc", log=True),)
+    with pytest.raises(ScoreError, match=r"tc: a score of .* has no logarithm") as raised:
+        Objective(terms).values({"tc": [30.0, score]})
+    assert raised.value.scorer == "tc"
+    with pytest.raises(ScoreError, match="logarithm"):
+        Objective(terms, standardised=True).calibrated({"tc": [30.0, score]})
+
+
 def test_a_missing_score_is_named() -> None:
     with pytest.raises(ScoreError, match="iq: no score"):
         Objective(TERMS).values({"tc": [1.0]})

@@ -20,18 +20,35 @@ PACKAGE = ROOT / "qsched"
 # what each is for. `demo` is the folder of the shipped model.
 LAYERS = (
     "errors",
+    "hub",
     "coefficients",
     "jaq",
     "catalog",
+    "metrics",
+    "phrases",
     "prompts",
+    "schemes",
+    "account",
     "sections",
+    "defaults",
     "config",
+    "template",
     "schedule",
+    "simulate",
+    "backends",
     "quantize",
     "demo",
+    "twins",
+    "sources",
     "models",
+    "interception",
     "generate",
     "images",
+    "clip",
+    "clip_models",
+    "iqa",
+    "similarity",
+    "judges",
     "score",
     "schema",
     "database",
@@ -58,15 +75,28 @@ LAYERS = (
 )
 MAY_LOAD_TORCH = {
     "schedule",
+    "simulate",
+    "backends",
     "quantize",
+    "twins",
+    "sources",
     "models",
+    "interception",
     "generate",
+    "clip",
+    "clip_models",
+    "iqa",
+    "similarity",
+    "judges",
     "score",
     "validation",
     "demo.critic",
 }
 RUN_THEM = {"images", "objective", "worker"}  # may import those above, but not torch itself
-TORCH_STACK = {"torch", "torchvision", "diffusers", "transformers", "accelerate", "open_clip"}
+TORCH_STACK = {
+    *("torch", "torchvision", "diffusers", "transformers", "accelerate", "open_clip"),
+    *("torchao", "bitsandbytes", "peft", "pyiqa"),
+}
 
 FILES = {
     ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): file

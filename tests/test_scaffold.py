@@ -21,6 +21,8 @@ SCRIPTS = [
     "scripts/test",
     "scripts/check",
     "scripts/workers",
+    "scripts/qsched.sh",
+    "scripts/collect_images.sh",
     "scripts/slurm_worker.sbatch",
     ".ci/run",
 ]
@@ -70,16 +72,18 @@ def test_env_yml_asks_for_what_pyproject_allows() -> None:
     env = yaml.safe_load((ROOT / "env.yml").read_text())
     (python,) = (entry for entry in env["dependencies"] if str(entry).startswith("python="))
     (pip,) = (entry["pip"] for entry in env["dependencies"] if isinstance(entry, dict))
-    pinned = [Requirement(entry) for entry in pip if entry != "-e ."]
-    ranges = {
-        requirement.name: requirement.specifier
-        for requirement in map(Requirement, PROJECT["dependencies"])
-    }
-    assert "-e ." in pip
+    pinned = [Requirement(entry) for entry in pip if not entry.startswith("-e .")]
+    extras = PROJECT["optional-dependencies"]
+    declared = [
+        *PROJECT["dependencies"],
+        *(entry for listed in extras.values() for entry in listed),
+    ]
+    ranges = {requirement.name: requirement.specifier for requirement in map(Requirement, declared)}
+    assert "-e .[gpu,metrics,postgres,dashboard]" in pip
     assert Requirement("python" + PROJECT["requires-python"]).specifier.contains(
         python.removeprefix("python=")
     )
-    assert [requirement.name for requirement in pinned] == ["torch"]
+    assert [requirement.name for requirement in pinned] == ["torch", "torchao"]
     for requirement in pinned:
         version = str(requirement.specifier).removeprefix("==").replace("*", "0")
         assert ranges[requirement.name].contains(version)
@@ -101,14 +105,12 @@ def test_every_dependency_is_imported_somewhere() -> None:
     }
     modules = {
         "open_clip_torch": "open_clip",
-        "optuna-dashboard": "optuna_dashboard",
         "pyyaml": "yaml",
         "pillow": "PIL",
     }
     needed_by_others = {
         "torchvision",  # open_clip and transformers
         "accelerate",  # diffusers
-        "psycopg",  # sqlalchemy
         "transformers",  # diffusers: the text encoders of its pipelines
     }
     declared = {Requirement(entry).name for entry in PROJECT["dependencies"]} - needed_by_others

@@ -1,0 +1,171 @@
+"""pyiqa's metrics as scorers, beside pyiqa's own calls on the same weights."""
+
+import random
+import socket
+import urllib.request
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from qsched import iqa
+from qsched.errors import ScoreError
+
+pyiqa = pytest.importorskip("pyiqa")
+
+CPU = torch.device("cpu")
+
+
+def smooth(height: int = 96, width: int = 64, count: int = 4) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(count, 3, 9, 9, generator=generator)
+    return F.interpolate(coarse, size=(height, width), mode="bicubic").clamp(0, 1)
+
+
+def scored(scorer: Any, images: Tensor) -> Tensor:
+    with torch.inference_mode():
+        values: Tensor = scorer(images, ["a fox"] * len(images))
+    return values
+
+
+@pytest.mark.parametrize(("name", "sign"), [("piqe", -1), ("entropy", 1)])
+def test_the_value_is_pyiqas_own_turned_so_that_higher_is_better(name: str, sign: int) -> None:
+    """The two that need no weights: one is lower for better images."""
+    images = smooth()
+    own = pyiqa.create_metric(name, device=CPU)
+    assert own.lower_better is (sign < 0)
+    assert torch.equal(scored(iqa.load_pyiqa(name), images), sign * own(images).flatten())
+
+
+@pytest.fixture(scope="module")
+def tiny() -> str:
+    """A tiny random CLIP in the format of OpenAI's files."""
+    return str(iqa._twin_file())
+
+
+def test_a_clip_metric_is_pyiqas_own(tiny: str) -> None:
+    images = smooth()
+    own = pyiqa.create_metric("clipiqa", device=CPU, backbone=tiny)
+    values = scored(iqa.load_pyiqa("clipiqa", twin=True), images)
+    assert torch.allclose(values, own(images).flatten(), atol=1e-6)
+    assert values.std() > 1e-4
+
+
+def test_clip_iqa_is_pyiqas_with_the_quality_pair(tiny: str) -> None:
+    from pyiqa.archs.clip_imports import clip
+
+    own = pyiqa.create_metric("clipiqa", device=CPU, backbone=tiny)
+    five = own(smooth()).flatten()
+    own.net.prompt_pairs = clip.tokenize(["Good photo.", "Bad photo."])
+    expected = own(smooth()).flatten()
+    values = scored(iqa.load_clip_iqa(twin=True), smooth())
+    assert torch.allclose(values, expected, atol=1e-5)
+    assert not torch.allclose(values, five, atol=1e-3), "the pair makes no difference here"
+    assert ((values > 0) & (values < 1)).all()
+
+
+def test_clip_iqa_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorer = iqa.load_clip_iqa(twin=True)
+    full = scored(scorer, smooth())
+    monkeypatch.setattr(iqa, "precision", lambda device: torch.bfloat16)
+    scorer.to(CPU)
+    half = scored(scorer, smooth())
+    assert half.dtype == torch.float32
+    assert not torch.equal(half, full)
+    assert torch.allclose(half, full, atol=0.02)
+
+
+@pytest.mark.parametrize("name", ["clip-iqa", "piqe", "musiq", "niqe"])
+def test_an_image_is_scored_alone_as_in_a_batch(name: str) -> None:
+    load = iqa.load_clip_iqa if name == "clip-iqa" else lambda twin: iqa.load_pyiqa(name, twin=twin)
+    scorer, images = load(twin=True), smooth()
+    together = scored(scorer, images)
+    assert together.shape == (4,)
+    for index in range(4):
+        alone = scored(scorer, images[index : index + 1])
+        assert float(alone[0]) == pytest.approx(float(together[index]), abs=1e-5)
+
+
+def test_a_twin_keeps_the_direction_of_the_metric_it_stands_in_for() -> None:
+    images = smooth()
+    higher, lower = iqa.load_pyiqa("musiq", twin=True), iqa.load_pyiqa("niqe", twin=True)
+    assert torch.equal(scored(higher, images), -scored(lower, images))
+
+
+class Crops(nn.Module):
+    """Looks at random places, drawn from wherever pyiqa's metrics draw."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        drawn = np.random.random() + torch.rand(1).item() + random.random()
+        return images.mean(dim=(1, 2, 3)) + drawn
+
+
+def test_random_crops_are_the_same_in_every_call_and_nobody_elses_change() -> None:
+    scorer = iqa.NoReference(Crops(), lower_better=False)
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    expected = (random.random(), np.random.random(), torch.rand(1).item())
+    random.seed(1)
+    np.random.seed(1)
+    torch.manual_seed(1)
+    first = scored(scorer, smooth())
+    assert (random.random(), np.random.random(), torch.rand(1).item()) == expected
+    assert torch.equal(first, scored(scorer, smooth()))
+
+
+def test_modules_hidden_in_lists_move_too() -> None:
+    class Hiding(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen, self.hidden = nn.Linear(1, 1), [nn.Linear(1, 1)]
+
+    module = nn.Sequential(Hiding())
+    iqa.move(module, torch.device("meta"))
+    assert module[0].seen.weight.is_meta
+    assert module[0].hidden[0].weight.is_meta
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("musik", "pyiqa has no such metric; did you mean musiq"),
+        ("lpips", "reference image"),
+        ("fid", "whole set"),
+        ("clipscore", "captions"),
+    ],
+)
+def test_a_metric_that_cannot_score_is_refused(name: str, words: str) -> None:
+    with pytest.raises(ScoreError, match=words):
+        iqa.load_pyiqa(name)
+
+
+def test_nothing_is_asked_of_the_network_where_that_is_forbidden(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*arguments: Any, **options: Any) -> None:
+        raise AssertionError("asked")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    with (
+        pytest.raises(ConnectionError, match="HF_HUB_OFFLINE"),
+        iqa._loading(),
+    ):
+        urllib.request.urlopen("https://example.invalid/weights.pth")
+    assert socket.getdefaulttimeout() is None
+    with pytest.raises(AssertionError, match="asked"):
+        urllib.request.urlopen("http://127.0.0.1:1/weights.pth")
+
+
+def test_loading_prints_nothing(capfd: pytest.CaptureFixture[str], tiny: str) -> None:
+    with iqa._loading():
+        print("Loading pretrained model")
+    iqa.load_pyiqa("piqe")
+    printed: Sequence[str] = capfd.readouterr()
+    assert "Loading" not in printed[0]
+    assert not printed[0]
