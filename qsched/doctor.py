@@ -1,9 +1,11 @@
 """What is wrong with this machine, this database, this study: one line a check, and what to do."""
 
+import os
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +25,13 @@ CONNECTIONS = 4
 PATIENCE = 3.0  # seconds: somebody is waiting for the answer
 FREE_BYTES = 2e9
 CLOCK_SECONDS = 30.0
+
+DRIVERS = {12: "525.60.13", 13: "580.65.06"}
+"""The oldest NVIDIA driver on Linux for each CUDA major version (minor-version compatibility:
+CUDA Toolkit release notes)."""
+
+LAST_FOR_CUDA_12 = "'torch==2.10.*' 'torchvision==0.25.*' 'torchao==0.16.*'"
+"""The last torch on PyPI that is built for CUDA 12, and what goes with it."""
 
 
 @dataclass(frozen=True)
@@ -57,28 +66,95 @@ def examine(url: str | None, study: Path | None = None) -> Iterator[Finding]:
         yield from _fingerprint(storage, definition)
 
 
+def device(
+    listed: str, complaint: str, *, torch: str, cuda: str | None, usable: Sequence[str]
+) -> Finding:
+    """The GPUs of this machine against what torch can use.
+
+    `listed`: nvidia-smi's "name, driver, memory in MiB", a line a GPU; "" where it finds none or is
+    missing. `complaint`: why it failed. `torch`, `cuda`: torch's version and the CUDA it is built
+    for, None for a build without. `usable`: the names of the GPUs that torch can use.
+    """
+    cards = [[field.strip() for field in line.rsplit(",", 2)] for line in listed.splitlines()]
+    cards = [card for card in cards if len(card) == 3]
+    driver = cards[0][1] if cards else ""
+    words = ", ".join(
+        f"{len(memories)} x {name}{_gigabytes(memories[0])}"
+        for name, memories in _by_name(cards).items()
+    )
+    build = f"torch {torch}" + (f" (CUDA {cuda})" if cuda else "")
+    if usable:
+        seen = words or ", ".join(usable)
+        return Finding(
+            "device", True, f"{seen}, {build}" + (f", driver {driver}" if driver else "")
+        )
+    if not cards:
+        if complaint:
+            return Finding(
+                "device", False, f"nvidia-smi: {complaint}; mend the NVIDIA driver, maybe reboot"
+            )
+        return Finding("device", True, "no GPU here: the CPU is used")
+    remedy = "see why: python -c 'import torch; torch.cuda.init()'"
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    needed = DRIVERS.get(_numbers(cuda)[0]) if cuda else None
+    if cuda is None:
+        remedy = (
+            "this torch is built without CUDA: pip install torch, without an index of CPU wheels"
+        )
+    elif needed and _numbers(driver) < _numbers(needed):
+        remedy = f"CUDA {cuda} needs driver {needed} or newer: update it"
+        if _numbers(driver) >= _numbers(DRIVERS[12]) and needed != DRIVERS[12]:
+            remedy += f", or pip install {LAST_FOR_CUDA_12}, built for CUDA 12 (env.yml)"
+    elif hidden is not None:
+        remedy = f"CUDA_VISIBLE_DEVICES={hidden} hides it: unset or correct it"
+    return Finding("device", False, f"{words}, driver {driver}: {build} can't use it; {remedy}")
+
+
 def _device() -> Iterator[Finding]:
-    """The driver against torch's CUDA."""
     import torch
 
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what torch would warn of is said in the finding
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    yield device(
+        *_nvidia_smi(),
+        torch=torch.__version__,
+        cuda=torch.version.cuda,
+        usable=[torch.cuda.get_device_name(index) for index in range(count)],
+    )
+
+
+def _nvidia_smi() -> tuple[str, str]:
+    """What nvidia-smi lists, and why it failed; both empty where it is not installed."""
+    query = ["--query-gpu=name,driver_version,memory.total", "--format=csv,noheader,nounits"]
     try:
-        command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-        listed = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-        cards = listed.stdout.strip().splitlines()
-    except (OSError, subprocess.SubprocessError):
-        cards = []
-    if torch.cuda.is_available():
-        name, count = torch.cuda.get_device_name(0), torch.cuda.device_count()
-        yield Finding("device", True, f"{count} x {name}, CUDA {torch.version.cuda}")
-    elif cards:
-        yield Finding(
-            "device",
-            False,
-            f"{cards[0]} is not usable by torch {torch.__version__} (CUDA {torch.version.cuda}); "
-            "CUDA 13 needs driver 580 or newer, torch==2.10.* runs on 525.60 and newer",
-        )
-    else:
-        yield Finding("device", True, "no GPU here: the CPU is used")
+        done = subprocess.run(["nvidia-smi", *query], capture_output=True, text=True, timeout=20)
+    except FileNotFoundError:
+        return "", ""
+    except (OSError, subprocess.SubprocessError) as error:
+        return "", str(error).splitlines()[0]
+    if done.returncode:
+        said = (done.stdout + done.stderr).strip().splitlines()
+        return "", said[0] if said else f"exit code {done.returncode}"
+    return done.stdout, ""
+
+
+def _by_name(cards: Sequence[Sequence[str]]) -> dict[str, list[str]]:
+    """{GPU model: the memory of each}."""
+    found: dict[str, list[str]] = {}
+    for name, _, memory in cards:
+        found.setdefault(name, []).append(memory)
+    return found
+
+
+def _gigabytes(mebibytes: str) -> str:
+    """In words, in brackets; nothing where the driver does not say."""
+    return f" ({round(int(mebibytes) / 1024)} GiB)" if mebibytes.isdigit() else ""
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """The parts of a version: (535, 230, 2) of 535.230.02."""
+    return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
 def _server(storage: Storage) -> str:

@@ -5,6 +5,7 @@
     ├── ScheduleError         a scheduler that cannot be preconditioned, or is stepped wrongly
     ├── ConfigError           a study file
     ├── PromptError           prompts and their seeds
+    ├── HubError              a file that can't be fetched from the Hugging Face hub
     ├── ModelError            a model that cannot be found, loaded or used
     ├── QuantizationError     a scheme or backend that cannot quantize the model
     ├── GenerationError       images that cannot be made
@@ -36,6 +37,10 @@ class ConfigError(QschedError):
 
 class PromptError(QschedError):
     """Prompts or their seeds are missing, unreadable or invalid."""
+
+
+class HubError(QschedError):
+    """A file cannot be fetched from the Hugging Face hub."""
 
 
 class ModelError(QschedError):
