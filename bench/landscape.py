@@ -13,7 +13,7 @@ from torch import Tensor
 
 from qsched.catalog import model_entry
 from qsched.coefficients import Coefficients
-from qsched.config import sampling_of
+from qsched.defaults import sampling_of
 from qsched.demo.captions import prompt_lists
 from qsched.generate import ImageGenerator
 from qsched.models import denoiser, load_pipeline
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--scheme", default="w4a4")
     scheme = parser.parse_args().scheme
     entry = model_entry("demo")
-    sampling = sampling_of(entry, Sampling(steps=STEPS))
+    sampling = sampling_of("demo", Sampling(steps=STEPS))
     prompts = with_seeds(prompt_lists()[0][:PROMPTS], seed=5, split="landscape")
     captions = [prompt.text for prompt in prompts]
     scorers = load_scorers(["demo-alignment", "demo-quality"])
@@ -46,7 +46,7 @@ def main() -> None:
 
     pipeline = load_pipeline("demo")
     full = ImageGenerator(pipeline, sampling).generate(prompts, Coefficients.identity(STEPS))
-    quantize(denoiser(pipeline, entry.part), scheme)
+    quantize(denoiser(pipeline, entry.part), scheme, skip=())
     generator = ImageGenerator(pipeline, sampling)
 
     def judged(coefficients: Coefficients) -> dict[str, float]:

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from qsched.catalog import model_entry
 from qsched.coefficients import Coefficients
-from qsched.config import sampling_of
+from qsched.defaults import sampling_of
 from qsched.demo.captions import prompt_lists
 from qsched.generate import CACHES, ImageGenerator
 from qsched.models import denoiser, load_pipeline
@@ -41,8 +41,8 @@ def measure(steps: int, prompts: Sequence[Prompt], trials: int) -> dict[str, lis
     """{variant: seconds of each trial}. AssertionError if a cache changed a pixel."""
     entry = model_entry("demo")
     pipeline = load_pipeline("demo")
-    quantize(denoiser(pipeline, entry.part), "w4a4")
-    sampling = sampling_of(entry, Sampling(steps=steps))
+    quantize(denoiser(pipeline, entry.part), "w4a4", skip=())
+    sampling = sampling_of("demo", Sampling(steps=steps))
     scorers = load_scorers(["demo-alignment", "demo-quality"])
     generators = {
         name: ImageGenerator(pipeline, sampling, part=entry.part, batch_size=BATCH, caches=caches)

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qsched import gallery, pool, report
+from qsched.catalog import model_entry
 from qsched.coefficients import Coefficients
 from qsched.config import Study, load_study
 from qsched.errors import StudyError
 from qsched.export import export
+from qsched.metrics import metric_entry
 from qsched.storage import Storage
 from qsched.study import Status, StoredStudy, create, load
 
@@ -124,7 +126,7 @@ def run(
     return validate(stored, out=folder, observer=observer)
 
 
-def cost(study: Study) -> dict[str, int]:
+def cost(study: Study) -> dict[str, float]:
     """What a study will take at the most; the first network call of a prompt is made once."""
     prompts, steps = len(study.calibration), study.tables.sampling.steps
     return {
@@ -134,8 +136,17 @@ def cost(study: Study) -> dict[str, int]:
         "network_calls": prompts + study.trials * prompts * (steps - 1),
         "held_out_images": 4 * len(study.held_out),
         "grid_images": report.GRID * prompts,
+        "download_gb": _download_gb(study),
+        "gpu_gb": model_entry(study.tables.model.name).gpu_gb,
         "disk_bytes": EMPTY_DATABASE + BYTES_A_SCORE * study.trials * prompts * len(study.scorers),
     }
+
+
+def _download_gb(study: Study) -> float:
+    """The model, the scorers and the held-out metrics."""
+    judges = {*study.scorers, *study.tables.validation.metrics}
+    sizes = [metric_entry(name).download_gb for name in judges]
+    return round(model_entry(study.tables.model.name).download_gb + sum(sizes), 1)
 
 
 def work(
@@ -159,27 +170,27 @@ def work(
         return True
     observer.loading("the model, the scorers")
     from qsched.generate import ImageGenerator
-    from qsched.models import denoiser, hardware, load_pipeline
+    from qsched.models import PeakMemory, device_for, hardware
+    from qsched.models import load as load_model
     from qsched.objective import Evaluator
-    from qsched.quantize import quantize
     from qsched.score import load_metrics, load_scorers
     from qsched.worker import Worker
 
     definition, tables = study.definition, study.definition.tables
-    pipeline = load_pipeline(
-        tables.model.name, dtype=tables.model.dtype, device=device or tables.execution.device
-    )
-    network = quantize(
-        denoiser(pipeline, tables.model.part),
-        tables.quantization.scheme,
-        skip=tables.quantization.skip,
-        overrides=tables.quantization.overrides,
-    )
-    observer.network(network.summary())
-    load_metrics(tables.validation.metrics)  # one that can't be had is an error now, not at the end
+    execution = tables.execution.model_copy(update={"device": device} if device else {})
+    where, twin = device_for(tables.model, execution), tables.model.twin
+    # What can't be had is an error now, not at the first image and not at the end.
+    scorers = load_scorers(definition.scorers, where, twin=twin)
+    load_metrics(tables.validation.metrics, twin=twin)
+    loaded = load_model(tables.model, tables.quantization, execution=execution)
+    observer.network(loaded.summary)
     generator = ImageGenerator(
-        pipeline, tables.sampling, part=tables.model.part, batch_size=tables.execution.batch_size
+        loaded.pipeline,
+        tables.sampling,
+        part=tables.model.part,
+        batch_size=execution.batch_size,
     )
+    generator.prepare(definition.calibration)
     prompts = len(definition.calibration)
     shown = 0.0
 
@@ -189,16 +200,16 @@ def work(
             observer.working(study.status())
             shown = time.monotonic()
 
-    scorers = load_scorers(definition.scorers, pipeline.device)
     worker = Worker(
         study,
         Evaluator(generator, scorers, definition.calibration),
-        hardware=hardware(pipeline.device),
+        hardware=hardware(where),
         grace=grace,
         on_batch=lambda slot, scored: observer.batch(slot, scored, prompts),
         on_trial=on_trial,
         on_wait=lambda: observer.waiting(study.status()),
         gallery=gallery.Gallery(study),
+        memory=PeakMemory(where),
     )
     try:
         finished = worker.run(max_trials=max_trials, stay=stay)

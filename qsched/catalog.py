@@ -1,11 +1,12 @@
-"""What qsched knows by name: models, scorers and held-out metrics. Declarations only, no torch.
+"""The models that qsched knows by name. Declarations only, no torch.
 
-A study file names its model and scorers; this table says what each one is, so that files are
-checked, listed and fingerprinted on machines without a GPU stack. The code that loads them is in
-`models` and `score`, keyed by the same names (a test holds the two together).
+A study file names its model; this table says where the pipeline comes from and how it is sampled,
+so that files are checked, listed and fingerprinted on machines without a GPU stack. A study may
+override every field in its `[model]` and `[sampling]` tables. `models` loads what is declared here.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,120 +16,257 @@ from qsched.errors import ModelError
 
 DEMO_FOLDER = Path(__file__).parent / "demo"
 
+TWIN_SIDE = 32
+"""Height and width of the images of a tiny twin, in pixels."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """LoRA weights that are fused into the denoiser. `{steps}` in `file` is the number of steps."""
+
+    source: str
+    file: str
+    revision: str | None = None
+    scale: float = 1.0
+
 
 @dataclass(frozen=True)
 class ModelEntry:
     """A text-to-image model: where its diffusers pipeline comes from and how it is sampled.
 
-    `source` is a diffusers folder, a hub repository or ``module:function``. `part` names the
-    denoiser, the module that is called once per step and quantized. `call` holds further arguments
-    of the pipeline's own ``__call__``.
+    `source`: a diffusers folder, a hub repository (with its `revision`) or ``module:function``.
+    `pipeline`: the diffusers class. `scheduler`: its class under "class" and what replaces the
+    config that comes with it. `part`: the denoiser, the module that is called once per step and
+    quantized. `steps`: what the checkpoint was distilled for. `call`: more arguments of the
+    pipeline's own ``__call__``. `download_gb`, `gpu_gb`: what it takes, in decimal gigabytes; the
+    second is an estimate for a small batch, weights in `dtype`, text encoders freed after use.
     """
 
     name: str
     source: str
     description: str
     licence: str
+    pipeline: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    dtype: str = "float32"
+    scheduler: Mapping[str, Any] | None = None
+    lora: Lora | None = None
     part: str | None = None
     steps: tuple[int, ...] | None = None
     guidance_scale: float | None = None
     height: int | None = None
     width: int | None = None
     call: Mapping[str, Any] = field(default_factory=dict)
+    gated: bool = False
+    download_gb: float = 0.0
+    gpu_gb: float = 0.0
 
+
+_PCM_STEPS = (2, 4, 8, 16)
+_SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+_SDXL_REVISION = "462165984030d82259a11f4367a4eed129e94a7b"
+_PCM = "wangfuyun/PCM_Weights"
+_PCM_REVISION = "39560fead4ce00f94db3cb8e93dd8fba90ec0be6"
+_TCD = {  # as in the authors' own demonstration
+    "class": "TCDScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "timestep_spacing": "trailing",
+}
 
 MODELS: Mapping[str, ModelEntry] = {
-    "demo": ModelEntry(
-        name="demo",
-        source=str(DEMO_FOLDER / "pipeline"),
-        description="emoji scenes, 64 x 64 pixels, a StableDiffusion3Pipeline for 1, 2 or 4 steps",
-        licence="Apache-2.0; trained on Noto Emoji (Apache-2.0) and Twemoji (CC-BY 4.0)",
-        part="transformer",
-        steps=(1, 2, 4),
-        guidance_scale=0.0,
-        height=64,
-        width=64,
-        call={"max_sequence_length": 0},
-    )
-}
-
-
-SCHEMES = ("none", "w8a16", "w8a8", "w8a4", "w4a16", "w4a8", "w4a4")
-"""Quantization schemes: bits of the weights and of the activations."""
-
-
-@dataclass(frozen=True)
-class MetricEntry:
-    """A per-image metric, higher is better. `reference`: it compares with the full-precision image.
-
-    `independent` metrics share no network with the scorers, so an improvement in one of them is
-    evidence from outside the search.
-    """
-
-    name: str
-    description: str
-    reference: bool = False
-    independent: bool = False
-
-
-SCORERS: Mapping[str, MetricEntry] = {
     entry.name: entry
     for entry in (
-        MetricEntry("demo-alignment", "100 * cosine of caption and image, the demo's open_clip"),
-        MetricEntry("demo-quality", "no-reference quality in (0, 1), the demo's critic"),
+        ModelEntry(
+            name="demo",
+            source=str(DEMO_FOLDER / "pipeline"),
+            description="emoji scenes, 64 x 64 pixels; ships with qsched",
+            licence="Apache-2.0; trained on Noto Emoji (Apache-2.0) and Twemoji (CC-BY 4.0)",
+            pipeline="StableDiffusion3Pipeline",
+            part="transformer",
+            steps=(1, 2, 4),
+            guidance_scale=0.0,
+            height=64,
+            width=64,
+            call={"max_sequence_length": 0},
+        ),
+        ModelEntry(
+            name="sdxl-turbo",
+            source="stabilityai/sdxl-turbo",
+            revision="71153311d3dbb46851df1931d3ca6e939de83304",
+            variant="fp16",
+            description="SDXL-Turbo, distilled by adversarial diffusion distillation",
+            licence="Stability AI Community License; commercial use has conditions",
+            pipeline="StableDiffusionXLPipeline",
+            dtype="float16",
+            scheduler={
+                "class": "EulerAncestralDiscreteScheduler",
+                "timestep_spacing": "trailing",
+            },
+            part="unet",
+            steps=(1, 4),
+            guidance_scale=0.0,
+            height=512,
+            width=512,
+            download_gb=6.9,
+            gpu_gb=10.0,
+        ),
+        ModelEntry(
+            name="lcm-dreamshaper",
+            source="SimianLuo/LCM_Dreamshaper_v7",
+            revision="a85df6a8bd976cdd08b4fd8f3b73f229c9e54df5",
+            description="LCM, a latent consistency model of Dreamshaper v7",
+            licence="MIT",
+            pipeline="LatentConsistencyModelPipeline",
+            scheduler={"class": "LCMScheduler"},
+            part="unet",
+            steps=(1, 2, 4, 8),
+            guidance_scale=8.0,
+            height=768,
+            width=768,
+            download_gb=4.3,
+            gpu_gb=10.0,
+        ),
+        ModelEntry(
+            name="pcm-sd15",
+            source="stable-diffusion-v1-5/stable-diffusion-v1-5",
+            revision="451f4fe16113bff5a5d2269ed5ad43b0592e9a14",
+            variant="fp16",
+            description="PCM, a phased consistency LoRA on Stable Diffusion 1.5 (small guidance)",
+            licence="CreativeML Open RAIL-M; the LoRA states none",
+            pipeline="StableDiffusionPipeline",
+            dtype="float16",
+            scheduler=_TCD,
+            lora=Lora(
+                _PCM, "sd15/pcm_sd15_smallcfg_{steps}step_converted.safetensors", _PCM_REVISION
+            ),
+            part="unet",
+            steps=_PCM_STEPS,
+            guidance_scale=0.0,
+            height=512,
+            width=512,
+            download_gb=2.3,
+            gpu_gb=4.0,
+        ),
+        ModelEntry(
+            name="pcm-sdxl",
+            source=_SDXL,
+            revision=_SDXL_REVISION,
+            variant="fp16",
+            description="PCM, a phased consistency LoRA on SDXL (small guidance)",
+            licence="CreativeML Open RAIL++-M; the LoRA states none",
+            pipeline="StableDiffusionXLPipeline",
+            dtype="float16",
+            scheduler=_TCD,
+            lora=Lora(
+                _PCM, "sdxl/pcm_sdxl_smallcfg_{steps}step_converted.safetensors", _PCM_REVISION
+            ),
+            part="unet",
+            steps=_PCM_STEPS,
+            guidance_scale=0.0,
+            height=1024,
+            width=1024,
+            download_gb=7.3,
+            gpu_gb=12.0,
+        ),
+        ModelEntry(
+            name="flux-schnell",
+            source="black-forest-labs/FLUX.1-schnell",
+            revision="741f7c3ce8b383c54771c7003378a50191e9efe9",
+            description="FLUX.1 [schnell], a 12-billion-parameter flow-matching transformer",
+            licence="Apache-2.0",
+            pipeline="FluxPipeline",
+            dtype="bfloat16",
+            scheduler={"class": "FlowMatchEulerDiscreteScheduler", "shift": 1.0},
+            part="transformer",
+            steps=(1, 2, 3, 4),
+            guidance_scale=0.0,
+            height=1024,
+            width=1024,
+            call={"max_sequence_length": 256},
+            gated=True,
+            download_gb=33.7,
+            gpu_gb=36.0,
+        ),
+        ModelEntry(
+            name="sdxl-base",
+            source=_SDXL,
+            revision=_SDXL_REVISION,
+            variant="fp16",
+            description="SDXL base with its own scheduler, the paper's reference",
+            licence="CreativeML Open RAIL++-M",
+            pipeline="StableDiffusionXLPipeline",
+            dtype="float16",
+            part="unet",
+            guidance_scale=5.0,
+            height=1024,
+            width=1024,
+            download_gb=6.9,
+            gpu_gb=12.0,
+        ),
     )
 }
-"""What a search may optimise: needs the image and its caption only."""
 
-METRICS: Mapping[str, MetricEntry] = {
-    entry.name: entry
-    for entry in (
-        MetricEntry("attributes", "share of the caption's attributes that the image shows"),
-        MetricEntry(
-            "similarity",
-            "cosine to the full-precision image of the same seed, ImageNet EfficientNet features",
-            reference=True,
-            independent=True,
-        ),
-        MetricEntry(
-            "pixels",
-            "minus the RMS difference to the full-precision image, in grey levels",
-            reference=True,
-            independent=True,
-        ),
-    )
-}
-"""What validation may measure besides the objective: the search never sees these."""
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 def model_entry(name: str) -> ModelEntry:
-    """The entry of a known model, or one made for ``module:function`` or a diffusers folder.
+    """The entry of a known model, or one made for a diffusers folder, a hub repository or
+    ``module:function``.
 
     Raises ModelError for any other name, with the names that exist.
     """
     if name in MODELS:
         return MODELS[name]
-    if ":" in name or (Path(name) / "model_index.json").is_file():
-        return ModelEntry(name=name, source=name, description="your own pipeline", licence="yours")
+    folder = (Path(name) / "model_index.json").is_file()
+    if folder or ":" in name or _REPOSITORY.fullmatch(name):
+        return ModelEntry(name=name, source=name, description="your own", licence="yours")
     raise ModelError(
         f"model.name = {name!r}; expected one of {', '.join(MODELS)}, a folder with a "
-        "model_index.json, or 'module:function' that returns a diffusers pipeline"
+        "model_index.json, a hub repository 'owner/name', or 'module:function' that returns a "
+        "diffusers pipeline"
     )
 
 
-def weights_identity(entry: ModelEntry) -> str:
-    """What tells one set of weights from another: a digest of the folder's files, or the name.
+def is_folder(source: str) -> bool:
+    """Whether a source is a diffusers folder on this machine."""
+    return (Path(source) / "model_index.json").is_file()
+
+
+def is_function(source: str) -> bool:
+    """Whether a source names a function that builds the pipeline."""
+    return ":" in source and not is_folder(source)
+
+
+def weights_identity(source: str, revision: str | None, lora: Lora | None = None) -> str:
+    """What tells one set of weights from another: a digest of the folder's files, or the
+    repository with its revision, or the function's name; the LoRA's likewise.
 
     Large files count by name, size and their first and last mebibyte, so a 10 GB checkpoint takes
     no longer than a small one.
     """
-    folder = Path(entry.source)
-    if not folder.is_dir():
-        return entry.source
+    own = _digest(Path(source)) if is_folder(source) else _at(source, revision)
+    if lora is None:
+        return own
+    file = Path(lora.source) / lora.file
+    extra = _digest(file) if file.is_file() else f"{_at(lora.source, lora.revision)}/{lora.file}"
+    return f"{own} + {lora.scale:g} * {extra}"
+
+
+def _at(source: str, revision: str | None) -> str:
+    return f"{source}@{revision}" if revision else source
+
+
+def _digest(place: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+    for path in files:
         size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()}:{size};".encode())
+        name = "" if path == place else path.relative_to(place).as_posix()
+        digest.update(f"{name}:{size};".encode())
         with path.open("rb") as stream:
             digest.update(stream.read(1 << 20))
             stream.seek(max(0, size - (1 << 20)))

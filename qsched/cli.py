@@ -2,7 +2,9 @@
 
 import json
 import logging
+import os
 import sys
+import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +23,7 @@ from qsched.options import (
     StudyName,
     StudyPath,
     Trials,
+    Twin,
     console,
     open_storage,
 )
@@ -40,6 +43,9 @@ def main() -> None:
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)  # what is less goes into a worker's own log
     logging.basicConfig(format="%(message)s", handlers=[handler])
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    for chatty in ("bitsandbytes", "torch.utils._pytree", "torchao"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     try:
         app()
     except KeyboardInterrupt:
@@ -67,6 +73,52 @@ def _qsched(
 
 
 @app.command()
+def init(
+    model: Annotated[str, typer.Argument(help="A model of qsched models.", show_default=False)],
+    quantization: Annotated[str, typer.Option(help="A scheme such as w8a8 or nf4.")] = "w4a8",
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The file to write.", show_default="NAME.toml")
+    ] = None,
+) -> None:
+    """Write a commented study file for a model, with the paper's settings.
+
+    Example: [bold]qsched init flux-schnell --quantization nf4[/]
+    """
+    from qsched.errors import ConfigError
+    from qsched.template import study_text
+
+    text = study_text(model, scheme=quantization, steps=steps, name=out.stem if out else None)
+    path = out or Path(tomllib.loads(text)["name"] + ".toml")
+    if path.exists():
+        raise ConfigError(f"{path} exists; give another file with --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    console.print(Text(f"{path}"), soft_wrap=True)
+    console.print(Text(f"next      qsched check {path}"), soft_wrap=True)
+
+
+@app.command()
+def models(as_json: AsJson = False) -> None:
+    """List the models that qsched knows, and what each needs.
+
+    Example: [bold]qsched models --json[/]
+    """
+    from dataclasses import asdict
+
+    from qsched import catalog, display
+
+    entries = list(catalog.MODELS.values())
+    if as_json:
+        console.print_json(json.dumps([asdict(entry) for entry in entries], default=dict))
+    else:
+        console.print(display.models(entries))
+        console.print(
+            Text("also: a diffusers folder, owner/name on the hub, or module:function"), style="dim"
+        )
+
+
+@app.command()
 def check(
     studies: Annotated[
         list[Path], typer.Argument(help="One or more study files.", show_default=False)
@@ -83,7 +135,7 @@ def check(
     problems: list[str] = []
     for path in studies:
         try:
-            costs.append({"file": str(path), **cost(load_study(path))})
+            costs.append({"file": str(path), **cost(load_study(path, fetch=False))})
         except QschedError as error:
             problems.append(str(error))
     if as_json:
@@ -95,12 +147,22 @@ def check(
                 f"    search  {row['trials']} trials x {row['prompts']} prompts: "
                 f"{row['images']:,} images, {row['network_calls']:,} network calls\n"
                 f"    proof   {row['held_out_images']:,} images\n"
-                f"    disk    {row['disk_bytes'] / 1e6:.1f} MB in the database\n"
+                f"    disk    {row['disk_bytes'] / 1e6:.1f} MB in the database"
+                f"{_downloads(row)}\n"
                 f"    grid    the official 50 x 50 search takes {row['grid_images']:,} images",
                 soft_wrap=True,
             )
     if problems:
         raise QschedError("\n".join(problems))
+
+
+def _downloads(row: dict[str, Any]) -> str:
+    """What has to be fetched once, and the GPU."""
+    if not row["download_gb"]:
+        return ""
+    return (
+        f", {row['download_gb']:.1f} GB to download once; a GPU with about {row['gpu_gb']:.0f} GB"
+    )
 
 
 @app.command()
@@ -114,6 +176,7 @@ def run(
     ] = 1,
     accept: Accept = None,
     out: OutFolder = None,
+    twin: Twin = False,
 ) -> None:
     """Create or resume a study, spend its budget, prove the result, write it down.
 
@@ -123,9 +186,19 @@ def run(
     """
     from qsched import api, display
 
-    definition = api.load_study(study).changed(name=name, trials=trials)
+    definition = api.load_study(study, fetch=not twin).changed(name=name, trials=trials)
+    if twin:
+        definition = definition.twin()
     database = open_storage(storage)
     console.print(Text(f"study     {definition.name} in {database}"), soft_wrap=True)
+    if twin:
+        console.print(
+            Text(
+                "twin      random weights and small images: it tries the study, it proves nothing"
+            ),
+            style="yellow",
+            soft_wrap=True,
+        )
     with display.LiveProgress(console).live() as observer:
         result = api.run(
             definition,
@@ -176,8 +249,10 @@ def export(
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Option(help="A model, a folder or module:function.")],
-    prompts: Annotated[Path, typer.Option(help="A text file, one caption a line.")],
+    model: Annotated[
+        str, typer.Option(help="A model, a folder, owner/name, module:function or a study file.")
+    ],
+    prompts: Annotated[str, typer.Option(help="Captions: text, JSONL, JSON, YAML, or hf://.")],
     out: Annotated[Path, typer.Option("--out", help="Folder of the images.")],
     coefficients: Annotated[
         Path | None,
@@ -186,9 +261,15 @@ def generate(
     steps: Annotated[
         int | None, typer.Option(help="Steps, where no coefficients say so.", show_default=False)
     ] = None,
-    quantization: Annotated[str, typer.Option(help="A scheme such as w4a8.")] = "none",
+    quantization: Annotated[
+        str | None, typer.Option(help="A scheme such as w4a8.", show_default=False)
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(help="So many of the captions.", min=1, show_default=False)
+    ] = None,
     seed: Annotated[int, typer.Option(help="The seed of all noise.", min=0)] = 0,
     batch_size: Annotated[int, typer.Option(help="Images at once.", min=1)] = 16,
+    twin: Twin = False,
 ) -> None:
     """Make an image set: numbered PNG files and a prompts.jsonl. Images that exist are kept.
 
@@ -206,8 +287,10 @@ def generate(
         coefficients=coefficients,
         steps=steps,
         quantization=quantization,
+        count=count,
         seed=seed,
         batch_size=batch_size,
+        twin=twin,
     )
     for _ in track(batches, total=missing, description="images", console=console):
         pass

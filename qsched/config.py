@@ -23,12 +23,38 @@ from qsched.coefficients import (
     Parametrisation,
     parametrisation,
 )
+from qsched.defaults import sampling_of, weights_of, with_entry
 from qsched.errors import ConfigError, QschedError
-from qsched.prompts import Prompt, choose, read_captions, with_seeds
-from qsched.sections import Prompts, Sampling, StudyFile, in_words
+from qsched.prompts import (
+    Prompt,
+    choose,
+    is_remote,
+    locate,
+    read_captions,
+    split,
+    stand_ins,
+    with_seeds,
+)
+from qsched.sections import Prompts, StudyFile, in_words
 
-LIBRARIES = ("torch", "diffusers", "transformers", "open_clip_torch", "optuna", "numpy")
+LIBRARIES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "open_clip_torch",
+    "optuna",
+    "numpy",
+    "pyiqa",
+    "textblob",
+    "timm",
+    "torchao",
+    "bitsandbytes",
+    "peft",
+)
 """Packages whose version can change a score or a proposal."""
+
+TWIN_PROMPTS = 4
+"""A twin calibrates on no more prompts than this, and is held to no more."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +93,7 @@ class Study:
     def objective(self) -> jaq.Objective:
         """JAQ as this study defines it; standardised ones still lack their units."""
         table = self.tables.objective
-        terms = tuple(jaq.Term(term.scorer, term.weight) for term in table.terms)
+        terms = tuple(jaq.Term(term.scorer, term.weight, term.log) for term in table.terms)
         return jaq.Objective(terms, standardised=table.preset == "standardised")
 
     @property
@@ -83,6 +109,31 @@ class Study:
         if trials is not None:
             changes["search"] = self.tables.search.model_dump() | {"trials": trials}
         return _checked(self, changes) if changes else self
+
+    def twin(self) -> "Study":
+        """The same study of a tiny model of the same pipeline class, with random weights.
+
+        Its name ends in "-twin", its images are small and its prompts few; all else is as the study
+        says. Raises ConfigError if nothing tells the pipeline's class.
+        """
+        model, sampling = self.tables.model, self.tables.sampling
+        if model.pipeline is None:
+            raise ConfigError(
+                f"model.name = {model.name!r} has no twin; set model.pipeline to its class"
+            )
+        side = {"height": catalog.TWIN_SIDE, "width": catalog.TWIN_SIDE}
+        changes = {
+            "name": f"{self.name[:59]}-twin",
+            "model": model.model_dump() | {"twin": True, "dtype": "float32"},
+            "sampling": sampling.model_dump() | side,
+        }
+        changed = _checked(self, changes)
+        return replace(
+            changed,
+            calibration=self.calibration[:TWIN_PROMPTS],
+            held_out=self.held_out[:TWIN_PROMPTS],
+            weights=f"twin of {model.pipeline}",
+        )
 
     def fingerprint(self) -> dict[str, Any]:
         """All that a value of this study depends on, flat: {"sampling.steps": 4, ...}.
@@ -121,10 +172,12 @@ class Study:
         )
 
 
-def load_study(path: str | Path) -> Study:
+def load_study(path: str | Path, *, fetch: bool = True) -> Study:
     """Reads and validates a study file.
 
-    Raises ConfigError that lists every problem, one a line, each beginning with the path and key.
+    `fetch`: prompts that lie on the hub are downloaded; otherwise stand-ins take their place, for a
+    check or a twin, neither of which may need the network. Raises ConfigError that lists every
+    problem, one a line, each beginning with the path and key.
     """
     path = Path(path)
     try:
@@ -138,14 +191,13 @@ def load_study(path: str | Path) -> Study:
     tables = None
     try:
         tables = StudyFile.model_validate(content)
-        entry = catalog.model_entry(tables.model.name)
-        tables = _with_defaults(tables, entry)
+        tables = _with_defaults(tables)
     except ValidationError as error:
         problems += [in_words(dict(problem)) for problem in error.errors()]
     except QschedError as error:
         problems.append(str(error))
     try:
-        prompts = _prompts(Prompts.model_validate(content.get("prompts")), path.parent)
+        prompts = _prompts(Prompts.model_validate(content.get("prompts")), path.parent, fetch)
     except ValidationError:
         pass  # already among the problems of the whole file
     except QschedError as error:
@@ -157,26 +209,7 @@ def load_study(path: str | Path) -> Study:
         tables=tables,
         calibration=calibration,
         held_out=held_out,
-        weights=catalog.weights_identity(entry),
-    )
-
-
-def sampling_of(entry: catalog.ModelEntry, sampling: Sampling) -> Sampling:
-    """`sampling` with what it leaves out filled in from the model's entry.
-
-    Raises ConfigError if the model wasn't trained for this number of steps.
-    """
-    steps = sampling.steps
-    if entry.steps and steps not in entry.steps:
-        allowed = ", ".join(map(str, entry.steps))
-        raise ConfigError(f"sampling.steps = {steps}; {entry.name} was trained for {allowed} steps")
-    return sampling.model_copy(
-        update={
-            "guidance_scale": _first(sampling.guidance_scale, entry.guidance_scale),
-            "height": _first(sampling.height, entry.height),
-            "width": _first(sampling.width, entry.width),
-            "call": {**entry.call, **sampling.call},
-        }
+        weights=weights_of(tables.model),
     )
 
 
@@ -197,13 +230,10 @@ def installed_version(package: str) -> str | None:
         return None
 
 
-def _prompts(table: Prompts, folder: Path) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
-    def captions(source: str | Sequence[str], count: int | None, key: str) -> list[str]:
-        listed = read_captions(folder / source) if isinstance(source, str) else list(source)
-        return choose(listed, count, seed=table.seed, where=f"prompts.{key}")
-
-    calibration = captions(table.calibration, table.calibration_count, "calibration")
-    held_out = captions(table.held_out, table.held_out_count, "held_out")
+def _prompts(
+    table: Prompts, folder: Path, fetch: bool
+) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    calibration, held_out = _captions(table, folder, fetch)
     shared = sorted(set(calibration) & set(held_out))
     if shared:
         raise ConfigError(
@@ -221,15 +251,48 @@ def _prompts(table: Prompts, folder: Path) -> tuple[tuple[Prompt, ...], tuple[Pr
     )
 
 
-def _with_defaults(tables: StudyFile, entry: catalog.ModelEntry) -> StudyFile:
-    """The tables with what the file left out filled in from the model's entry."""
-    part = _first(tables.model.part, entry.part)
-    return tables.model_copy(
-        update={
-            "sampling": sampling_of(entry, tables.sampling),
-            "model": tables.model.model_copy(update={"part": part}),
-        }
+def _captions(table: Prompts, folder: Path, fetch: bool) -> tuple[list[str], list[str]]:
+    """The captions to calibrate on, and those held out."""
+
+    def listed(source: str | Sequence[str], count: int | None, key: str) -> list[str]:
+        if not isinstance(source, str):
+            return list(source)
+        if is_remote(source) and not fetch:
+            if count is None:
+                raise ConfigError(f"prompts.{key}_count is missing; prompts on the hub need it")
+            return stand_ins(count, key)
+        return read_captions(locate(source, folder, where=f"prompts.{key}"))
+
+    if table.held_out is None and not (
+        isinstance(table.calibration, str) and is_remote(table.calibration) and not fetch
+    ):
+        return split(
+            listed(table.calibration, None, "calibration"),
+            table.calibration_count,
+            table.held_out_count,
+            seed=table.seed,
+            where="prompts.calibration",
+        )
+    both = (
+        (table.calibration, table.calibration_count, "calibration"),
+        (
+            table.held_out or table.calibration,
+            table.held_out_count,
+            "held_out",
+        ),
     )
+    calibration, held_out = (
+        choose(listed(source, count, key), count, seed=table.seed, where=f"prompts.{key}")
+        for source, count, key in both
+    )
+    return calibration, held_out
+
+
+def _with_defaults(tables: StudyFile) -> StudyFile:
+    """The tables with what the file left out filled in from the model's entry."""
+    model = with_entry(tables.model, tables.sampling.steps)
+    sampling = sampling_of(tables.model.name, tables.sampling)
+    return tables.model_copy(update={"sampling": sampling, "model": model})
 
 
 def _checked(study: Study, changes: Mapping[str, Any]) -> Study:
@@ -252,7 +315,3 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]
 def _digest(prompts: Iterable[Prompt]) -> str:
     listed = json.dumps([[prompt.text, prompt.seed] for prompt in prompts])
     return hashlib.blake2b(listed.encode(), digest_size=8).hexdigest()
-
-
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value is not None), None)

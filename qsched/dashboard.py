@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from qsched.errors import StudyError
 from qsched.gallery import artifact_store
 from qsched.storage import Storage
 
@@ -15,9 +16,16 @@ REFUSAL = b'{"reason": "this dashboard is read-only; start it with qsched dashbo
 def application(
     storage: Storage, *, artifacts: str | None = None, writable: bool = False
 ) -> WSGIApplication:
-    """The dashboard as a WSGI application. `artifacts`: as `gallery.store` in the study files."""
-    import optuna_dashboard
+    """The dashboard as a WSGI application. `artifacts`: as `gallery.store` in the study files.
 
+    Raises StudyError where it is not installed.
+    """
+    try:
+        import optuna_dashboard
+    except ImportError as error:
+        raise StudyError(
+            "the dashboard is not installed; pip install 'qsched[dashboard]'"
+        ) from error
     app = optuna_dashboard.wsgi(
         storage.database.optuna, artifact_store=artifact_store(artifacts, storage.database)
     )
@@ -46,9 +54,9 @@ def serve(
     on_ready: Callable[[str], Any] = lambda url: None,
 ) -> None:
     """Serves until it is interrupted, on 127.0.0.1 only. Raises OSError if the port is taken."""
+    app = application(storage, artifacts=artifacts, writable=writable)
     import waitress
 
-    app = application(storage, artifacts=artifacts, writable=writable)
     server = waitress.create_server(app, host=HOST, port=port, threads=8)
     on_ready(f"http://{HOST}:{server.effective_port}/dashboard/")
     try:

@@ -130,7 +130,12 @@ class Database:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise StorageError(f"storage {self.path}: {error.strerror}") from error
-        engine = sa.create_engine(self.url, **self._engine_arguments(2))
+        try:
+            engine = sa.create_engine(self.url, **self._engine_arguments(2))
+        except ImportError as error:
+            raise StorageError(
+                f"storage {self}: {error}; pip install 'qsched[postgres]'"
+            ) from error
         _tune(engine)
         return engine
 

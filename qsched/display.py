@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.panel import Panel
 from rich.progress import (
     BarColumn,
@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from qsched.api import Observer, Outcome
+from qsched.catalog import ModelEntry
 from qsched.coefficients import Coefficients
 from qsched.study import Status
 
@@ -198,6 +199,29 @@ def workers(status: Status) -> Table:
             f"{worker.idle:.0f} s ago",
         )
     return table
+
+
+def models(entries: Sequence[ModelEntry]) -> Group:
+    """`qsched models`: a line a model, and where it comes from below."""
+    parts: list[Text] = [
+        Text(
+            f"{'model':<17}{'steps':<13}{'guidance':<10}{'size':<7}{'download':>8}{'GPU':>8}",
+            "bold",
+        )
+    ]
+    for entry in entries:
+        steps = " ".join(map(str, entry.steps)) if entry.steps else "any"
+        guidance = "" if entry.guidance_scale is None else f"{entry.guidance_scale:g}"
+        download = f"{entry.download_gb:.1f} GB" if entry.download_gb else "-"
+        gpu = f"{entry.gpu_gb:.0f} GB" if entry.gpu_gb else "-"
+        line = f"{steps:<13}{guidance:<10}{entry.height or '':<7}{download:>8}{gpu:>8}"
+        parts.append(Text.assemble((f"{entry.name:<17}", "bold cyan"), line))
+        parts.append(Text(f"  {entry.description}"))
+        source = entry.source if entry.download_gb else ""
+        source += f" + {entry.lora.source}" if entry.lora else ""
+        gated = "; gated: accept it on the hub" if entry.gated else ""
+        parts.append(Text("  " + "; ".join(filter(None, (source, entry.licence))) + gated, "dim"))
+    return Group(*parts)
 
 
 def coefficients(label: str, value: Coefficients) -> str:

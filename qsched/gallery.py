@@ -117,8 +117,10 @@ def contact_sheet(images: np.ndarray, title: str) -> Image.Image:
 
 def publish(study: StoredStudy) -> None:
     """Puts the study's note and its plots into optuna-dashboard. What goes wrong is logged."""
-    from optuna_dashboard import save_note, save_plotly_graph_object
-
+    try:
+        from optuna_dashboard import save_note, save_plotly_graph_object
+    except ImportError:  # without the extra there is no dashboard to look at either
+        return
     try:
         status = study.status()
         twin = study.trials.study

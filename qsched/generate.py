@@ -13,17 +13,17 @@ because what they return can't depend on the coefficients and so is the same in 
   (arXiv 2509.01624, section 4: x_{i+1} = step(c_eps[i] eps_i, t_i, c_x[i] x_i)). A trial of N steps
   costs N - 1 network calls.
 
-Each is kept per prompt, the last under a digest of everything that enters the denoiser. Images are
+Each is kept per prompt, in the computer's memory, the last under a digest of everything that enters
+the denoiser. `prepare` encodes all prompts first and then frees the text encoders. Images are
 made in batches of one fixed shape (the last one padded), so an image doesn't depend on its
 neighbours, and caches change the time but never the pixels.
 """
 
-import hashlib
+import gc
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from itertools import chain
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import torch
@@ -32,7 +32,8 @@ from torch import Tensor
 
 from qsched.coefficients import Coefficients
 from qsched.errors import GenerationError
-from qsched.models import denoiser
+from qsched.interception import Row, input_digests, joined, replaced, rows
+from qsched.models import MEMORY_REMEDIES, denoiser, text_encoders
 from qsched.prompts import Prompt
 from qsched.schedule import precondition
 from qsched.sections import Sampling
@@ -73,9 +74,77 @@ class ImageGenerator:
         self.images = 0
         self._denoiser = denoiser(pipeline, part)
         self._caches = caches
-        self._embeddings: dict[str, _Row] = {}
-        self._noise: dict[int, tuple[_Row, Tensor]] = {}
+        self._encoders_freed = False
+        self._embeddings: dict[str, Row] = {}
+        self._noise: dict[int, tuple[Row, Tensor]] = {}
         self._first_outputs: dict[bytes, Tensor] = {}
+        self._network_device = torch.device("cpu")
+
+    def prepare(self, prompts: Sequence[Prompt]) -> None:
+        """Encodes all captions that will be asked for, then frees the memory of the text encoders.
+
+        Warns of captions that are longer than the text encoders read. Needs the cache of
+        embeddings; afterwards other captions than these raise GenerationError.
+        """
+        if "embeddings" not in self._caches:
+            raise ValueError("prepare needs the cache of embeddings")
+        first = {prompt.text: prompt for prompt in reversed(prompts)}
+        new = [first[text] for text in sorted(first.keys() - self._embeddings.keys())]
+        self._warn_of_long([prompt.text for prompt in new])
+        for start in range(0, len(new), self.batch_size):
+            batch = self._padded(new[start : start + self.batch_size])
+            encode = self._encoder(self.pipeline.encode_prompt, batch)
+
+            def encode_and_stop(
+                *args: Any, encode: Callable[..., Any] = encode, **kwargs: Any
+            ) -> Any:
+                encode(*args, **kwargs)
+                raise _EncodedError
+
+            with replaced(self.pipeline, "encode_prompt", encode_and_stop), suppress(_EncodedError):
+                self._call(batch, [torch.Generator() for _ in batch])
+        self._free_text_encoders()
+
+    def _free_text_encoders(self) -> None:
+        for name in text_encoders(self.pipeline):
+            setattr(self.pipeline, name, None)
+        self._encoders_freed = True
+        self.pipeline.maybe_free_model_hooks()  # hooks of offloading hold them as well
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _warn_of_long(self, captions: Sequence[str]) -> None:
+        """Says which captions are cut, by the text encoder that reads the most."""
+        limits = {
+            name: min(tokenizer.model_max_length, self._read_by(name))
+            for name, tokenizer in self.pipeline.components.items()
+            if name.startswith("tokenizer") and tokenizer is not None
+        }
+        if not limits:
+            return
+        name = max(limits, key=lambda each: limits[each])
+        tokenizer = getattr(self.pipeline, name)
+        for caption in captions:
+            length = len(tokenizer(caption, truncation=False, verbose=False).input_ids)
+            if length > limits[name]:
+                logger.warning(
+                    "the prompt %r has %d tokens; %s reads %d, the rest is cut",
+                    caption if len(caption) < 60 else caption[:57] + "...",
+                    length,
+                    name,
+                    limits[name],
+                )
+
+    def _read_by(self, tokenizer: str) -> int:
+        """Tokens that the pipeline lets a T5 read; any number for the others."""
+        named = inspect.signature(type(self.pipeline).__call__).parameters.get(
+            "max_sequence_length"
+        )
+        kind = type(getattr(self.pipeline, tokenizer)).__name__
+        if named is None or not kind.startswith("T5"):
+            return 10**9
+        return int(self.sampling.call.get("max_sequence_length", named.default))
 
     def generate(self, prompts: Sequence[Prompt], coefficients: Coefficients) -> Tensor:
         """(N, 3, H, W) float32 images in [0, 1] on the CPU, one for each prompt, in their order.
@@ -102,35 +171,51 @@ class ImageGenerator:
         there is nothing to halve.
         """
         if self.batch_size == 1:
-            raise GenerationError("out of memory with a batch of one image; use a larger device")
+            raise GenerationError(f"out of memory with a batch of one image; {MEMORY_REMEDIES}")
         self.batch_size //= 2
         logger.warning("out of memory: batches of %d images from here on", self.batch_size)
-        self._embeddings.clear()
         self._noise.clear()
         self._first_outputs.clear()
 
     def _batch(self, prompts: Sequence[Prompt]) -> Tensor:
-        padded = [*prompts, *[prompts[-1]] * (self.batch_size - len(prompts))]
+        padded = self._padded(prompts)
         noise = [torch.Generator("cpu").manual_seed(prompt.seed) for prompt in padded]
         with ExitStack() as stack:
             for owner, method, replacement in self._interceptions(padded, noise):
-                stack.enter_context(_replaced(owner, method, replacement))
-            output = self.pipeline(
-                prompt=[prompt.text for prompt in padded],
-                generator=noise,
-                output_type="pt",
-                **self.sampling.arguments(),
-            )
+                stack.enter_context(replaced(owner, method, replacement))
+            output = self._call(padded, noise)
         images: Tensor = output.images[: len(prompts)].float().cpu()
         self.images += len(images)
-        finite = images.isfinite().flatten(1).all(dim=1)
-        if not finite.all():
-            broken = prompts[int(finite.int().argmin())]
-            raise GenerationError(
-                f"the image of {broken.text!r} (seed {broken.seed}) is not finite; "
-                "try model.dtype = 'float32' or narrower search.bounds"
-            )
+        self._refuse_spoilt(images, prompts)
         return images
+
+    def _padded(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """`prompts` and the last one again, up to the batch's fixed size."""
+        return [*prompts, *[prompts[-1]] * (self.batch_size - len(prompts))]
+
+    def _call(self, prompts: Sequence[Prompt], noise: list[torch.Generator]) -> Any:
+        """The pipeline itself."""
+        return self.pipeline(
+            prompt=[prompt.text for prompt in prompts],
+            generator=noise,
+            output_type="pt",
+            **self.sampling.arguments(),
+        )
+
+    @staticmethod
+    def _refuse_spoilt(images: Tensor, prompts: Sequence[Prompt]) -> None:
+        """Raises GenerationError for an image that is not finite, or black all over."""
+        finite = images.isfinite().flatten(1).all(dim=1)
+        black = images.flatten(1).amax(dim=1) < 1 / 255
+        for bad, what, remedy in (
+            (~finite, "not finite", "model.dtype = 'float32' or narrower search.bounds"),
+            (black, "black all over", "model.dtype = 'bfloat16', and no safety checker"),
+        ):
+            if bad.any():
+                broken = prompts[int(bad.int().argmax())]
+                raise GenerationError(
+                    f"the image of {broken.text!r} (seed {broken.seed}) is {what}; try {remedy}"
+                )
 
     def _interceptions(
         self, prompts: Sequence[Prompt], noise: Sequence[torch.Generator]
@@ -149,9 +234,15 @@ class ImageGenerator:
 
         def cached(*args: Any, **kwargs: Any) -> Any:
             if all(prompt.text in self._embeddings for prompt in prompts):
-                return _joined([self._embeddings[prompt.text] for prompt in prompts])
+                return joined([self._embeddings[prompt.text] for prompt in prompts])
+            if self._encoders_freed:
+                unknown = next(p.text for p in prompts if p.text not in self._embeddings)
+                raise GenerationError(
+                    f"the text encoders were freed before {unknown!r} was encoded; "
+                    "expected one of the prompts that were prepared"
+                )
             output = encode(*args, **kwargs)
-            for prompt, row in zip(prompts, _rows(output, len(prompts)), strict=True):
+            for prompt, row in zip(prompts, rows(output, len(prompts)), strict=True):
                 self._embeddings.setdefault(prompt.text, row)
             return output
 
@@ -173,10 +264,10 @@ class ImageGenerator:
             if all(prompt.seed in self._noise for prompt in prompts):
                 for prompt, generator in zip(prompts, noise, strict=True):
                     generator.set_state(self._noise[prompt.seed][1])
-                return _joined([self._noise[prompt.seed][0] for prompt in prompts])
+                return joined([self._noise[prompt.seed][0] for prompt in prompts])
             output = prepare(*args, **kwargs)
-            rows = _rows(output, len(prompts))
-            for prompt, row, generator in zip(prompts, rows, noise, strict=True):
+            apart = rows(output, len(prompts))
+            for prompt, row, generator in zip(prompts, apart, noise, strict=True):
                 self._noise.setdefault(prompt.seed, (row, generator.get_state()))
             return output
 
@@ -198,99 +289,18 @@ class ImageGenerator:
             first = False
             if not cacheable:
                 return counted(*args, **kwargs)
-            keys = _input_digests(inspect.signature(forward).bind(*args, **kwargs).arguments)
+            keys = input_digests(inspect.signature(forward).bind(*args, **kwargs).arguments)
             if all(key in self._first_outputs for key in keys):
-                return (torch.stack([self._first_outputs[key] for key in keys]),)
+                kept = torch.stack([self._first_outputs[key] for key in keys])
+                return (kept.to(self._network_device),)
             output = counted(*args, **kwargs)
+            self._network_device = output[0].device
             for key, row in zip(keys, output[0], strict=True):
-                self._first_outputs.setdefault(key, row.clone())
+                self._first_outputs.setdefault(key, row.to("cpu", copy=True))
             return output
 
         return cached
 
 
-_Row = list[tuple[bool, Any]]
-"""One image's share of a pipeline method's output: for each part, (is it per image, the value)."""
-
-
-def _rows(output: Any, count: int) -> list[_Row]:
-    """`output` (a tensor, or a tuple of tensors and shared values) taken apart by image."""
-    parts = output if isinstance(output, tuple) else (output,)
-    return [
-        [
-            (True, part[index].clone())
-            if isinstance(part, Tensor) and part.ndim and len(part) == count
-            else (False, part)
-            for part in parts
-        ]
-        for index in range(count)
-    ]
-
-
-def _joined(rows: Sequence[_Row]) -> Any:
-    """What `_rows` took apart, for other images in another order."""
-    parts = tuple(
-        torch.stack([row[part][1] for row in rows]) if per_image else value
-        for part, (per_image, value) in enumerate(rows[0])
-    )
-    return parts if len(parts) > 1 else parts[0]
-
-
-def _input_digests(arguments: Mapping[str, Any]) -> list[bytes]:
-    """A digest of the denoiser's inputs for each row of its batch.
-
-    The first tensor is the sample; its length is the number of rows (twice the images under
-    classifier-free guidance). Tensors of that length count row by row, all else counts for every
-    row.
-    """
-    leaves = list(_leaves(arguments))
-    count = len(next(value for _, value in leaves if isinstance(value, Tensor) and value.ndim))
-    shared = hashlib.blake2b(digest_size=20)
-    rows = []
-    for name, value in leaves:
-        if isinstance(value, Tensor) and value.ndim and len(value) == count:
-            rows.append(_bytes(value).reshape(count, -1))
-            shared.update(f"{name}:{value.dtype}:{tuple(value.shape[1:])};".encode())
-        elif isinstance(value, Tensor):
-            shared.update(f"{name}:{value.dtype}:{tuple(value.shape)};".encode())
-            shared.update(_bytes(value.reshape(-1)).numpy().data)
-        else:
-            shared.update(f"{name}={value!r};".encode())
-    digests = []
-    for index in range(count):
-        digest = shared.copy()
-        for row in rows:
-            digest.update(row[index].numpy().data)
-        digests.append(digest.digest())
-    return digests
-
-
-def _leaves(arguments: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of nested arguments, such as SDXL's added_cond_kwargs, with their names."""
-    return chain.from_iterable(
-        _leaves(value, f"{prefix}{name}.")
-        if isinstance(value, Mapping)
-        else ((f"{prefix}{name}", value),)
-        for name, value in arguments.items()
-    )
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    """The memory of a tensor of at least one dimension as uint8 on the CPU."""
-    # A copy, since a single expanded element has stride 0 and yet counts as contiguous.
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format).view(torch.uint8)
-
-
-@contextmanager
-def _replaced(owner: object, name: str, replacement: Callable[..., Any]) -> Iterator[None]:
-    """An instance's method replaced for a while; an earlier replacement is put back."""
-    own = vars(owner)
-    before = own.get(name)
-    object.__setattr__(owner, name, replacement)
-    try:
-        yield
-    finally:
-        if before is None:
-            object.__delattr__(owner, name)
-        else:
-            object.__setattr__(owner, name, before)
+class _EncodedError(Exception):
+    """The prompts are encoded; the rest of the pipeline's call is not wanted."""

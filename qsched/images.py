@@ -6,63 +6,62 @@ from pathlib import Path
 
 from PIL import Image
 
-from qsched.catalog import model_entry
+from qsched.catalog import TWIN_SIDE
 from qsched.coefficients import Coefficients
-from qsched.config import sampling_of
+from qsched.config import load_study
+from qsched.defaults import named, sampling_of
 from qsched.errors import ConfigError
 from qsched.generate import ImageGenerator
-from qsched.models import denoiser, load_pipeline
-from qsched.prompts import choose, read_captions, with_seeds
-from qsched.quantize import quantize
-from qsched.sections import Sampling
+from qsched.models import load
+from qsched.prompts import Prompt, choose, locate, read_captions, with_seeds
+from qsched.schemes import Scheme
+from qsched.sections import Execution, Model, Quantization, Sampling
 
 
 def image_set(
     *,
     model: str,
-    prompts: Path,
+    prompts: str | Path,
     out: Path,
     coefficients: Path | None = None,
     steps: int | None = None,
-    quantization: str = "none",
+    quantization: str | None = None,
+    count: int | None = None,
     seed: int = 0,
     batch_size: int = 16,
+    twin: bool = False,
 ) -> tuple[Iterator[int], int]:
     """An iterator that makes the missing images a batch at a time, and how many batches there are.
+
+    `model`: a model's name, a folder, a hub repository, ``module:function``, or a study file, whose
+    model, sampling and quantization are taken. `prompts`: a file of any kind that a study may name,
+    or one on the hub; `count` of its captions in a seeded order, by default all in theirs.
 
     Writes `out`/00000.png ... and `out`/prompts.jsonl (file, prompt, seed). An image that exists is
     kept, so an interrupted call goes on where it stopped; a folder of other prompts is refused.
     Raises QschedError before the first image.
     """
     found = Coefficients.load(coefficients) if coefficients else None
-    if found is None and steps is None:
-        raise ConfigError("the number of steps is missing; pass --steps or --coefficients")
-    count = found.steps if found else steps or 1
-    if found and steps not in (None, count):
-        found.require_steps(steps or 0)
-    entry = model_entry(model)
-    sampling = sampling_of(entry, Sampling(steps=count))
-    captions = choose(read_captions(prompts), None, seed=seed, where=str(prompts))
-    listed = with_seeds(captions, seed=seed, split="images")
-    _record(
-        out / "prompts.jsonl",
-        [
-            {"file": f"{index:05}.png", "prompt": prompt.text, "seed": prompt.seed}
-            for index, prompt in enumerate(listed)
-        ],
+    table, sampling, scheme = _settings(model, found.steps if found else steps, quantization, twin)
+    if found:
+        found.require_steps(sampling.steps)
+    if found and steps is not None:
+        found.require_steps(steps)
+    captions = read_captions(locate(str(prompts), Path(), where="--prompts"))
+    listed = with_seeds(
+        choose(captions, count, seed=seed, where=str(prompts)), seed=seed, split="images"
     )
+    _record(out / "prompts.jsonl", listed)
     missing = [index for index in range(len(listed)) if not (out / f"{index:05}.png").is_file()]
 
     def batches() -> Iterator[int]:
         if not missing:
             return
-        pipeline = load_pipeline(model)
-        if quantization != "none":
-            quantize(denoiser(pipeline, entry.part), quantization)
+        pipeline = load(table, scheme, execution=Execution(batch_size=batch_size)).pipeline
         generator = ImageGenerator(
-            pipeline, sampling, part=entry.part, batch_size=batch_size, caches=frozenset()
+            pipeline, sampling, part=table.part, batch_size=batch_size, caches=frozenset()
         )
-        used = found or Coefficients.identity(count)
+        used = found or Coefficients.identity(sampling.steps)
         for start in range(0, len(missing), batch_size):
             batch = missing[start : start + batch_size]
             images = generator.generate([listed[index] for index in batch], used)
@@ -76,8 +75,33 @@ def image_set(
     return batches(), -(-len(missing) // batch_size)
 
 
-def _record(path: Path, rows: list[dict[str, object]]) -> None:
+def _settings(
+    model: str, steps: int | None, quantization: str | None, twin: bool
+) -> tuple[Model, Sampling, Quantization | None]:
+    """What to load and how to sample it, from a study file or from the catalog."""
+    chosen = None
+    if quantization:
+        chosen = Quantization(scheme=Scheme.parse(quantization).name)
+    if model.endswith(".toml"):
+        study = load_study(model, fetch=False)
+        tables = (study.twin() if twin else study).tables
+        return tables.model, tables.sampling, chosen or tables.quantization
+    if steps is None:
+        raise ConfigError("the number of steps is missing; pass --steps or --coefficients")
+    table = named(model, steps)
+    sampling = sampling_of(model, Sampling(steps=steps))
+    if twin:
+        table = table.model_copy(update={"twin": True, "dtype": "float32"})
+        sampling = sampling.model_copy(update={"height": TWIN_SIDE, "width": TWIN_SIDE})
+    return table, sampling, chosen
+
+
+def _record(path: Path, listed: tuple[Prompt, ...]) -> None:
     """Writes prompts.jsonl, or makes sure that the one that is there says the same."""
+    rows = [
+        {"file": f"{index:05}.png", "prompt": prompt.text, "seed": prompt.seed}
+        for index, prompt in enumerate(listed)
+    ]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     if path.is_file() and path.read_text(encoding="utf-8") != text:
         raise ConfigError(f"{path}: other prompts or seeds made these images; use another --out")

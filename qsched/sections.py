@@ -1,7 +1,7 @@
 """The tables of a study file and the rules of each key (pydantic); a broken rule in words."""
 
 import difflib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -9,19 +9,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from qsched import catalog
 from qsched.coefficients import DEFAULT_BOUNDS, Bounds
 from qsched.errors import QschedError
+from qsched.metrics import METRICS, PRESETS, independent, metric_entry, scorer_entry
+from qsched.schemes import Scheme, resolve
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-def _known(names: Collection[str]) -> AfterValidator:
-    """Accepts one of `names`."""
-
-    def check(name: str) -> str:
-        if name not in names:
-            raise ValueError(f"expected one of {', '.join(names)}")
-        return name
-
-    return AfterValidator(check)
 
 
 def _accepted_by(check: Callable[[Any], object]) -> AfterValidator:
@@ -43,12 +34,46 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class LoraTable(Section):
+    """`[model.lora]`: LoRA weights, fused before the network is quantized."""
+
+    source: str
+    file: str
+    revision: str | None = None
+    scale: float = Field(default=1.0, allow_inf_nan=False)
+
+
 class Model(Section):
-    """`[model]`: which pipeline, in which precision."""
+    """`[model]`: which pipeline, in which precision. What is left out comes from the catalog.
+
+    `full_precision`: the model that validation compares with, where `name` is quantized already.
+    `twin`: a tiny pipeline of the same class with random weights takes its place.
+    """
 
     name: Annotated[str, _accepted_by(catalog.model_entry)]
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    source: str | None = None
+    revision: str | None = None
+    variant: str | None = None
+    pipeline: str | None = None
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None
     part: Literal["unet", "transformer"] | None = None
+    steps: tuple[Annotated[int, Field(ge=1, le=64)], ...] | None = None
+    scheduler: Mapping[str, Any] | None = None
+    lora: LoraTable | None = None
+    text_encoders: Literal["int8"] | None = None
+    vae_tiling: bool = False
+    attention: str | None = None
+    compile: bool = False
+    full_precision: Annotated[str, _accepted_by(catalog.model_entry)] | None = None
+    twin: bool = False
+
+    @model_validator(mode="after")
+    def _scheduler_has_a_class(self) -> "Model":
+        if self.scheduler is not None and not isinstance(self.scheduler.get("class"), str):
+            raise ValueError(
+                'scheduler has no class; expected { class = "EulerDiscreteScheduler", ... }'
+            )
+        return self
 
 
 class Sampling(Section):
@@ -79,26 +104,67 @@ class Sampling(Section):
         return {key: value for key, value in named.items() if value is not None} | dict(self.call)
 
 
-class Quantization(Section):
-    """`[quantization]`: the scheme, and the layers (fnmatch patterns) treated otherwise."""
+def _canonical(name: str) -> str:
+    """A scheme's name as the reports have it."""
+    try:
+        return Scheme.parse(name).name
+    except QschedError as error:
+        raise ValueError(str(error)) from error
 
-    scheme: Annotated[str, _known(catalog.SCHEMES)]
-    skip: tuple[str, ...] = ()
-    overrides: Mapping[str, Annotated[str, _known(catalog.SCHEMES)]] = Field(default_factory=dict)
+
+SchemeName = Annotated[str, AfterValidator(_canonical)]
+
+
+class Quantization(Section):
+    """`[quantization]`: the scheme, its backend, and the layers (patterns) treated otherwise.
+
+    `skip`: None leaves the first and the last layer as they are, an empty list nothing.
+    """
+
+    scheme: SchemeName
+    backend: str | None = None
+    skip: tuple[str, ...] | None = None
+    overrides: Mapping[str, SchemeName] = Field(default_factory=dict)
+    group_size: int | None = None
+
+    @model_validator(mode="after")
+    def _exists(self) -> "Quantization":
+        try:
+            resolve(self.scheme, self.backend, self.overrides.values(), self.group_size)
+        except QschedError as error:
+            raise ValueError(str(error)) from error
+        return self
 
 
 class TermTable(Section):
-    """One `[[objective.terms]]`."""
+    """One `[[objective.terms]]`; `log`: its logarithm counts."""
 
-    scorer: Annotated[str, _known(catalog.SCORERS)]
+    scorer: Annotated[str, _accepted_by(scorer_entry)]
     weight: float = Field(default=1.0, allow_inf_nan=False)
+    log: bool = False
 
 
 class ObjectiveTable(Section):
-    """`[objective]`: the terms of JAQ and whether they are standardised."""
+    """`[objective]`: the terms of JAQ, one's own or a preset's, and their units."""
 
-    preset: Literal["standardised", "plain"] = "standardised"
+    preset: Literal["standardised", "plain", "clip", "clip-log", "hps"] = "standardised"
     terms: tuple[TermTable, ...] = Field(min_length=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset_terms(cls, table: Any) -> Any:
+        """Writes a preset's terms out, so that the study says what it measured."""
+        if not isinstance(table, Mapping):
+            return table
+        preset = table.get("preset", "standardised")
+        known = PRESETS.get(preset)
+        if known is None or "terms" in table:
+            return table
+        terms = [
+            {"scorer": scorer, "weight": weight, "log": how == "log"}
+            for scorer, weight, how in known
+        ]
+        return {**table, "terms": terms}
 
     @model_validator(mode="after")
     def _each_scorer_once(self) -> "ObjectiveTable":
@@ -122,10 +188,13 @@ class Search(Section):
 
 
 class Prompts(Section):
-    """`[prompts]`: captions in files or lists, and the seed of all noise."""
+    """`[prompts]`: captions in files or lists, and the seed of all noise.
+
+    Without `held_out` the file of `calibration` is split, by a seeded order.
+    """
 
     calibration: str | tuple[str, ...]
-    held_out: str | tuple[str, ...]
+    held_out: str | tuple[str, ...] | None = None
     calibration_count: int | None = Field(default=None, ge=2)
     held_out_count: int | None = Field(default=None, ge=2)
     held_out_seeds: int = Field(default=2, ge=1, le=64)
@@ -135,21 +204,19 @@ class Prompts(Section):
 class Validation(Section):
     """`[validation]`: the metrics that the search never sees."""
 
-    metrics: tuple[Annotated[str, _known(catalog.METRICS)], ...]
-
-    @model_validator(mode="after")
-    def _one_is_independent(self) -> "Validation":
-        if not any(catalog.METRICS[name].independent for name in self.metrics):
-            names = [entry.name for entry in catalog.METRICS.values() if entry.independent]
-            raise ValueError(f"none is independent of the search; add {' or '.join(names)}")
-        return self
+    metrics: tuple[Annotated[str, _accepted_by(metric_entry)], ...]
 
 
 class Execution(Section):
-    """`[execution]`: where and how fast; nothing here changes what a score means."""
+    """`[execution]`: where and how fast; nothing here changes what a score means.
+
+    `offload`: what waits in the computer's memory, whole models or single layers.
+    """
 
     batch_size: int = Field(default=16, ge=1, le=1024)
     device: str = "auto"
+    offload: Literal["none", "model", "sequential"] = "none"
+    vae_slicing: bool = False
     allow_mixed_hardware: bool = False
 
 
@@ -175,6 +242,17 @@ class StudyFile(Section):
     execution: Execution = Execution()
     gallery: Gallery = Gallery()
 
+    @model_validator(mode="after")
+    def _one_metric_is_independent(self) -> "StudyFile":
+        searched = [term.scorer for term in self.objective.terms]
+        if any(independent(name, searched) for name in self.validation.metrics):
+            return self
+        names = [name for name in METRICS if independent(name, searched)]
+        raise ValueError(
+            "validation.metrics: none is independent of what the search optimises; "
+            f"add {' or '.join(names)}"
+        )
+
 
 def in_words(problem: Mapping[str, Any]) -> str:
     """One pydantic problem as `key = value; rule`, with the nearest name for an unknown key."""
@@ -190,6 +268,8 @@ def in_words(problem: Mapping[str, Any]) -> str:
         "less than or equal to", "at most"
     )
     shown = problem["input"]
+    if not key:
+        return rule
     return f"{key}: {rule}" if isinstance(shown, dict) else f"{key} = {shown!r}; {rule}"
 
 

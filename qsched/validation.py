@@ -13,16 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qsched import catalog, jaq
+from qsched import jaq, metrics
 from qsched.coefficients import Coefficients
 from qsched.config import Study
-from qsched.generate import ImageGenerator
+from qsched.defaults import named
+from qsched.errors import GenerationError
+from qsched.generate import ImageGenerator, OutOfMemory
 from qsched.jaq import Interval, Values, paired_interval
-from qsched.models import denoiser, load_pipeline
+from qsched.models import MEMORY_REMEDIES, Loaded, device_for, load
 from qsched.prompts import Prompt
-from qsched.quantize import quantize
 from qsched.schedule import precondition
-from qsched.score import checked, load_metrics, load_scorers
+from qsched.score import Metrics, load_metrics, load_scorers
+from qsched.sections import Model
 from qsched.study import Candidate
 
 JAQ = "jaq"
@@ -100,65 +102,78 @@ def validate(
     ModelError, ScoreError or GenerationError.
     """
     tables = study.tables
-    pipeline = load_pipeline(
-        tables.model.name, dtype=tables.model.dtype, device=tables.execution.device
-    )
-    judge = _Judge(study, pipeline.device)
+    judge = _Judge(study, device_for(tables.model, tables.execution))
     identity = Coefficients.identity(tables.sampling.steps)
     found = candidate.coefficients
-    stock = pipeline.scheduler
 
-    def images(generator: ImageGenerator, coefficients: Coefficients) -> Tensor:
-        batches = []
-        for start in range(0, len(study.held_out), generator.batch_size):
-            prompts = study.held_out[start : start + generator.batch_size]
-            batches.append(_eight_bit(generator.generate(prompts, coefficients)))
-            on_images(len(prompts))
-        return torch.cat(batches)
-
-    def generator() -> ImageGenerator:
-        return ImageGenerator(
-            pipeline,
+    def images(loaded: Loaded) -> tuple[Tensor, Tensor]:
+        """Of the identity, and of the candidate."""
+        generator = ImageGenerator(
+            loaded.pipeline,
             tables.sampling,
             part=tables.model.part,
             batch_size=tables.execution.batch_size,
         )
+        generator.prepare(study.held_out)
+        made = []
+        for coefficients in (identity, found):
+            batches: list[Tensor] = []
+            left = study.held_out
+            while left:
+                prompts = left[: generator.batch_size]
+                try:
+                    batches.append(_eight_bit(generator.generate(prompts, coefficients)))
+                except OutOfMemory:
+                    generator.halve()
+                    continue
+                on_images(len(prompts))
+                left = left[len(prompts) :]
+            made.append(torch.cat(batches))
+        return made[0], made[1]
 
-    full = generator()
-    reference = images(full, identity)
-    sets = {"full_precision": reference, "full_precision_calibrated": images(full, found)}
-    report = quantize(
-        denoiser(pipeline, tables.model.part),
-        tables.quantization.scheme,
-        skip=tables.quantization.skip,
-        overrides=tables.quantization.overrides,
+    # One after the other, since a device may have room for one of them only.
+    reference, reference_calibrated = images(
+        load(_full_precision(tables.model, tables.sampling.steps), execution=tables.execution)
     )
-    quantized = generator()
-    sets |= {"identity": images(quantized, identity), "calibrated": images(quantized, found)}
+    quantized = load(tables.model, tables.quantization, execution=tables.execution)
+    plain, calibrated = images(quantized)
+    sets = {
+        "full_precision": reference,
+        "full_precision_calibrated": reference_calibrated,
+        "identity": plain,
+        "calibrated": calibrated,
+    }
 
     scores = {row: judge.measure(made, reference) for row, made in sets.items()}
     for row in scores.values():
         row[JAQ] = objective.values(row)
     captions = [prompt.text for prompt in study.held_out]
     confidence = 1 - 0.05 / sum(judge.independent(name) for name in scores["identity"])
-    metrics = {
+    measured = {
         name: held_out(name, scores, captions, judge.independent(name), confidence)
         for name in (JAQ, *study.scorers, *tables.validation.metrics)
     }
-    verdict = verdict_of(metrics, found.is_identity)
+    verdict = verdict_of(measured, found.is_identity)
     shown = _first_of_each(study.held_out)[:PICTURES]
     return Validation(
         verdict=verdict,
-        sentence=sentence_of(verdict, metrics, found.is_identity, len(set(captions))),
+        sentence=sentence_of(verdict, measured, found.is_identity, len(set(captions))),
         candidate=candidate,
-        metrics=metrics,
+        metrics=measured,
         confidence=confidence,
         images=sum(len(made) for made in sets.values()),
-        network=report.summary(),
-        scheduler=precondition(stock, found).to_json_string(),
+        network=quantized.summary,
+        scheduler=precondition(quantized.pipeline.scheduler, found).to_json_string(),
         captions=tuple(captions[index] for index in shown),
         pictures={row: made[shown].permute(0, 2, 3, 1).numpy() for row, made in sets.items()},
     )
+
+
+def _full_precision(model: Model, steps: int) -> Model:
+    """The model to compare with: another one where the study's is quantized already."""
+    if model.full_precision is None:
+        return model
+    return named(model.full_precision, steps, model.dtype).model_copy(update={"twin": model.twin})
 
 
 class _Judge:
@@ -166,28 +181,37 @@ class _Judge:
 
     def __init__(self, study: Study, device: torch.device) -> None:
         self._study = study
-        self._scorers = load_scorers(study.scorers, device)
-        self._metrics = load_metrics(study.tables.validation.metrics, device)
+        twin = study.tables.model.twin
+        self._scorers = load_scorers(study.scorers, device, twin=twin)
+        self._metrics = Metrics(load_metrics(study.tables.validation.metrics, twin=twin), device)
         self._device = device
 
     def independent(self, name: str) -> bool:
         """Whether a metric is evidence from outside the search."""
-        return name in catalog.METRICS and catalog.METRICS[name].independent
+        unseen = name in self._study.tables.validation.metrics
+        return unseen and metrics.independent(name, self._study.scorers)
 
     def measure(self, images: Tensor, reference: Tensor) -> dict[str, Values]:
         """{metric: (N,)} of uint8 images (N, 3, H, W) beside the full-precision ones."""
-        size = self._study.tables.execution.batch_size
+        size, start = self._study.tables.execution.batch_size, 0
         values: dict[str, list[float]] = {}
-        for start in range(0, len(images), size):
+        while start < len(images):
             prompts = self._study.held_out[start : start + size]
-            captions = [prompt.text for prompt in prompts]
             batch = images[start : start + size].to(self._device) / 255
             beside = reference[start : start + size].to(self._device) / 255
-            scored = self._scorers.score(batch, prompts)
-            for name, metric in self._metrics.items():
-                scored[name] = checked(name, prompts, metric, batch, captions, beside)
+            try:
+                scored = self._scorers.score(batch, prompts)
+                scored |= self._metrics.score(batch, prompts, beside)
+            except OutOfMemory:
+                if size == 1:
+                    raise GenerationError(
+                        f"out of memory while one image is scored; {MEMORY_REMEDIES}"
+                    ) from None
+                size //= 2
+                continue
             for name, listed in scored.items():
                 values.setdefault(name, []).extend(listed)
+            start += len(prompts)
         return {name: np.asarray(listed) for name, listed in values.items()}
 
 

@@ -42,7 +42,8 @@ class Worker:
     trial in hand may still take when it is asked to stop. `on_batch(slot, prompts scored)` is
     called after each committed batch, `on_trial()` after each slot that was finished or failed,
     `on_wait()` before each pause in which nothing is free, `gallery(slot, trial, images, value)`
-    with the images of a trial before it is finished.
+    with the images of a trial before it is finished. `memory()`: the most gigabytes in use since it
+    was last asked, written to each trial.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Worker:
         on_trial: Callable[[], None] = lambda: None,
         on_wait: Callable[[], None] = lambda: None,
         gallery: "Callable[[Slot, int, list[Batch], float], None] | None" = None,
+        memory: Callable[[], float] | None = None,
     ) -> None:
         self.study = study
         self.evaluator = evaluator
@@ -67,6 +69,7 @@ class Worker:
         self.on_trial = on_trial
         self.on_wait = on_wait
         self.gallery = gallery
+        self.memory = memory
         self.id = f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.stopping = False
         self._stop_by = math.inf
@@ -169,6 +172,8 @@ class Worker:
             attributes |= {"attempt": slot.attempt, "worker": self.id}
         if self.evaluator.generator.batch_size != study.definition.tables.execution.batch_size:
             attributes |= {"batch_size": self.evaluator.generator.batch_size}
+        if self.memory:
+            attributes |= {"peak_memory_gb": self.memory()}
         study.queue.renew(slot, self.lease)
         study.trials.complete(trial, value, attributes)
         study.queue.finish(slot, value)

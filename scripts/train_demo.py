@@ -43,11 +43,14 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer
 
 from qsched.catalog import DEMO_FOLDER
+from qsched.clip import ClipAlignment
+from qsched.clip_models import load_open_clip
 from qsched.demo import captions as language
 from qsched.demo.captions import Caption
 from qsched.demo.critic import Critic, load_critic
+from qsched.judges import Attributes
 from qsched.quantize import quantize
-from qsched.score import Attributes, ClipAlignment, load_metrics, load_open_clip
+from qsched.score import load_metrics
 
 SIZE = 64
 POOL = 50_000
@@ -841,7 +844,7 @@ def evaluate(work: Path, seed: int, steps: int = 4) -> None:
         sets[f"{count} steps"] = generate(pipe, texts, count, seed)
     for scheme in SCHEMES:
         quantized = load_pipeline(work / "pipeline")
-        quantize(quantized.transformer, scheme)
+        quantize(quantized.transformer, scheme, skip=())
         sets[f"{steps} steps, {scheme}"] = generate(quantized, texts, steps, seed)
     alignment, critic = load_open_clip(work / "alignment"), load_critic(work / "quality")
     attributes, similarity = Attributes(alignment), load_metrics(["similarity"])["similarity"]

@@ -1,0 +1,82 @@
+"""What a study file leaves out of its model and its sampling, filled in from the catalog."""
+
+from typing import Any
+
+from qsched import catalog
+from qsched.errors import ConfigError
+from qsched.sections import LoraTable, Model, Sampling
+
+
+def with_entry(model: Model, steps: int) -> Model:
+    """`model` with what it leaves out filled in from its entry in the catalog.
+
+    The place of a model that ships with qsched is left open, since it differs between machines.
+    Raises ConfigError if the checkpoint was distilled for other numbers of steps.
+    """
+    entry = catalog.model_entry(model.name)
+    allowed = _first(model.steps, entry.steps)
+    if allowed and steps not in allowed:
+        raise ConfigError(
+            f"sampling.steps = {steps}; {model.name} was trained for "
+            f"{', '.join(map(str, allowed))} steps; take one of these, or set model.steps"
+        )
+    lora = model.lora
+    if lora is None and entry.lora is not None:
+        lora = LoraTable(
+            source=entry.lora.source,
+            file=entry.lora.file,
+            revision=entry.lora.revision,
+            scale=entry.lora.scale,
+        )
+    if lora is not None:
+        lora = lora.model_copy(update={"file": lora.file.replace("{steps}", str(steps))})
+    on_disk = model.source is None and catalog.is_folder(entry.source)
+    return model.model_copy(
+        update={
+            "source": model.source or (None if on_disk else entry.source),
+            "revision": model.revision or (None if model.source else entry.revision),
+            "variant": model.variant or (None if model.source else entry.variant),
+            "pipeline": _first(model.pipeline, entry.pipeline),
+            "dtype": _first(model.dtype, entry.dtype),
+            "part": _first(model.part, entry.part),
+            "steps": allowed,
+            "scheduler": _first(model.scheduler, entry.scheduler),
+            "lora": lora,
+        }
+    )
+
+
+def named(name: str, steps: int, dtype: str | None = None) -> Model:
+    """The complete table of a model by its name alone. Raises ModelError for one that isn't known,
+    ConfigError for steps that it wasn't distilled for."""
+    catalog.model_entry(name)
+    return with_entry(Model.model_validate({"name": name, "dtype": dtype}), steps)
+
+
+def source_of(model: Model) -> str:
+    """Where the pipeline is: a folder, a hub repository or ``module:function``."""
+    return model.source or catalog.model_entry(model.name).source
+
+
+def weights_of(model: Model) -> str:
+    """What tells this model's weights from others."""
+    table = model.lora
+    lora = catalog.Lora(table.source, table.file, table.revision, table.scale) if table else None
+    return catalog.weights_identity(source_of(model), model.revision, lora)
+
+
+def sampling_of(name: str, sampling: Sampling) -> Sampling:
+    """`sampling` with what it leaves out filled in from the entry of the model `name`."""
+    entry = catalog.model_entry(name)
+    return sampling.model_copy(
+        update={
+            "guidance_scale": _first(sampling.guidance_scale, entry.guidance_scale),
+            "height": _first(sampling.height, entry.height),
+            "width": _first(sampling.width, entry.width),
+            "call": {**entry.call, **sampling.call},
+        }
+    )
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value is not None), None)
