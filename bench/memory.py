@@ -3,8 +3,8 @@
     python bench/memory.py [--trials 200] [--json]
 
 The study is studies/demo.toml with a larger budget, worked on by a real worker with a real
-database, scorers and contact sheets. Exits with 1 if the resident size grows by more than a tenth of
-what the images of the trials would take if they were held.
+database, scorers and contact sheets. Exits with 1 if the resident size grows by more than a tenth
+of what the images of the trials would take if they were held.
 """
 
 import argparse

@@ -6,6 +6,7 @@ override every field in its `[model]` and `[sampling]` tables. `models` loads wh
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -221,8 +222,8 @@ def model_entry(name: str) -> ModelEntry:
     """
     if name in MODELS:
         return MODELS[name]
-    folder = (Path(name) / "model_index.json").is_file()
-    if folder or ":" in name or _REPOSITORY.fullmatch(name):
+    path = is_folder(name) or name.startswith((".", "/", "~"))
+    if path or ":" in name or _REPOSITORY.fullmatch(name):
         return ModelEntry(name=name, source=name, description="your own", licence="yours")
     raise ModelError(
         f"model.name = {name!r}; expected one of {', '.join(MODELS)}, a folder with a "
@@ -234,6 +235,14 @@ def model_entry(name: str) -> ModelEntry:
 def is_folder(source: str) -> bool:
     """Whether a source is a diffusers folder on this machine."""
     return (Path(source) / "model_index.json").is_file()
+
+
+def class_in(folder: str) -> str | None:
+    """The pipeline class that a diffusers folder names."""
+    if not is_folder(folder):
+        return None
+    index = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
+    return str(index["_class_name"]) if "_class_name" in index else None
 
 
 def is_function(source: str) -> bool:

@@ -23,7 +23,7 @@ from qsched.coefficients import (
     Parametrisation,
     parametrisation,
 )
-from qsched.defaults import sampling_of, weights_of, with_entry
+from qsched.defaults import placed, sampling_of, weights_of, with_entry
 from qsched.errors import ConfigError, QschedError
 from qsched.prompts import (
     Prompt,
@@ -191,7 +191,7 @@ def load_study(path: str | Path, *, fetch: bool = True) -> Study:
     tables = None
     try:
         tables = StudyFile.model_validate(content)
-        tables = _with_defaults(tables)
+        tables = _with_defaults(tables, path.parent)
     except ValidationError as error:
         problems += [in_words(dict(problem)) for problem in error.errors()]
     except QschedError as error:
@@ -288,9 +288,9 @@ def _captions(table: Prompts, folder: Path, fetch: bool) -> tuple[list[str], lis
     return calibration, held_out
 
 
-def _with_defaults(tables: StudyFile) -> StudyFile:
+def _with_defaults(tables: StudyFile, folder: Path) -> StudyFile:
     """The tables with what the file left out filled in from the model's entry."""
-    model = with_entry(tables.model, tables.sampling.steps)
+    model = with_entry(placed(tables.model, folder), tables.sampling.steps)
     sampling = sampling_of(tables.model.name, tables.sampling)
     return tables.model_copy(update={"sampling": sampling, "model": model})
 

@@ -1,5 +1,6 @@
 """What a study file leaves out of its model and its sampling, filled in from the catalog."""
 
+from pathlib import Path
 from typing import Any
 
 from qsched import catalog
@@ -36,7 +37,9 @@ def with_entry(model: Model, steps: int) -> Model:
             "source": model.source or (None if on_disk else entry.source),
             "revision": model.revision or (None if model.source else entry.revision),
             "variant": model.variant or (None if model.source else entry.variant),
-            "pipeline": _first(model.pipeline, entry.pipeline),
+            "pipeline": _first(
+                model.pipeline, entry.pipeline, catalog.class_in(model.source or "")
+            ),
             "dtype": _first(model.dtype, entry.dtype),
             "part": _first(model.part, entry.part),
             "steps": allowed,
@@ -51,6 +54,23 @@ def named(name: str, steps: int, dtype: str | None = None) -> Model:
     ConfigError for steps that it wasn't distilled for."""
     catalog.model_entry(name)
     return with_entry(Model.model_validate({"name": name, "dtype": dtype}), steps)
+
+
+def placed(model: Model, folder: Path) -> Model:
+    """`model` with its local folders found from `folder`, where the study file is."""
+
+    def local(source: str) -> str:
+        path = folder / Path(source).expanduser()
+        return str(path.resolve()) if path.is_dir() else source
+
+    changes: dict[str, Any] = {}
+    if model.source is not None:
+        changes["source"] = local(model.source)
+    elif model.name not in catalog.MODELS and ":" not in model.name:
+        changes["source"] = local(model.name)
+    if model.lora is not None:
+        changes["lora"] = model.lora.model_copy(update={"source": local(model.lora.source)})
+    return model.model_copy(update=changes)
 
 
 def source_of(model: Model) -> str:

@@ -7,15 +7,20 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import sqlalchemy as sa
 
-from qsched import __version__
+from qsched import __version__, hub
+from qsched.catalog import is_folder, is_function, model_entry
 from qsched.config import Study, installed_version, load_study
 from qsched.database import Database, now
+from qsched.defaults import source_of
 from qsched.errors import QschedError
+from qsched.metrics import metric_entry
 from qsched.schema import SCHEMA_VERSION
+from qsched.schemes import resolve
 from qsched.storage import Storage
 from qsched.study import load
 
@@ -50,8 +55,10 @@ def examine(url: str | None, study: Path | None = None) -> Iterator[Finding]:
     definition = None
     if study is not None:
         try:
+            definition = load_study(study, fetch=False)
+            yield Finding("study", True, f"{study} is valid")
+            yield from _needs(definition)
             definition = load_study(study)
-            yield Finding("study", True, f"{study} is valid and its model is here")
         except QschedError as error:
             yield Finding("study", False, str(error))
     try:
@@ -121,6 +128,54 @@ def _device() -> Iterator[Finding]:
         torch=torch.__version__,
         cuda=torch.version.cuda,
         usable=[torch.cuda.get_device_name(index) for index in range(count)],
+    )
+
+
+def _needs(definition: Study) -> Iterator[Finding]:
+    """What a study asks of this machine: packages, downloads, a GPU."""
+    tables = definition.tables
+    quantization = tables.quantization
+    backend, _ = resolve(quantization.scheme, quantization.backend, quantization.overrides.values())
+    modules = {backend: "gpu"} if backend != "simulated" else {}
+    if tables.model.lora is not None:
+        modules["peft"] = "gpu"
+    for name in (*definition.scorers, *tables.validation.metrics):
+        judge = metric_entry(name)
+        modules |= dict.fromkeys(judge.needs, judge.extra)
+    missing = {name: extra for name, extra in modules.items() if find_spec(name) is None}
+    extras = ",".join(sorted(set(missing.values())))
+    yield Finding(
+        "packages",
+        not missing,
+        f"missing: {', '.join(missing)}; pip install 'qsched[{extras}]'"
+        if missing
+        else f"all that the study needs: {', '.join(modules) or 'nothing more'}",
+    )
+    entry, source = model_entry(tables.model.name), source_of(tables.model)
+    if is_folder(source) or is_function(source):
+        yield Finding("model", True, f"{source} is here")
+    elif hub.cached(source, "model_index.json", tables.model.revision):
+        yield Finding("model", True, f"{source} is in the hub's cache")
+    else:
+        words = hub.explain(None, source, entry.download_gb)
+        later = f"{source} will be downloaded by the first worker, {entry.download_gb:.1f} GB"
+        yield Finding("model", not hub.offline(), words if hub.offline() else later)
+    if entry.gpu_gb:
+        yield _room(entry.name, entry.gpu_gb)
+
+
+def _room(model: str, needed: float) -> Finding:
+    import torch
+
+    if not torch.cuda.is_available():
+        words = f"{model} needs about {needed:.0f} GB and there is no GPU here; --twin tries it"
+        return Finding("GPU memory", False, words)
+    there = torch.cuda.get_device_properties(0).total_memory / 1e9
+    return Finding(
+        "GPU memory",
+        there >= needed,
+        f"{there:.0f} GB, about {needed:.0f} GB needed"
+        + ("" if there >= needed else "; set execution.offload = 'model' or a smaller batch_size"),
     )
 
 

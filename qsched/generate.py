@@ -208,7 +208,11 @@ class ImageGenerator:
         finite = images.isfinite().flatten(1).all(dim=1)
         black = images.flatten(1).amax(dim=1) < 1 / 255
         for bad, what, remedy in (
-            (~finite, "not finite", "model.dtype = 'float32' or narrower search.bounds"),
+            (
+                ~finite,
+                "not finite",
+                "model.dtype = 'bfloat16' or 'float32', or narrower search.bounds",
+            ),
             (black, "black all over", "model.dtype = 'bfloat16', and no safety checker"),
         ):
             if bad.any():

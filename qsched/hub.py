@@ -41,6 +41,13 @@ def fetch_file(
         raise HubError(explain(error, f"{repository}/{name}")) from error
 
 
+def cached(repository: str, name: str, revision: str | None = None) -> bool:
+    """Whether a file of a model's repository is in the cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(repository, name, revision=revision), str)
+
+
 def offline() -> bool:
     """Whether HF_HUB_OFFLINE forbids the network."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")

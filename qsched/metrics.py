@@ -98,7 +98,7 @@ SCORERS: Mapping[str, MetricEntry] = _by_name(
         (_H14, "yuvalkirstain/PickScore_v1"),
         source="yuvalkirstain/PickScore_v1",
         download_gb=3.9,
-        licence=_MIT,
+        licence="not stated",
     ),
     MetricEntry(
         "aq-map",

@@ -60,9 +60,15 @@ def password_role(postgres: str) -> str:
     with engine.connect() as connection:
         rules = Path(str(connection.exec_driver_sql("SHOW hba_file").scalar()))
         rules.write_text(f"local all {role} scram-sha-256\n" + rules.read_text())
+        loaded = connection.exec_driver_sql("SELECT pg_conf_load_time()").scalar()
         connection.exec_driver_sql("SELECT pg_reload_conf()")
         connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
         connection.exec_driver_sql(f"CREATE DATABASE {role} OWNER {role}")
+    while True:  # the server reads its rules again a moment after it is told to
+        engine.dispose()
+        with engine.connect() as connection:
+            if connection.exec_driver_sql("SELECT pg_conf_load_time()").scalar() != loaded:
+                break
     engine.dispose()
     url = server.set(username=role, password=password, database=role)
     return url.render_as_string(hide_password=False)

@@ -292,3 +292,23 @@ def test_a_twin_is_the_same_study_but_for_size(tmp_path: Path) -> None:
 
 def test_every_model_has_an_entry_under_its_name() -> None:
     assert all(entry.name == name for name, entry in MODELS.items())
+
+
+def test_a_folder_is_found_from_the_study_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "models" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "studies").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("../models/mine", str(folder)):
+        path = changed(tmp_path / "studies", 'name = "demo"', f'name = "{name}"')
+        model = load_study(path).tables.model
+        assert model.source == str(folder)
+        assert model.pipeline == "FluxPipeline"
+        assert len(load_study(path).weights) == 32
+    path = changed(
+        tmp_path / "studies", 'name = "demo"', 'name = "demo"\nsource = "../models/mine"'
+    )
+    assert load_study(path).tables.model.source == str(folder)

@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
 from qsched.doctor import Finding, device, examine
+from qsched.template import study_text
 
 A6000 = "NVIDIA RTX A6000, 535.230.02, 49140\n"
 
@@ -14,11 +16,11 @@ def found(
     listed: str = A6000,
     complaint: str = "",
     *,
-    torch: str = "2.15.0+cu132",
+    build: str = "2.15.0+cu132",
     cuda: str | None = "13.2",
     usable: tuple[str, ...] = (),
 ) -> Finding:
-    return device(listed, complaint, torch=torch, cuda=cuda, usable=usable)
+    return device(listed, complaint, torch=build, cuda=cuda, usable=usable)
 
 
 def test_a_driver_too_old_for_torch_is_named_with_both_remedies() -> None:
@@ -62,7 +64,7 @@ def test_hidden_gpus_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_works_is_ok() -> None:
     two = A6000 * 2 + "NVIDIA GB10, 535.230.02, [N/A]\n"
-    finding = found(two, torch="2.10.0", cuda="12.8", usable=("NVIDIA RTX A6000",) * 2)
+    finding = found(two, build="2.10.0", cuda="12.8", usable=("NVIDIA RTX A6000",) * 2)
     assert finding.ok
     assert finding.words == (
         "2 x NVIDIA RTX A6000 (48 GiB), 1 x NVIDIA GB10, torch 2.10.0 (CUDA 12.8), "
@@ -104,3 +106,26 @@ def test_the_real_program_is_asked(
     assert not findings["device"].ok
     assert words in findings["device"].words
     assert findings["database"].ok
+
+
+def test_what_a_study_needs_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path = tmp_path / "mine.toml"
+    path.write_text(study_text("pcm-sd15", scheme="nf4"))
+    url = f"sqlite:///{tmp_path}/q.db"
+    findings = [finding for finding in examine(url, path) if finding.name != "device"]
+    named = {finding.name: finding for finding in findings}
+    assert named["packages"].ok
+    assert "bitsandbytes, peft" in named["packages"].words
+    assert not named["model"].ok
+    assert "stable-diffusion-v1-5 is not downloaded (2.3 GB)" in named["model"].words
+    assert not named["GPU memory"].ok or torch.cuda.is_available()
+    assert "sDCI.yaml is not downloaded" in named["study"].words
+
+    monkeypatch.setattr("qsched.doctor.find_spec", lambda name: None if name == "peft" else True)
+    missing = {finding.name: finding for finding in examine(url, path)}["packages"]
+    assert not missing.ok
+    assert missing.words == "missing: peft; pip install 'qsched[gpu]'"
+    demo = Path(__file__).parents[1] / "studies" / "demo.toml"
+    assert all(finding.ok for finding in examine(url, demo))
