@@ -290,3 +290,55 @@ def test_the_module_runs_as_a_program_too() -> None:
     )
     assert done.returncode == 2
     assert one_line(done.stderr)
+
+
+def test_init_writes_a_study_that_check_takes(qsched: Qsched) -> None:
+    code, out, _ = qsched("init", "lcm-dreamshaper", "--quantization", "w8a8", "--steps", "2")
+    assert code == 0
+    assert "lcm-2step-w8a8.toml" in out
+    code, out, _ = qsched("check", "lcm-2step-w8a8.toml")
+    assert code == 0
+    assert "100 trials x 20 prompts: 2,000 images, 2,020 network calls" in out
+    assert "8.9 GB to download once; a GPU with about 10 GB" in out
+    code, _, err = qsched("init", "lcm-dreamshaper", "--quantization", "w8a8", "--steps", "2")
+    assert code == 2
+    assert "lcm-2step-w8a8.toml exists; give another file with --out" in one_line(err)
+    code, _, err = qsched("init", "lcm")
+    assert code == 2
+    assert "no template for 'lcm'; expected one of sdxl-turbo, lcm-dreamshaper" in one_line(err)
+
+
+def test_models_lists_what_each_needs(qsched: Qsched) -> None:
+    code, out, _ = qsched("models")
+    assert code == 0
+    for words in ("sdxl-turbo       1 4", "33.7 GB", "gated: accept it on the hub", "[schnell]"):
+        assert words in out
+    code, out, _ = qsched("models", "--json")
+    listed = {entry["name"]: entry for entry in json.loads(out)}
+    assert listed["pcm-sdxl"]["lora"]["source"] == "wangfuyun/PCM_Weights"
+    assert listed["flux-schnell"]["pipeline"] == "FluxPipeline"
+
+
+def test_a_twin_of_a_real_study_runs_offline(qsched: Qsched, tmp_path: Path) -> None:
+    assert qsched("init", "pcm-sd15", "--quantization", "nf4", "--steps", "2")[0] == 0
+    study = "pcm-sd15-2step-nf4.toml"
+    code, out, _ = qsched("run", study, "--twin", "--trials", "2")
+    assert code == 0
+    assert "it tries the study, it proves nothing" in out
+    assert "nf4 (bitsandbytes)" in out
+    results = tmp_path / "runs" / "pcm-sd15-2step-nf4-twin"
+    assert (results / "images.png").is_file()
+    coefficients = str(results / "coefficients.json")
+    (tmp_path / "captions.jsonl").write_text('{"prompt": "a cat"}\n{"prompt": "an owl"}\n')
+    code, _, _ = qsched(
+        *("generate", "--model", study, "--twin", "--coefficients", coefficients),
+        *("--prompts", "captions.jsonl", "--out", "set", "--count", "1"),
+    )
+    assert code == 0
+    assert [path.name for path in sorted((tmp_path / "set").iterdir())] == [
+        "00000.png",
+        "prompts.jsonl",
+    ]
+    code, _, err = qsched("run", study, "--trials", "2")
+    assert code == 2
+    assert "sDCI.yaml is not downloaded" in one_line(err)

@@ -189,6 +189,25 @@ def test_a_model_that_is_not_downloaded_says_so_offline(
     assert "\n" not in words
 
 
+def test_a_repository_in_the_cache_needs_no_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The hub's own layout: what one machine downloaded, another may be given."""
+    entry = MODELS["lcm-dreamshaper"]
+    repository = tmp_path / f"models--{entry.source.replace('/', '--')}"
+    snapshot = repository / "snapshots" / str(entry.revision)
+    shutil.copytree(pipeline_twin(entry.pipeline or "") / "pipeline", snapshot)
+    shutil.rmtree(snapshot / "safety_checker")  # it is not asked for
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    table = Model(name="lcm-dreamshaper")
+    loaded = load(with_entry(table, 4), execution=Execution(device="cpu"))
+    assert images(loaded.pipeline, "lcm-dreamshaper", 4).std() > 0.01
+    elsewhere = with_entry(Model(name="lcm-dreamshaper", revision="0" * 40), 4)
+    with pytest.raises(ModelError, match="is not downloaded"):
+        load(elsewhere, execution=Execution(device="cpu"))
+
+
 def test_a_lora_that_is_not_downloaded_or_not_there(tmp_path: Path) -> None:
     folder = pipeline_twin("StableDiffusionPipeline") / "pipeline"
     for lora, words in (

@@ -45,6 +45,22 @@ def undisturbed(tmp_path: Path) -> list[tuple[int, tuple[float, ...] | None, flo
     return record(study)
 
 
+def test_each_trial_notes_the_most_memory_it_used(tmp_path: Path) -> None:
+    study = stored(tmp_path)
+    evaluator = Evaluator(fakes.FakeGenerator(), fakes.FakeScorers(), study.definition.calibration)  # type: ignore[arg-type]
+    readings = iter([1.5, 2.5, 3.5, 4.5, 5.5, 6.5])
+    assert Worker(study, evaluator, memory=lambda: next(readings)).run()
+    trials = study.trials.study.get_trials()
+    assert [trial.user_attrs["peak_memory_gb"] for trial in trials] == [
+        1.5,
+        2.5,
+        3.5,
+        4.5,
+        5.5,
+        6.5,
+    ]
+
+
 def test_a_run_spends_exactly_its_budget(tmp_path: Path) -> None:
     study = stored(tmp_path)
     generator = fakes.FakeGenerator()
