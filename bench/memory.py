@@ -19,8 +19,8 @@ from rich.table import Table
 
 from qsched import api
 from qsched.config import load_study
+from qsched.status import Status
 from qsched.storage import Storage
-from qsched.study import Status
 
 STUDY = Path(__file__).parents[1] / "studies" / "demo.toml"
 WARM = 0.2

@@ -17,8 +17,9 @@ from qsched.config import Study, load_study
 from qsched.errors import StudyError
 from qsched.export import export
 from qsched.metrics import metric_entry
+from qsched.status import Status
 from qsched.storage import Storage
-from qsched.study import Status, StoredStudy, create, load
+from qsched.study import StoredStudy, create, load
 
 if TYPE_CHECKING:
     from qsched.validation import Validation

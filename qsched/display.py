@@ -19,7 +19,7 @@ from rich.text import Text
 from qsched.api import Observer, Outcome
 from qsched.catalog import ModelEntry
 from qsched.coefficients import Coefficients
-from qsched.study import Status
+from qsched.status import Status
 
 if TYPE_CHECKING:
     from qsched.validation import HeldOut
@@ -172,7 +172,8 @@ def studies(rows: Sequence[Status]) -> Table:
         identity, best = status.identity, status.best
         table.add_row(
             f"{status.study} (paused)" if status.paused else status.study,
-            f"{status.done}/{status.budget}",
+            f"{status.done}/{status.budget}"
+            + (f" ({status.stopped} early)" if status.stopped else ""),
             str(status.running),
             str(status.parked),
             f"{status.images:,}",

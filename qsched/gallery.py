@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw
 from qsched.database import Database
 from qsched.errors import ConfigError
 from qsched.report import font
-from qsched.study import Status, StoredStudy
+from qsched.status import Status
+from qsched.study import StoredStudy
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore

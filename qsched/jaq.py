@@ -171,3 +171,21 @@ def paired_interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     return Interval(float(difference.mean()), float(low), float(high))
+
+
+def chance_to_lead(differences: Sequence[float] | Values, prompts: int) -> float:
+    """The probability that a trial's mean over all `prompts` lies above another's, in [0, 1].
+
+    `differences`: (n,) paired differences to the other trial on a random n of the prompts, n >= 2.
+    The mean over a finite population is known but for its unseen part: with the mean d and the
+    deviation s of the seen ones, (D - d) / (s sqrt((N - n) / (n N))) is about t-distributed with
+    n - 1 degrees of freedom (Cochran 1977, section 2.8). At n = N it is 0 or 1.
+    """
+    from scipy.special import stdtr
+
+    seen = np.asarray(differences, dtype=np.float64)
+    count, mean = len(seen), float(seen.mean())
+    error = float(seen.std(ddof=1)) * np.sqrt((prompts - count) / (count * prompts))
+    if error == 0.0:
+        return float(mean > 0)
+    return float(stdtr(count - 1, mean / error))

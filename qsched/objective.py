@@ -36,14 +36,18 @@ class Evaluator:
         self.prompts = tuple(prompts)
 
     def batches(
-        self, coefficients: Coefficients, done: frozenset[int] = frozenset()
+        self,
+        coefficients: Coefficients,
+        done: frozenset[int] = frozenset(),
+        order: Sequence[int] | None = None,
     ) -> Iterator[Batch]:
-        """All prompts but those in `done` (by index), a batch at a time.
+        """All prompts but those in `done` (by index), a batch at a time, in `order` or in theirs.
 
         Out of the device's memory, the batch is halved for good and tried again. Raises
         GenerationError or ScoreError, with the prompt; what was yielded before stays valid.
         """
-        missing = [index for index in range(len(self.prompts)) if index not in done]
+        whole = range(len(self.prompts)) if order is None else order
+        missing = [index for index in whole if index not in done]
         while missing:
             began = time.perf_counter()
             batch = missing[: self.generator.batch_size]

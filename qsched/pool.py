@@ -13,7 +13,8 @@ from types import FrameType
 
 from qsched.database import ENVIRONMENT
 from qsched.errors import StudyError
-from qsched.study import Status, StoredStudy
+from qsched.status import Status
+from qsched.study import StoredStudy
 
 POLL = 1.0
 """Seconds between two looks at the study."""

@@ -17,7 +17,7 @@ from qsched.database import Database, now, transaction
 from qsched.errors import LeaseLost
 from qsched.schema import OPEN, Finished, Score, ScoreTable, Slot, SlotTable, StudyTable
 
-STATES = ("waiting", "running", "finished", "parked")
+STATES = ("waiting", "running", "finished", "stopped", "parked")
 
 FAILURES = 3
 """A slot that failed this often is parked, with the reason."""
@@ -85,8 +85,8 @@ class Queue:
     def history(
         self, session: Session, since: float = 0.0
     ) -> tuple[list[Finished], list[tuple[int, tuple[float, ...]]]]:
-        """What a sampler goes by: the slots that were finished at `since` or later, in the order
-        of their ends, and (number, vector) of those that are being tried at the moment."""
+        """What a sampler goes by: the slots that were finished or stopped at `since` or
+        later, in the order of their ends, and (number, vector) of those being tried right now."""
         finished = (
             sa.select(SlotTable.finished, SlotTable.number, SlotTable.vector, SlotTable.value)
             .where(SlotTable.study == self.study, SlotTable.finished >= since)
@@ -210,12 +210,18 @@ class Queue:
         self._hold(session, slot, lease)
 
     @transaction
-    def finish(self, session: Session, slot: Slot, value: float) -> None:
-        """The slot is done and has a value. Raises LeaseLost."""
-        row = session.get_one(SlotTable, (self.study, slot.number))
-        if row.state == "finished" and row.attempt == slot.attempt:
-            return
-        self._hold(session, slot, 0, state="finished", value=value, reason=None, finished=now())
+    def finish(self, session: Session, slot: Slot, value: float, *, stopped: bool = False) -> None:
+        """The slot is done and has a value; again changes nothing. Raises LeaseLost.
+
+        `stopped`: early, and the value is an estimate; such a slot is never the best.
+        """
+        state = "stopped" if stopped else "finished"
+        try:
+            self._hold(session, slot, 0, state=state, value=value, reason=None, finished=now())
+        except LeaseLost:
+            row = session.get_one(SlotTable, (self.study, slot.number))
+            if (row.state, row.attempt) != (state, slot.attempt):
+                raise
 
     @transaction
     def release(self, session: Session, slot: Slot) -> None:

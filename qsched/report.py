@@ -10,7 +10,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from qsched import __version__, config
 from qsched.export import export
-from qsched.study import Status, StoredStudy
+from qsched.schema import Slot
+from qsched.status import Status
+from qsched.study import StoredStudy
 
 if TYPE_CHECKING:
     from qsched.validation import Validation
@@ -40,10 +42,8 @@ def write(folder: Path, study: StoredStudy, status: Status, validation: "Validat
     study.storage.conclude(study.name, content | {"scheduler": validation.scheduler})
     export(folder, validation.published, validation.scheduler, provenance(content))
     write_images(folder / "images.png", validation)
-    values = [slot.value for slot in study.finished() if slot.value is not None]
-    write_history(
-        folder / "history.png", values, f"{study.name}: {validation.verdict.replace('_', ' ')}"
-    )
+    title = f"{study.name}: {validation.verdict.replace('_', ' ')}"
+    write_history(folder / "history.png", study.queue.slots(("finished", "stopped")), title)
 
 
 def document(study: StoredStudy, status: Status, validation: "Validation") -> dict[str, Any]:
@@ -54,6 +54,7 @@ def document(study: StoredStudy, status: Status, validation: "Validation") -> di
         "sentence": validation.sentence,
         "budget": status.budget,
         "trials": status.done,
+        "stopped_early": status.stopped,
         "images_generated": status.images + validation.images,
         "images_of_the_official_grid": grid_images(study),
         "seconds": round(status.seconds, 2),
@@ -125,30 +126,46 @@ def write_images(path: Path, validation: "Validation", *, side: int = 160) -> No
     sheet.save(path, optimize=True)
 
 
-def write_history(path: Path, values: Sequence[float], title: str) -> None:
-    """The study's course: each trial's value, the best so far, and the identity (trial 0)."""
+def write_history(path: Path, slots: Sequence[Slot], title: str) -> None:
+    """The study's course: each trial's value, the best so far, and the identity (trial 0).
+
+    Trials that were stopped early are shown hollow, at their estimates.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 4.2), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    trials = np.arange(len(values))
-    axes.axhline(values[0], color="#888888", linewidth=1, linestyle="--", label="identity, trial 0")
+    whole = {s.number: s.value for s in slots if s.state == "finished" and s.value is not None}
+    early = {s.number: s.value for s in slots if s.state == "stopped" and s.value is not None}
+    trials, values = np.array(list(whole)), np.array(list(whole.values()))
+    axes.axhline(whole[0], color="#888888", linewidth=1, linestyle="--", label="identity, trial 0")
     axes.scatter(trials, values, s=18, color="#7aa6d8", label="trial", zorder=3)
+    if early:
+        axes.scatter(
+            list(early),
+            list(early.values()),
+            s=16,
+            facecolors="none",
+            edgecolors="#7aa6d8",
+            label="stopped early, estimate",
+            zorder=3,
+        )
     axes.step(
-        trials,
-        np.maximum.accumulate(values),
+        [*trials, max(trials[-1], *early, 0)],
+        [*np.maximum.accumulate(values), values.max()],
         where="post",
         color="#c2410c",
         linewidth=2,
         label="best so far",
         zorder=4,
     )
-    low = np.quantile(values, 0.1) if len(values) > 10 else min(values)
-    span = max(values) - min(low, values[0])
+    every = np.array([*values, *early.values()])
+    low = min(np.quantile(every, 0.1) if len(every) > 10 else every.min(), whole[0])
+    span = every.max() - low
     if span > 0:
-        axes.set_ylim(min(low, values[0]) - 0.1 * span, max(values) + 0.1 * span)
+        axes.set_ylim(low - 0.1 * span, every.max() + 0.1 * span)
     axes.set_xlabel("trial")
     axes.set_ylabel("JAQ on the calibration prompts")
     axes.set_title(title, loc="left", fontsize=11)

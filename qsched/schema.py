@@ -160,7 +160,10 @@ class Finished:
 
 @dataclass(frozen=True)
 class Slot:
-    """A slot as it stood when it was read. States: waiting, running, finished, parked."""
+    """A slot as it stood when it was read.
+
+    States: waiting, running, finished, stopped (early; the value is an estimate), parked.
+    """
 
     number: int
     state: str

@@ -175,7 +175,11 @@ class ObjectiveTable(Section):
 
 
 class Search(Section):
-    """`[search]`: the space, the sampler and the budget."""
+    """`[search]`: the space, the sampler and the budget.
+
+    `stop_below`: a trial stops early when its chance to be the best falls below this; 0: never.
+    `prior`: how much JAQ a vector costs at the edge of the box; it pulls towards the identity.
+    """
 
     parametrisation: Literal["constant", "ramp", "ramp2", "per-step"] = "ramp"
     bounds: Annotated[tuple[float, float], _accepted_by(lambda pair: Bounds(*pair))] = (
@@ -185,6 +189,8 @@ class Search(Section):
     sampler: Literal["tpe", "random"] = "tpe"
     trials: int = Field(default=48, ge=1, le=100_000)
     seed: Seed = 0
+    stop_below: float = Field(default=0.0, ge=0, le=0.5)
+    prior: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
 
 class Prompts(Section):

@@ -1,17 +1,17 @@
 """A study in the database: created or resumed under its fingerprint, and where it stands."""
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from qsched import config, jaq
+from qsched import config, jaq, stopping
 from qsched.coefficients import Coefficients
 from qsched.config import Study
 from qsched.errors import StudyError
 from qsched.queue import Queue
 from qsched.samplers import Proposer
-from qsched.schema import Score, Slot, WorkerRecord
+from qsched.schema import Score, Slot
+from qsched.status import Candidate, Status
 from qsched.storage import Storage
 from qsched.trials import Trials
 
@@ -19,77 +19,6 @@ OVERLAP = 5.0
 """Seconds that each look at the history goes back: transactions don't commit in their order."""
 
 UNFINISHED = ("waiting", "running", "parked")
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A finished trial: its slot, value and coefficients."""
-
-    slot: int
-    value: float
-    coefficients: Coefficients
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `status --json` and `report.json` show it."""
-        return {
-            "slot": self.slot,
-            "value": self.value,
-            "coefficients": {
-                "model": list(self.coefficients.model),
-                "sample": list(self.coefficients.sample),
-            },
-        }
-
-
-@dataclass(frozen=True)
-class Status:
-    """Where a study stands. `images` and `seconds` count the trials' work, not the validation's."""
-
-    study: str
-    budget: int
-    done: int
-    running: int
-    waiting: int
-    parked: int
-    paused: bool
-    images: int
-    seconds: float
-    identity: Candidate | None
-    best: Candidate | None
-    reasons: tuple[tuple[int, str], ...]
-    workers: tuple[WorkerRecord, ...]
-    fingerprint: dict[str, Any]
-    accepted: dict[str, Any]
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing is left to do."""
-        return not self.waiting and not self.running
-
-    @property
-    def alive(self) -> tuple[WorkerRecord, ...]:
-        """The workers that were heard of within a minute."""
-        return tuple(w for w in self.workers if w.state == "working" and w.idle < 60)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `status --json` prints it."""
-        return {
-            "study": self.study,
-            "budget": self.budget,
-            "done": self.done,
-            "running": self.running,
-            "waiting": self.waiting,
-            "parked": self.parked,
-            "paused": self.paused,
-            "images": self.images,
-            "seconds": self.seconds,
-            "identity": self.identity.to_dict() if self.identity else None,
-            "best": self.best.to_dict() if self.best else None,
-            "reasons": {str(slot): reason for slot, reason in self.reasons},
-            "workers": [worker.to_dict() for worker in self.workers],
-            "fingerprint": self.fingerprint,
-            "accepted": self.accepted,
-        }
 
 
 class StoredStudy:
@@ -101,6 +30,7 @@ class StoredStudy:
         self.name = definition.name
         self.queue = Queue(storage.database, definition.name)
         self._objective: jaq.Objective | None = None
+        self._rival: dict[int, dict[int, float]] = {}  # the best trial's value by prompt
         self._seen = 0.0  # the end of the last trial that the proposer knows
 
     @cached_property
@@ -166,10 +96,55 @@ class StoredStudy:
             raise StudyError(f"{self.name}: slot 0, the identity, isn't scored yet; run it first")
         return objective.calibrated(terms)
 
-    def value(self, scores: Sequence[Score], *, identity: bool = False) -> float:
-        """JAQ of scored prompts. `identity`: they are slot 0's own, which set the units."""
+    def value(
+        self, scores: Sequence[Score], vector: Sequence[float], *, identity: bool = False
+    ) -> float:
+        """JAQ of scored prompts, less what the prior takes for their vector.
+
+        `identity`: they are slot 0's own, which set the units.
+        """
         objective = self._calibrated(scores) if identity else self.objective()
-        return objective.value(self._terms(scores))
+        return objective.value(self._terms(scores)) - self.penalty(vector)
+
+    def penalty(self, vector: Sequence[float]) -> float:
+        """What the prior takes: `search.prior` at an edge of the box, nothing at the identity.
+
+        The mean over the vector of ((v - 1) / (edge - 1))**2, a Gaussian prior's logarithm.
+        """
+        bounds, prior = self.definition.bounds, self.definition.tables.search.prior
+        if prior == 0.0:
+            return 0.0
+        edges = (bounds.high if v > 1 else bounds.low for v in vector)
+        shares = [
+            ((v - 1) / (edge - 1)) ** 2 if v != 1 else 0.0
+            for v, edge in zip(vector, edges, strict=True)
+        ]
+        return prior * sum(shares) / len(shares)
+
+    def order(self, slot: int) -> tuple[int, ...] | None:
+        """The order in which a slot scores its prompts; None where none is stopped early."""
+        search = self.definition.tables.search
+        if slot == 0 or search.stop_below == 0.0:
+            return None
+        return stopping.order(search.seed, slot, len(self.definition.calibration))
+
+    def hopeless(self, slot: int, scores: Sequence[Score], vector: Sequence[float]) -> float | None:
+        """The estimated value of a trial that should stop now; None for one that should go on."""
+        doubt = self.definition.tables.search.stop_below
+        best = self.queue.best() if slot and doubt else None
+        if best is None:
+            return None
+        if best.number not in self._rival:
+            rival = self._by_prompt(self.queue.scores(best.number), best.vector or ())
+            self._rival = {best.number: rival}
+        values = self._by_prompt(scores, vector)
+        return stopping.estimate(values, self._rival[best.number], doubt)
+
+    def _by_prompt(self, scores: Sequence[Score], vector: Sequence[float]) -> dict[int, float]:
+        """{prompt: JAQ less the prior's share}."""
+        prompts = sorted({score.prompt for score in scores})
+        values = self.objective().values(self._terms(scores)) - self.penalty(vector)
+        return dict(zip(prompts, values.tolist(), strict=True))
 
     def attributes(self, scores: Sequence[Score]) -> dict[str, Any]:
         """What a trial shows beside its value: each scorer's mean, and the seconds it took."""
@@ -257,7 +232,8 @@ class StoredStudy:
         return Status(
             study=self.name,
             budget=sum(counts.values()),
-            done=counts["finished"],
+            done=counts["finished"] + counts["stopped"],
+            stopped=counts["stopped"],
             running=counts["running"],
             waiting=counts["waiting"],
             parked=counts["parked"],

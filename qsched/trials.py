@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
 
 
+ESTIMATE = "estimate"
+"""The attribute of a trial that was ended early."""
+
+
 class Trials:
     """The Optuna study of the same name, its trials by slot. Raises StorageError.
 
@@ -114,6 +118,24 @@ class Trials:
             storage.set_trial_state_values(trial, TrialState.COMPLETE, [value])
 
         self._write(complete)
+
+    def prune(self, trial: int, estimate: float, attributes: Mapping[str, Any]) -> None:
+        """Ends a trial early: its attributes, and what it would have come to as `estimate`."""
+
+        def prune() -> None:
+            storage = self._database.optuna
+            for name, attribute in (*attributes.items(), (ESTIMATE, estimate)):
+                storage.set_trial_user_attr(trial, name, attribute)
+            storage.set_trial_state_values(trial, TrialState.PRUNED)
+
+        self._write(prune)
+
+    def estimate(self, trial: int) -> float | None:
+        """The estimate of a trial that was ended early; None for any other."""
+        frozen = self._database.patiently(lambda: self._database.optuna.get_trial(trial))
+        if frozen.state != TrialState.PRUNED:
+            return None
+        return float(frozen.user_attrs[ESTIMATE])
 
     def abandon(self, trial: int, reason: str) -> None:
         """Marks a trial as failed, with the reason; nothing if it is finished already."""

@@ -25,7 +25,7 @@ from qsched.prompts import Prompt
 from qsched.schedule import precondition
 from qsched.score import Metrics, load_metrics, load_scorers
 from qsched.sections import Model
-from qsched.study import Candidate
+from qsched.status import Candidate
 
 JAQ = "jaq"
 PICTURES = 8

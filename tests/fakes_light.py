@@ -21,6 +21,8 @@ terms = [
 [search]
 trials = {trials}
 seed = {seed}
+stop_below = {stop_below}
+prior = {prior}
 [prompts]
 calibration = ["a", "b", "c", "d", "e", "f"]
 held_out = ["g", "h", "i"]
@@ -32,12 +34,22 @@ batch_size = 2
 
 
 def study_file(
-    folder: Path, *, name: str = "fake", trials: int = 6, seed: int = 0, preset: str = "plain"
+    folder: Path,
+    *,
+    name: str = "fake",
+    trials: int = 6,
+    seed: int = 0,
+    preset: str = "plain",
+    stop_below: float = 0.0,
+    prior: float = 0.0,
 ) -> Path:
     """A small valid study file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "study.toml"
-    path.write_text(STUDY.format(name=name, trials=trials, seed=seed, preset=preset))
+    text = STUDY.format(
+        name=name, trials=trials, seed=seed, preset=preset, stop_below=stop_below, prior=prior
+    )
+    path.write_text(text)
     return path
 
 

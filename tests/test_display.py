@@ -10,7 +10,7 @@ from qsched import display
 from qsched.api import Outcome
 from qsched.coefficients import Coefficients
 from qsched.schema import WorkerRecord
-from qsched.study import Candidate, Status
+from qsched.status import Candidate, Status
 from test_report import validation
 
 IDENTITY = Candidate(0, 1.0, Coefficients.identity(4))
@@ -29,6 +29,7 @@ def status(
         study="demo",
         budget=budget,
         done=done,
+        stopped=0,
         running=0,
         waiting=budget - done,
         parked=0,

@@ -56,6 +56,8 @@ LAYERS = (
     "queue",
     "samplers",
     "trials",
+    "stopping",
+    "status",
     "study",
     "objective",
     "lease",

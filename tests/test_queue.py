@@ -37,7 +37,7 @@ def test_slots_are_claimed_in_order_and_once(queue: Queue) -> None:
         (2, 1, "w2"),
     ]
     assert queue.claim("w4", 60, identity_first=False) is None
-    assert queue.counts() == {"waiting": 0, "running": 3, "finished": 0, "parked": 0}
+    assert queue.counts() == {"waiting": 0, "running": 3, "finished": 0, "stopped": 0, "parked": 0}
 
 
 def test_many_workers_at_once_claim_every_slot_once(url: str) -> None:
@@ -118,7 +118,7 @@ def test_an_expired_lease_that_nobody_took_is_renewed(queue: Queue) -> None:
 def test_whoever_looks_returns_what_expired(queue: Queue) -> None:
     claim(queue, lease=0.05)
     time.sleep(0.1)
-    assert queue.counts() == {"waiting": 3, "running": 0, "finished": 0, "parked": 0}
+    assert queue.counts() == {"waiting": 3, "running": 0, "finished": 0, "stopped": 0, "parked": 0}
     assert queue.slot(0).worker is None
 
 

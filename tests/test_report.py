@@ -13,8 +13,10 @@ from qsched import study as studies
 from qsched.coefficients import Coefficients
 from qsched.jaq import Interval
 from qsched.objective import Evaluator
+from qsched.schema import Slot
+from qsched.status import Candidate
 from qsched.storage import Storage
-from qsched.study import Candidate, StoredStudy
+from qsched.study import StoredStudy
 from qsched.validation import HeldOut, Validation
 from qsched.worker import Worker
 
@@ -135,8 +137,23 @@ def _runs(filled: np.ndarray, gap: int = 1) -> int:
 
 
 @pytest.mark.parametrize("values", [[1.0], [1.0, 1.0], [1.0, -9.0, 1.2, 1.1], list(range(60))])
-def test_any_course_can_be_drawn(tmp_path: Path, values: list[float]) -> None:
-    report.write_history(tmp_path / "history.png", values, "demo: improved")
+@pytest.mark.parametrize("early", [set(), {1}])
+def test_any_course_can_be_drawn(tmp_path: Path, values: list[float], early: set[int]) -> None:
+    slots = [
+        Slot(
+            number=number,
+            state="stopped" if number in early else "finished",
+            attempt=1,
+            failures=0,
+            worker=None,
+            vector=(1.0, 1.0),
+            trial=number,
+            value=value,
+            reason=None,
+        )
+        for number, value in enumerate(values)
+    ]
+    report.write_history(tmp_path / "history.png", slots, "demo: improved")
     picture = Image.open(tmp_path / "history.png")
     assert picture.width > 1000
     assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10

@@ -291,7 +291,7 @@ def test_a_worker_waits_for_what_others_hold(
 ) -> None:
     monkeypatch.setattr("qsched.worker.POLL", 0.2)
     study = stored(tmp_path, trials=3)
-    held = study.queue.claim("dead", 0.8, identity_first=False)
+    held = study.queue.claim("dead", 3.0, identity_first=False)
     waits = 0
 
     def count() -> None:
