@@ -7,9 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from qsched import catalog
-from qsched.coefficients import DEFAULT_BOUNDS, Bounds
+from qsched.coefficients import DEFAULT_BOUNDS, Bounds, parametrisation
 from qsched.errors import QschedError
 from qsched.metrics import METRICS, PRESETS, independent, metric_entry, scorer_entry
+from qsched.sampler_names import check_sampler, resolved
 from qsched.schemes import Scheme, resolve
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -186,7 +187,7 @@ class Search(Section):
         DEFAULT_BOUNDS.low,
         DEFAULT_BOUNDS.high,
     )
-    sampler: Literal["tpe", "random"] = "tpe"
+    sampler: Annotated[str, _accepted_by(check_sampler)] = "auto"
     trials: int = Field(default=48, ge=1, le=100_000)
     seed: Seed = 0
     stop_below: float = Field(default=0.0, ge=0, le=0.5)
@@ -247,6 +248,15 @@ class StudyFile(Section):
     validation: Validation
     execution: Execution = Execution()
     gallery: Gallery = Gallery()
+
+    @model_validator(mode="after")
+    def _the_sampler_fits_the_space(self) -> "StudyFile":
+        try:
+            space = parametrisation(self.search.parametrisation, self.sampling.steps)
+            resolved(self.search.sampler, space.dimension)
+        except QschedError as error:
+            raise ValueError(f"search.sampler, search.parametrisation: {error}") from error
+        return self
 
     @model_validator(mode="after")
     def _one_metric_is_independent(self) -> "StudyFile":

@@ -9,6 +9,7 @@ from qsched.coefficients import Coefficients
 from qsched.config import Study
 from qsched.errors import StudyError
 from qsched.queue import Queue
+from qsched.sampler_names import BLIND
 from qsched.samplers import Proposer
 from qsched.schema import Score, Slot
 from qsched.status import Candidate, Status
@@ -52,6 +53,7 @@ class StoredStudy:
             self.definition.parametrisation,
             self.definition.bounds,
             seed=search.seed,
+            budget=search.trials,
         )
 
     def slots(self) -> list[Slot]:
@@ -64,7 +66,7 @@ class StoredStudy:
 
     def vector(self, slot: int) -> tuple[float, ...]:
         """What the sampler proposes for a slot, given the trials that are finished or running."""
-        if slot and self.definition.tables.search.sampler != "random":
+        if slot and self.definition.tables.search.sampler not in BLIND:
             self._catch_up()
         return self._proposer.vector(slot)
 
