@@ -1,0 +1,252 @@
+"""Which searches bench/search.py runs, on the replayed landscape and on the model, and its results.
+
+Three spaces: `ramp`, the official grid's own two numbers and box; `ramp-wide`, the same numbers in
+[0.6, 1.4]; `per-step`, eight numbers in that box. A budget is counted in full trials' worth of
+images, 16 each, trials that were stopped early included. One search of each setting is read off at
+every budget up to its largest: with one worker 200, where a proposal takes few milliseconds, else
+100; with several 50. Each of 20 seeds has its own draw of the landscape's roughness. Trials stop
+early below a chance to lead of 0.05, in one worker's searches also never. Nevergrad's optimizers
+are run less outside `ramp`, and `ramp-wide` with one worker only. `variants` tries other chances
+and batches.
+"""
+
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, astuple, dataclass
+from functools import cache
+from itertools import product
+from typing import Any
+
+from recording import BOX, DATA, PROMPTS, SAVE_EVERY, WIDE, Recording, Trial, demo, load_recording
+from replay import (
+    Array,
+    Best,
+    Fit,
+    Kriging,
+    Landscape,
+    Polynomial,
+    Search,
+    Surface,
+    identity_values,
+    prompt_values,
+    search,
+)
+
+from qsched.coefficients import Bounds, parametrisation
+from qsched.sampler_names import SAMPLERS
+from qsched.samplers import Proposer
+
+RESULTS = DATA / "search.json"
+SEEDS = 20
+WORKERS = (1, 4, 16)
+STOP = 0.05
+BATCH = 4
+SLOW = ("gp", "tpe")
+STEPS = 4
+CONFIRMED = ("gp", "tpe")
+CONFIRMED_SEEDS = 5
+CONFIRMED_TRIALS = 50
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Space:
+    """A recorded space: its plan, its box, the trend that was fitted, and the residuals that
+    stand for its roughness, as the arguments of a slice of the recorded points."""
+
+    parametrisation: str
+    recording: str
+    box: tuple[float, float]
+    trend: Fit
+    rough: tuple[int | None, ...] = (None,)
+
+
+SPACES = {
+    "ramp": Space("ramp", "ramp-grid", BOX, Polynomial(6)),
+    "ramp-wide": Space("ramp", "ramp-wide", WIDE, Polynomial(8)),
+    "per-step": Space("per-step", "per-step", WIDE, Kriging(1.5, 1e-3), (1, None, 2)),
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One search: where, by what, with how many workers, stopping below what, its seed, and how
+    many prompts it scores at a time."""
+
+    space: str
+    sampler: str
+    workers: int
+    stop: float
+    seed: int
+    batch: int = BATCH
+
+    @property
+    def key(self) -> str:
+        return "/".join(map(str, astuple(self)))
+
+    @property
+    def trials(self) -> int:
+        """The budget, in full trials' worth of images."""
+        if self.workers > 1 or self.batch != BATCH or self.stop not in (0.0, STOP):
+            return 50
+        return 100 if self.sampler in SLOW else 200
+
+
+def dimension(space: str) -> int:
+    return parametrisation(SPACES[space].parametrisation, STEPS).dimension
+
+
+def recorded(space: str) -> tuple[Recording, Array]:
+    """A space's recording and its JAQ per prompt, (P, prompts)."""
+    found = load_recording(SPACES[space].recording)
+    if found is None:
+        raise SystemExit(f"no recording of {space}; run: python bench/recording.py")
+    return found, prompt_values(found, demo().objective)
+
+
+@cache
+def landscape(space: str) -> Landscape:
+    kind = SPACES[space]
+    found, values = recorded(space)
+    identity = parametrisation(kind.parametrisation, STEPS).identity
+    known = {identity: identity_values(found, demo().objective)}
+    return Landscape(found.vectors, values, kind.trend, rough=slice(*kind.rough), known=known)
+
+
+def proposer(setting: Setting) -> Proposer:
+    space = SPACES[setting.space]
+    return Proposer(
+        setting.sampler,
+        parametrisation(space.parametrisation, STEPS),
+        Bounds(*space.box),
+        seed=setting.seed,
+        budget=setting.trials,
+    )
+
+
+def settings() -> Iterator[Setting]:
+    """The plan of the replay, what takes long and matters less last."""
+    for family in (False, True):
+        for workers, stop in ((1, 0.0), *((workers, STOP) for workers in WORKERS)):
+            for space, seed in product(SPACES, range(SEEDS)):
+                for sampler in SAMPLERS:
+                    fits = sampler != "grid" or dimension(space) == 2
+                    aside = space == "ramp-wide" or (space == "per-step" and family)
+                    if aside and (workers > 1 or (family and not stop)):
+                        continue
+                    if sampler != "auto" and fits and (":" in sampler) is family:
+                        yield Setting(space, sampler, workers, stop, seed)
+
+
+def variants() -> Iterator[Setting]:
+    """Early stopping otherwise, of the leader and of points that no result changes."""
+    for seed in range(SEEDS):
+        for sampler in ("gp", "random"):
+            for batch in (1, 2, 4):
+                for stop in (0.02, 0.05, 0.1, 0.2, 0.35):
+                    yield Setting("ramp", sampler, 1, stop, seed, batch)
+
+
+def confirmations() -> Iterator[Setting]:
+    """The plan of the real runs."""
+    for space in SPACES:
+        for sampler in CONFIRMED:
+            for stop in (0.0, STOP):
+                for seed in range(CONFIRMED_SEEDS):
+                    yield Setting(space, sampler, 1, stop, seed)
+
+
+def found_by(setting: Setting, surface: Surface, trials: int) -> tuple[str, Row]:
+    """A setting's key and what its search found, as it is stored."""
+    began = time.perf_counter()
+    found = search(
+        surface,
+        proposer(setting),
+        images=trials * PROMPTS,
+        workers=setting.workers,
+        stop=setting.stop,
+        batch=setting.batch,
+        least=max(2, setting.batch),
+        seed=setting.seed,
+    )
+    row = asdict(found)
+    row["bests"] = [
+        [best.images, best.ended, round(best.value, 4), round(best.trend, 4)]
+        for best in found.bests
+    ]
+    return setting.key, {**row, "seconds": round(time.perf_counter() - began, 2)}
+
+
+def replayed(setting: Setting) -> tuple[str, Row]:
+    return found_by(setting, landscape(setting.space).drawn(setting.seed), setting.trials)
+
+
+def as_search(row: Row) -> Search:
+    """The inverse of what `found_by` stores."""
+    known = {key: value for key, value in row.items() if key != "seconds"}
+    known["bests"] = [Best(*best) for best in row["bests"]]
+    known["images_at"] = {int(ended): images for ended, images in row["images_at"].items()}
+    return Search(**known)
+
+
+class Model:
+    """The demo itself as a surface: a real run, whose trend is the landscape's."""
+
+    def __init__(self, space: str) -> None:
+        self._trial = Trial(SPACES[space].parametrisation)
+        self._scorers = demo().scorers
+        self._landscape = landscape(space)
+        identity = self._trial(self._trial.identity)
+        self._objective = demo().objective.calibrated(
+            dict(zip(self._scorers, identity, strict=True))
+        )
+
+    def values(self, vector: Sequence[float]) -> Array:
+        return self._objective.values(dict(zip(self._scorers, self._trial(vector), strict=True)))
+
+    def trend(self, vector: Sequence[float]) -> float:
+        return self._landscape.trend(vector)
+
+
+@cache
+def model(space: str) -> Model:
+    return Model(space)
+
+
+def confirmed(setting: Setting) -> tuple[str, Row]:
+    key, row = found_by(setting, model(setting.space), CONFIRMED_TRIALS)
+    return f"real/{key}", row
+
+
+def stored() -> dict[str, Row]:
+    """{setting's key: what was found} of all that was run."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
+def store(results: dict[str, Row]) -> None:
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(row)}" for key, row in results.items())
+    part = RESULTS.with_suffix(".part")
+    part.write_text(f"{{\n{lines}\n}}\n")
+    part.replace(RESULTS)
+
+
+def run(
+    work: Callable[[Setting], tuple[str, Row]], left: Sequence[Setting], processes: int
+) -> None:
+    """Runs the searches that are `left`, saving as it goes."""
+    results = stored()
+    print(f"{len(left)} searches to run", flush=True)
+    saved = time.perf_counter()
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        searches = [pool.submit(work, setting) for setting in left]
+        for count, done in enumerate(as_completed(searches), start=1):
+            key, row = done.result()
+            results[key] = row
+            if time.perf_counter() - saved > SAVE_EVERY or count == len(left):
+                store(results)
+                saved = time.perf_counter()
+                print(f"{count}/{len(left)}", flush=True)
