@@ -21,6 +21,7 @@ from printing import Table, show
 from recording import PROMPTS, ROOT, SIDE
 from replay import Search
 from searches import (
+    BATCH,
     SPACES,
     STOP,
     WORKERS,
@@ -33,6 +34,7 @@ from searches import (
     run,
     settings,
     stored,
+    variants,
 )
 
 from qsched.jaq import paired_interval
@@ -67,12 +69,12 @@ def grid_pick() -> tuple[float, float]:
 
 def groups(
     done: dict[str, Any], plan: Sequence[Setting], prefix: str = ""
-) -> dict[tuple[str, str, int, float], list[Search]]:
-    """{(space, sampler, workers, stop): searches by seed} of what ran."""
-    found: dict[tuple[str, str, int, float], list[Search]] = {}
+) -> dict[tuple[str, str, int, float, int], list[Search]]:
+    """{(space, sampler, workers, stop, batch): searches by seed} of what ran."""
+    found: dict[tuple[str, str, int, float, int], list[Search]] = {}
     for each in plan:
         if prefix + each.key in done:
-            name = (each.space, each.sampler, each.workers, each.stop)
+            name = (each.space, each.sampler, each.workers, each.stop, each.batch)
             found.setdefault(name, []).append(as_search(done[prefix + each.key]))
     return found
 
@@ -81,7 +83,7 @@ def results(done: dict[str, Any], plan: Sequence[Setting], prefix: str = "") -> 
     """A row for each setting: JAQ by budget, and the trials' worth of images to the target, that
     is to the JAQ of the official grid's best, and to a pick whose trend stays as good as its."""
     rows = []
-    for (space, sampler, workers, stop), searches in groups(done, plan, prefix).items():
+    for (space, sampler, workers, stop, batch), searches in groups(done, plan, prefix).items():
         goal, smooth = grid_pick()
         full = min(search.images for search in searches) // PROMPTS
         row: dict[str, Any] = {
@@ -89,6 +91,7 @@ def results(done: dict[str, Any], plan: Sequence[Setting], prefix: str = "") -> 
             "sampler": sampler,
             "workers": workers,
             "stop": stop,
+            "batch": batch,
             "seeds": len(searches),
         }
         for budget in BUDGETS:
@@ -110,8 +113,8 @@ def stopping(done: dict[str, Any], plan: Sequence[Setting], trials: int = 50) ->
     """What early stopping saves and loses, paired by seed, one worker."""
     found = groups(done, plan)
     rows = []
-    for (space, sampler, workers, stop), with_it in found.items():
-        without = found.get((space, sampler, workers, 0.0), [])
+    for (space, sampler, workers, stop, batch), with_it in found.items():
+        without = found.get((space, sampler, workers, 0.0, batch), [])
         if not stop or workers != 1 or len(without) != len(with_it):
             continue
         seeds = [str(seed) for seed in range(len(with_it))]
@@ -161,7 +164,7 @@ def plot(done: dict[str, Any]) -> None:
     images = np.unique(np.geomspace(16, 200 * PROMPTS, 200).astype(int))
     for sampler, colour in SHOWN.items():
         for stop, line in ((0.0, "--"), (STOP, "-")):
-            searches = found.get(("ramp", sampler, 1, stop))
+            searches = found.get(("ramp", sampler, 1, stop, BATCH))
             if searches is None:
                 continue
             upto = images[images <= min(search.images for search in searches)]
@@ -212,9 +215,11 @@ def main() -> None:
         return [each for each in plan if each.space in spaces and each.sampler in samplers]
 
     done = stored()
-    replays, real = chosen(list(settings())), chosen(list(confirmations()))
+    replays, others = chosen(list(settings())), chosen(list(variants()))
+    real = chosen(list(confirmations()))
     if options.action == "replay":
-        run(replayed, [each for each in replays if each.key not in done], options.processes)
+        left = [each for each in replays + others if each.key not in done]
+        run(replayed, left, options.processes)
         return
     if options.action == "confirm":
         left = [each for each in real if f"real/{each.key}" not in done]
@@ -228,6 +233,7 @@ def main() -> None:
         for workers in WORKERS
     }
     tables["early stopping"] = stopping(done, replays)
+    tables["early stopping otherwise"] = results(done, others)
     tables["real runs"] = results(done, real, "real/")
     plot(done)
     show(tables, as_json=options.json)
