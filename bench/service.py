@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,12 @@ class Instant:
         self.batch_size = BATCH
         self.seconds = seconds
 
-    def batches(self, coefficients: Any, done: frozenset[int] = frozenset()) -> Iterator[Batch]:
+    def batches(
+        self,
+        coefficients: Any,
+        done: frozenset[int] = frozenset(),
+        order: Sequence[int] | None = None,
+    ) -> Iterator[Batch]:
         for start in range(0, PROMPTS, BATCH):
             time.sleep(self.seconds * BATCH / PROMPTS)
             batch = tuple(range(start, start + BATCH))

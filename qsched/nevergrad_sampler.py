@@ -63,16 +63,20 @@ class Machine:
         self._asked: dict[int, Any] = {}
         self._known: set[bytes] = set()
 
+    def avoid(self, vector: Sequence[float] | Array) -> None:
+        """A vector that somebody else tries: no ask returns it from now on."""
+        self._known.add(_identity(vector))
+
     def ask(self, number: int) -> Array:
         """The vector of ask `number`; never one that was asked or told before."""
         for _ in range(AGAIN):
             candidate = self._optimizer.ask()
-            if self._read(candidate).tobytes() not in self._known:
+            if _identity(self._read(candidate)) not in self._known:
                 break
         else:
             candidate = self._made(self._spare.uniform(size=self._dimension))
         vector = self._read(candidate)
-        self._known.add(vector.tobytes())
+        self.avoid(vector)
         self._asked[number] = candidate
         return vector
 
@@ -85,7 +89,7 @@ class Machine:
             self._optimizer.ask()  # its CMA forgets what it is told unless an ask is open
         if candidate is None or not np.allclose(self._read(candidate), tried, rtol=0.0, atol=1e-9):
             candidate = self._made(tried)
-            self._known.add(tried.tobytes())
+            self.avoid(tried)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the sizes of losses and budgets
             self._optimizer.tell(candidate, float(np.clip(loss, -LARGEST, LARGEST)))
@@ -154,7 +158,12 @@ class NevergradSampler(BaseSampler):
             if number < trial.number:
                 tell(records[number]["told"] if number in records else [])
                 machine.ask(number)
-        news = tell(sorted(results))
+        # A later trial's result comes after this ask, even if it is there already: told here, it
+        # would shift the draws that later trials counted on.
+        news = tell([number for number in sorted(results) if number < trial.number])
+        for each in trials:
+            if _holds(each, search_space):
+                machine.avoid(transform.transform(each.params))
         study._storage.set_trial_system_attr(
             trial._trial_id,
             RECORD,
@@ -230,6 +239,11 @@ def _records(
         for number, record in records.items()
         if (record["optimizer"], record["space"]) == (optimizer, space)
     }
+
+
+def _identity(vector: Sequence[float] | Array) -> bytes:
+    """Equal for vectors that are equal but for rounding, in a box [0, 1]^d."""
+    return np.rint(np.asarray(vector, dtype=float) * 1e9).astype(np.int64).tobytes()
 
 
 def _key(space: Mapping[str, BaseDistribution]) -> str:

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,9 +75,15 @@ class FastEvaluator:
         """One line of history."""
         self._log.write(json.dumps([kind, self.slot, *prompts]) + "\n")
 
-    def batches(self, coefficients: Any, done: frozenset[int] = frozenset()) -> Iterator[Batch]:
+    def batches(
+        self,
+        coefficients: Any,
+        done: frozenset[int] = frozenset(),
+        order: Sequence[int] | None = None,
+    ) -> Iterator[Batch]:
         """As Evaluator.batches; the code after a `yield` runs when its batch was committed."""
-        missing = [index for index in range(len(self.prompts)) if index not in done]
+        whole = range(len(self.prompts)) if order is None else order
+        missing = [index for index in whole if index not in done]
         for start in range(0, len(missing), self.batch_size):
             batch = tuple(missing[start : start + self.batch_size])
             time.sleep(PAUSE)
@@ -250,7 +256,9 @@ def hurt(fleet: Fleet, server: Server | None, rng: random.Random) -> str:
     return kind
 
 
-def run(database: str, faults: int, seed: int, folder: Path) -> dict[str, Any]:
+def run(
+    database: str, faults: int, seed: int, folder: Path, *, stop_below: float = 0.0
+) -> dict[str, Any]:
     """Works a study to its end under `faults` faults; the counts and what was found wrong."""
     rng = random.Random(seed)
     server = Server(folder / "pg") if database == "postgresql" else None
@@ -259,7 +267,7 @@ def run(database: str, faults: int, seed: int, folder: Path) -> dict[str, Any]:
         if server
         else f"sqlite:///{folder}/qsched.db"
     )
-    definition = fakes.study(folder, name="faults", trials=100_000)
+    definition = fakes.study(folder, name="faults", trials=100_000, stop_below=stop_below)
     storage = Storage(Database(url, patience=PATIENCE))
     study = studies.create(storage, definition.changed(trials=20))
     fleet = Fleet(url, "faults", folder)
@@ -285,6 +293,7 @@ def run(database: str, faults: int, seed: int, folder: Path) -> dict[str, Any]:
     result = {
         "database": database,
         "faults": dict(counted),
+        "stop_below": stop_below,
         "budget": budget,
         "workers started": fleet.started,
         "seconds": round(time.monotonic() - began),
@@ -310,34 +319,43 @@ def examine(study: StoredStudy, budget: int, folder: Path) -> dict[str, Any]:
     slots = study.slots()
     hold([slot.number for slot in slots] == list(range(budget)), "slots are not 0 to N - 1")
     states = Counter(slot.state for slot in slots)
-    hold(states == {"finished": budget}, f"slots are {dict(states)}: {study.queue.reasons()}")
+    kinds_of_end = {"finished", "stopped"} if definition.tables.search.stop_below else {"finished"}
+    hold(set(states) <= kinds_of_end, f"slots are {dict(states)}: {study.queue.reasons()}")
     prompts, scorers = len(definition.calibration), definition.scorers
     present = {
         (slot.number, score.prompt, score.metric): score.value
         for slot in slots
         for score in study.queue.scores(slot.number)
     }
-    hold(len(present) == budget * prompts * len(scorers), f"{len(present)} scores")
-    for slot in (slot for slot in slots if slot.state == "finished"):
+    hold(len(present) % (definition.tables.execution.batch_size * len(scorers)) == 0, "part batch")
+    for slot in slots:
         coefficients = study.coefficients(slot.vector or ())
         values = {metric: [] for metric in scorers}  # type: dict[str, list[float]]
-        for prompt in range(prompts):
+        scored = {prompt for number, prompt, _ in present if number == slot.number}
+        for prompt in sorted(scored):
             for metric in scorers:
                 value = value_of(coefficients, prompt, metric)
                 hold(present.get((slot.number, prompt, metric)) == value, f"score of {slot.number}")
                 values[metric].append(value)
-        expected = definition.objective.value(values)
-        hold(slot.value == expected, f"slot {slot.number} has {slot.value}, expected {expected}")
+        if slot.state == "finished":
+            hold(len(scored) == prompts, f"slot {slot.number} has {len(scored)} prompts")
+            expected = definition.objective.value(values)
+            hold(slot.value == expected, f"slot {slot.number}: {slot.value}, expected {expected}")
+        else:
+            hold(0 < len(scored) < prompts, f"{slot.number} stopped at {len(scored)} prompts")
     best = study.best()
-    highest = max(slot.value or -np.inf for slot in slots)
+    highest = max(slot.value or -np.inf for slot in slots if slot.state == "finished")
     hold(best is not None and best.value == highest, "the best is not the maximum")
 
     trials = study.trials.study.get_trials(deepcopy=False)
     kinds = Counter(trial.state.name for trial in trials)
-    hold(set(kinds) <= {"COMPLETE", "FAIL"}, f"Optuna's trials are {dict(kinds)}")
-    complete = {trial.user_attrs["slot"]: trial.value for trial in trials if trial.state == 1}
-    hold(kinds["COMPLETE"] == len(complete) == budget, f"{kinds['COMPLETE']} complete trials")
-    hold(all(complete.get(slot.number) == slot.value for slot in slots), "Optuna has other values")
+    hold(set(kinds) <= {"COMPLETE", "PRUNED", "FAIL"}, f"Optuna's trials are {dict(kinds)}")
+    for kind, state in (("COMPLETE", "finished"), ("PRUNED", "stopped")):
+        ended = [trial for trial in trials if trial.state.name == kind]
+        told = {trial.user_attrs["slot"]: _value(trial) for trial in ended}
+        wanted = {slot.number: slot.value for slot in slots if slot.state == state}
+        hold(len(ended) == len(told), f"a slot has two {kind} trials")
+        hold(told == wanted, f"Optuna's {kind} trials are not the {state} slots")
 
     made: Counter[tuple[int, int]] = Counter()
     committed: Counter[tuple[int, int]] = Counter()
@@ -351,11 +369,16 @@ def examine(study: StoredStudy, budget: int, folder: Path) -> dict[str, Any]:
     hold(not twice, f"{len(twice)} images were committed twice")
     again = sum(made.values()) - len(made)
     return {
+        "stopped": states["stopped"],
         "images": len(made),
         "made again": again,
         "failed trials in Optuna": kinds["FAIL"],
         "wrong": wrong,
     }
+
+
+def _value(trial: Any) -> float:
+    return float(trial.user_attrs["estimate"] if trial.value is None else trial.value)
 
 
 def main() -> None:
@@ -364,10 +387,14 @@ def main() -> None:
     parser.add_argument("--database", choices=["sqlite", "postgresql"], default="postgresql")
     parser.add_argument("--faults", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--stop-below", type=float, default=0.0)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="qsched-faults-") as folder:
         Path(folder).chmod(0o755)  # the server runs as another user where this one is root
-        result = run(options.database, options.faults, options.seed, Path(folder))
+        result = run(
+            options.database, options.faults, options.seed, Path(folder),
+            stop_below=options.stop_below,
+        )  # fmt: skip
     print(json.dumps(result, indent=2))
     sys.exit(bool(result["wrong"]))
 

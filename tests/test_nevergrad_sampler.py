@@ -151,6 +151,17 @@ def test_workers_that_ask_at_once_get_different_proposals() -> None:
     assert early != late
 
 
+@pytest.mark.parametrize("optimizer", NEVERGRAD)
+def test_a_slow_worker_does_not_repeat_those_that_overtook_it(optimizer: str) -> None:
+    """Its trial is older than one that has its result already, and than one that runs."""
+    study = begun(optimizer, 1, workers=4, trials=12)
+    slow = study._storage.create_new_trial(study._study_id)
+    done, running = study.ask(SPACE), study.ask(SPACE)
+    study.tell(done, loss(done.params))
+    late = study.sampler.sample_relative(study, study._storage.get_trial(slow), dict(SPACE))
+    assert late not in (done.params, running.params)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_it_is_the_optimizer_of_nevergrad(optimizer: str) -> None:
     """Asked and told in turns, the vectors are those of the library, used by hand."""
