@@ -30,8 +30,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qsched.coefficients import parametrisation
 from qsched.config import Study, load_study
+from qsched.spaces import parametrisation
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "bench" / "data"

@@ -35,9 +35,9 @@ from replay import (
     search,
 )
 
-from qsched.coefficients import Bounds, parametrisation
 from qsched.sampler_names import SAMPLERS
 from qsched.samplers import Proposer
+from qsched.spaces import Bounds, parametrisation
 
 RESULTS = DATA / "search.json"
 SEEDS = 20

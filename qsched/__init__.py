@@ -27,13 +27,14 @@ if TYPE_CHECKING:
         validate,
         work,
     )
-    from qsched.coefficients import Bounds, Coefficients, Parametrisation, parametrisation
+    from qsched.coefficients import Coefficients
     from qsched.config import Study
     from qsched.errors import QschedError
     from qsched.generate import ImageGenerator
     from qsched.models import load_pipeline
     from qsched.prompts import Prompt
     from qsched.schedule import coefficients_of, precondition
+    from qsched.spaces import Bounds, Parametrisation, parametrisation
     from qsched.storage import Storage
 
 __all__ = [
@@ -64,12 +65,12 @@ __all__ = [
 __version__ = version("qsched")
 
 _HOME = {
-    "Bounds": "coefficients",
+    "Bounds": "spaces",
     "Coefficients": "coefficients",
     "ImageGenerator": "generate",
     "Observer": "api",
     "Outcome": "api",
-    "Parametrisation": "coefficients",
+    "Parametrisation": "spaces",
     "Prompt": "prompts",
     "QschedError": "errors",
     "Storage": "storage",
@@ -79,7 +80,7 @@ _HOME = {
     "load": "api",
     "load_pipeline": "models",
     "load_study": "api",
-    "parametrisation": "coefficients",
+    "parametrisation": "spaces",
     "precondition": "schedule",
     "run": "api",
     "take_away": "api",

@@ -18,11 +18,6 @@ from typing import Any
 from pydantic import ValidationError
 
 from qsched import catalog, jaq
-from qsched.coefficients import (
-    Bounds,
-    Parametrisation,
-    parametrisation,
-)
 from qsched.defaults import placed, sampling_of, weights_of, with_entry
 from qsched.errors import ConfigError, QschedError
 from qsched.prompts import (
@@ -36,6 +31,7 @@ from qsched.prompts import (
     with_seeds,
 )
 from qsched.sections import Prompts, StudyFile, in_words
+from qsched.spaces import Bounds, Parametrisation, parametrisation
 
 LIBRARIES = (
     "torch",

@@ -11,7 +11,8 @@ because what they return can't depend on the coefficients and so is the same in 
   too, so that the noise a stochastic scheduler injects is the same in every trial;
 - the denoiser's **first** call: it sees x_0 and the embeddings only, the coefficients act after it
   (arXiv 2509.01624, section 4: x_{i+1} = step(c_eps[i] eps_i, t_i, c_x[i] x_i)). A trial of N steps
-  costs N - 1 network calls.
+  costs N - 1 network calls. Its **later calls** are the same as long as c_eps and c_x are, so a
+  trial that only weighs the steps' x0 predictions otherwise costs none.
 
 Each is kept per prompt, in the computer's memory, the last under a digest of everything that enters
 the denoiser. `prepare` encodes all prompts first and then frees the text encoders. Images are
@@ -43,7 +44,7 @@ OutOfMemory = torch.OutOfMemoryError
 
 logger = logging.getLogger(__name__)
 
-CACHES = frozenset({"embeddings", "noise", "first-call"})
+CACHES = frozenset({"embeddings", "noise", "first-call", "later-calls"})
 """The caches of an ImageGenerator, by name."""
 
 
@@ -78,6 +79,8 @@ class ImageGenerator:
         self._embeddings: dict[str, Row] = {}
         self._noise: dict[int, tuple[Row, Tensor]] = {}
         self._first_outputs: dict[bytes, Tensor] = {}
+        self._later_outputs: dict[bytes, Tensor] = {}
+        self._pass: tuple[Coefficients | None, set[Prompt]] = (None, set())
         self._network_device = torch.device("cpu")
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
@@ -153,6 +156,9 @@ class ImageGenerator:
         GenerationError, with the prompt, if an image is not finite.
         """
         coefficients.require_steps(self.sampling.steps)
+        if self._pass[0] != coefficients.scalars:
+            self._later_outputs.clear()
+            self._pass = (coefficients.scalars, set())
         stock = self.pipeline.scheduler
         self.pipeline.scheduler = precondition(stock, coefficients)
         try:
@@ -176,14 +182,18 @@ class ImageGenerator:
         logger.warning("out of memory: batches of %d images from here on", self.batch_size)
         self._noise.clear()
         self._first_outputs.clear()
+        self._later_outputs.clear()
 
     def _batch(self, prompts: Sequence[Prompt]) -> Tensor:
         padded = self._padded(prompts)
         noise = [torch.Generator("cpu").manual_seed(prompt.seed) for prompt in padded]
+        seen = self._pass[1]
+        repeated = seen.issuperset(prompts)
         with ExitStack() as stack:
-            for owner, method, replacement in self._interceptions(padded, noise):
+            for owner, method, replacement in self._interceptions(padded, noise, repeated):
                 stack.enter_context(replaced(owner, method, replacement))
             output = self._call(padded, noise)
+        seen.update(prompts)
         images: Tensor = output.images[: len(prompts)].float().cpu()
         self.images += len(images)
         self._refuse_spoilt(images, prompts)
@@ -222,10 +232,10 @@ class ImageGenerator:
                 )
 
     def _interceptions(
-        self, prompts: Sequence[Prompt], noise: Sequence[torch.Generator]
+        self, prompts: Sequence[Prompt], noise: Sequence[torch.Generator], repeated: bool
     ) -> Iterator[tuple[object, str, Callable[..., Any]]]:
         """What to replace while the pipeline runs: (owner, method, replacement)."""
-        yield self._denoiser, "forward", self._network(self._denoiser.forward)
+        yield self._denoiser, "forward", self._network(self._denoiser.forward, repeated)
         if "embeddings" in self._caches:
             encode = self.pipeline.encode_prompt
             yield self.pipeline, "encode_prompt", self._encoder(encode, prompts)
@@ -277,8 +287,12 @@ class ImageGenerator:
 
         return cached
 
-    def _network(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """The denoiser's forward for one run of the pipeline; its first call may be remembered."""
+    def _network(self, forward: Callable[..., Any], repeated: bool) -> Callable[..., Any]:
+        """The denoiser's forward for one run of the pipeline; what it returns may be remembered.
+
+        `repeated`: these prompts went the same way before, so that the later calls may be as well:
+        kept from the second time on, since most searches never go the same way twice.
+        """
         first = True
 
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -287,20 +301,23 @@ class ImageGenerator:
 
         def cached(*args: Any, **kwargs: Any) -> Any:
             nonlocal first
-            cacheable = (
-                first and "first-call" in self._caches and kwargs.get("return_dict") is False
+            cache, outputs = (
+                ("first-call", self._first_outputs)
+                if first
+                else ("later-calls", self._later_outputs)
             )
+            wanted = (first or repeated) and cache in self._caches
             first = False
-            if not cacheable:
+            if not wanted or kwargs.get("return_dict") is not False:
                 return counted(*args, **kwargs)
             keys = input_digests(inspect.signature(forward).bind(*args, **kwargs).arguments)
-            if all(key in self._first_outputs for key in keys):
-                kept = torch.stack([self._first_outputs[key] for key in keys])
+            if all(key in outputs for key in keys):
+                kept = torch.stack([outputs[key] for key in keys])
                 return (kept.to(self._network_device),)
             output = counted(*args, **kwargs)
             self._network_device = output[0].device
             for key, row in zip(keys, output[0], strict=True):
-                self._first_outputs.setdefault(key, row.to("cpu", copy=True))
+                outputs.setdefault(key, row.to("cpu", copy=True))
             return output
 
         return cached

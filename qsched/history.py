@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from qsched.coefficients import Bounds, Parametrisation
 from qsched.prompts import stable_seed
+from qsched.spaces import Bounds, Parametrisation
 
 Vector = tuple[float, ...]
 Array = NDArray[np.float64]
@@ -25,23 +25,24 @@ class History:
 
 
 class Box:
-    """The box that is searched, between `bounds` in every number, and the seeds of its slots."""
+    """The box that is searched, and the seeds of its slots; `bounds` are those of c_eps and c_x."""
 
     def __init__(self, space: Parametrisation, bounds: Bounds, seed: int) -> None:
         self.space = space
         self.bounds = bounds
         self.seed = seed
+        self._low, self._high = np.array(space.box(bounds)).T
         self.identity = self.to_unit(space.identity)
 
     def to_unit(self, vector: Sequence[float]) -> Array:
         """A vector in [0, 1]^d."""
-        low, high = self.bounds.low, self.bounds.high
-        return (np.asarray(vector, dtype=float) - low) / (high - low)
+        unit: Array = (np.asarray(vector, dtype=float) - self._low) / (self._high - self._low)
+        return unit
 
     def from_unit(self, unit: Array) -> Vector:
-        """The inverse of `to_unit`, never outside the bounds."""
-        low, high = self.bounds.low, self.bounds.high
-        return tuple(float(min(max(low + u * (high - low), low), high)) for u in unit)
+        """The inverse of `to_unit`, never outside the box."""
+        low, high = self._low, self._high
+        return tuple(map(float, np.clip(low + unit * (high - low), low, high)))
 
     def slot_seed(self, slot: int, purpose: str = "sampler") -> int:
         """The seed of a slot, for 32 bits."""

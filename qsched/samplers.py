@@ -20,11 +20,11 @@ from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
-from qsched.coefficients import Bounds, Parametrisation
 from qsched.errors import StudyError
 from qsched.history import Box, History, Trial, Vector
 from qsched.nevergrad_sampler import NevergradSampler, Replay
 from qsched.sampler_names import resolved
+from qsched.spaces import Bounds, Parametrisation
 
 __all__ = ["NevergradSampler", "Proposer", "distributions", "named"]
 
@@ -91,9 +91,11 @@ class Proposer:
         return len(self._finished)
 
     def vector(self, slot: int) -> Vector:
-        """What slot `slot` tries. Slot 0 is always the identity."""
+        """What slot `slot` tries. Slot 0 is the identity, slot 1 the space's guess, if any."""
         if slot == 0:
             return self._space.identity
+        if slot == 1 and self._space.guess:
+            return self._space.guess
         others = {
             number: tried for number, tried in self._history.running.items() if number != slot
         }
@@ -111,7 +113,10 @@ class Proposer:
 
 def distributions(space: Parametrisation, bounds: Bounds) -> dict[str, BaseDistribution]:
     """The search space in Optuna's terms, by parameter name."""
-    return {name: FloatDistribution(bounds.low, bounds.high) for name in space.names}
+    return {
+        name: FloatDistribution(low, high)
+        for name, (low, high) in zip(space.names, space.box(bounds), strict=True)
+    }
 
 
 def named(space: Parametrisation, vector: Sequence[float]) -> dict[str, float]:
@@ -158,8 +163,10 @@ class _Grid:
 
     @cached_property
     def points(self) -> list[Vector]:
-        axis = np.linspace(self._box.bounds.low, self._box.bounds.high, self.side)
-        grid = [tuple(map(float, point)) for point in product(axis, repeat=2)]
+        axes = [
+            np.linspace(low, high, self.side) for low, high in self._box.space.box(self._box.bounds)
+        ]
+        grid = [tuple(map(float, point)) for point in product(*axes)]
         return [point for point in grid if point != self._box.space.identity]
 
     def propose(self, history: History, slot: int) -> Vector:

@@ -7,6 +7,10 @@
 The network is left alone and still sees the unscaled x_i; alphas, sigmas, timesteps and injected
 noise stay as they are. It holds for epsilon, v, sample and flow prediction alike.
 
+Coefficients with an average change what the last step returns: the weighted sum of the steps' x0
+predictions, the last one being what the stock step returns. Rounding errors of a quantized network
+differ from step to step, so they average out in part. It costs one latent of memory.
+
 The result is an instance of the stock class and a real diffusers config: `from_config`,
 `save_pretrained`, `from_pretrained`, deep copies and pickles keep the coefficients. Its class,
 `Preconditioned` + the stock class's name, is an attribute of this module that is made on demand,
@@ -19,20 +23,21 @@ scheduler (DDIMPipeline) goes back to stock.
 """
 
 import copy
-import functools
 import inspect
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import diffusers
-import torch
 
 # diffusers looks for this name in the module of a scheduler that it loads in a pipeline.
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from torch import Tensor
 
 from qsched.coefficients import Coefficients
-from qsched.errors import CoefficientsError, ScheduleError
+from qsched.errors import ScheduleError
+from qsched.steps import X0_IN_OUTPUT, X0_OF_INPUTS, Preconditioned
+
+AVERAGING = "LCM, TCD, EulerAncestralDiscrete, EulerDiscrete, FlowMatchEulerDiscrete, \
+DPMSolverMultistep (dpmsolver++), UniPCMultistep (predict_x0), DDIM, DDPM"
+"""The schedulers whose x0 predictions `precondition` can average, in words."""
 
 WORKING = "LCM, TCD, EulerAncestralDiscrete, EulerDiscrete, FlowMatchEulerDiscrete, \
 DPMSolverMultistep, UniPCMultistep, DDIM and others that call the network once per step"
@@ -55,8 +60,6 @@ _REFUSED = {
     "EntropyBoundScheduler": _TOKENS,
     "VQDiffusionScheduler": _TOKENS,
 }
-# Schedulers whose timesteps may end with the clean end point 0, where the network isn't called.
-_WITH_END_POINT = {"DDPMWuerstchenScheduler", "LTXEulerAncestralRFScheduler", "SCMScheduler"}
 
 
 def precondition(scheduler: Any, coefficients: Coefficients) -> Any:
@@ -68,12 +71,18 @@ def precondition(scheduler: Any, coefficients: Coefficients) -> Any:
     Setting another number of timesteps than `coefficients.steps` on the result raises
     `CoefficientsError`, stepping outside the schedule `ScheduleError`.
 
-    Raises `ScheduleError` for schedulers that can't be preconditioned (Heun, KDPM2, PNDM ...).
+    Raises `ScheduleError` for schedulers that can't be preconditioned (Heun, KDPM2, PNDM ...), and
+    for an average of those that make no x0 prediction in their steps.
     """
     stock = scheduler.stock if isinstance(scheduler, Preconditioned) else type(scheduler)
     reason = _refusal(stock) or _learns_variance(scheduler)
     if reason:
         raise ScheduleError(f"{stock.__name__}: {reason}; what works: {WORKING}")
+    if coefficients.average and not _predicts_x0(stock, scheduler.config):
+        raise ScheduleError(
+            f"{stock.__name__}: its steps predict no x0 that could be averaged; use another "
+            f"parametrisation, or one of {AVERAGING}"
+        )
     # diffusers takes an argument once left at its default for unset, even where it was changed
     # since (StableDiffusionPipeline changes steps_offset), so the mark is put back afterwards.
     config = copy.deepcopy(dict(scheduler.config))
@@ -82,6 +91,7 @@ def precondition(scheduler: Any, coefficients: Coefficients) -> Any:
         config,
         model_coefficients=list(coefficients.model),
         sample_coefficients=list(coefficients.sample),
+        average_weights=list(coefficients.average) or None,
     )
     if defaults is not None:
         result.register_to_config(_use_default_values=defaults)
@@ -112,157 +122,6 @@ def preconditioned_class(stock: type) -> Any:
     return found
 
 
-class Preconditioned:
-    """Mixed into a stock scheduler class, in front: scales what enters its step.
-
-    A subclass `class PreconditionedX(Preconditioned, X)` gets X's own `__init__`, `set_timesteps`
-    and `step`, signatures included, with two more config values, `model_coefficients` (c_eps) and
-    `sample_coefficients` (c_x): one number per step each. It needs nothing of this module but the
-    functions that it names, so a scheduler can be written out as one file that stands alone.
-    """
-
-    stock: ClassVar[Any]
-    config: Any
-    step_index: Any
-    timesteps: Any
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if Preconditioned in cls.__bases__:
-            cls.stock = next(base for base in cls.__mro__ if not issubclass(base, Preconditioned))
-            for wrap in (_constructor, _set_timesteps, _step):
-                method = wrap(cls.stock)
-                setattr(cls, method.__name__, method)
-
-    @property
-    def coefficients(self) -> Coefficients:
-        """The coefficients in use: those of the config."""
-        return Coefficients(self.config.model_coefficients, self.config.sample_coefficients)
-
-    def _scheduled_steps(self) -> int:
-        """The number of network calls that the timesteps ask for."""
-        timesteps = getattr(self, "timesteps", None)
-        if timesteps is None or getattr(self, "num_inference_steps", 0) is None:
-            raise ScheduleError(
-                f"{type(self).__name__}: no timesteps; expected set_timesteps before step"
-            )
-        ends_clean = any(base.__name__ in _WITH_END_POINT for base in type(self).__mro__)
-        return len(timesteps) - int(ends_clean and float(timesteps[-1]) == 0.0)
-
-    def _pair(self, timestep: Any) -> tuple[float, float]:
-        """c_eps and c_x of the step that starts at `timestep`."""
-        coefficients = self.coefficients
-        coefficients.require_steps(self._scheduled_steps())  # pipelines may assign timesteps
-        index = self._index(timestep)
-        if not 0 <= index < coefficients.steps:
-            raise ScheduleError(
-                f"{type(self).__name__}: step {index + 1} of a schedule with {coefficients.steps} "
-                "steps; expected one step per timestep; call set_timesteps before sampling again"
-            )
-        return coefficients.model[index], coefficients.sample[index]
-
-    def _index(self, timestep: Any) -> int:
-        """The step's place in the schedule, by the scheduler's own rule where it has one.
-
-        The rule decides which of two equal timesteps is meant, and where an image-to-image
-        pipeline begins. Schedulers without any (DDIM, DDPM) keep no count: the timestep tells.
-        """
-        index: int | None = getattr(self, "step_index", None)
-        if index is None and hasattr(self, "_init_step_index"):
-            try:
-                self._init_step_index(timestep)
-            except IndexError:
-                raise self._unscheduled(timestep) from None
-            index = self.step_index
-        if index is None:
-            index = getattr(self, "begin_index", None)
-        return self._place(timestep) if index is None else index
-
-    def _place(self, timestep: Any) -> int:
-        value = torch.as_tensor(timestep).flatten()[:1].to(self.timesteps.device)
-        timesteps = self.timesteps.to(value.dtype) if value.is_floating_point() else self.timesteps
-        places = (timesteps == value).nonzero().flatten().tolist()  # Stable Cascade rounds its t
-        if len(places) != 1:
-            raise self._unscheduled(timestep)
-        return int(places[0])
-
-    def _unscheduled(self, timestep: Any) -> ScheduleError:
-        value = torch.as_tensor(timestep).flatten()[0].item()
-        return ScheduleError(
-            f"{type(self).__name__}: timestep {value:g}; expected one that the schedule has once; "
-            "pass the values of scheduler.timesteps in turn"
-        )
-
-
-def _constructor(stock: Any) -> Callable[..., None]:
-    """Stock's constructor with the coefficients as two more config values."""
-    added = ("model_coefficients", "sample_coefficients")
-
-    @functools.wraps(stock.__init__)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-        missing = [name for name in added if kwargs.get(name) is None]
-        if missing:
-            raise CoefficientsError(
-                f"{type(self).__name__}: no {' and '.join(missing)}; expected one number per step; "
-                "use qsched.precondition(scheduler, coefficients)"
-            )
-        coefficients = Coefficients(*(kwargs.pop(name) for name in added))
-        stock.__init__(self, *args, **kwargs)
-        self.register_to_config(
-            model_coefficients=list(coefficients.model),
-            sample_coefficients=list(coefficients.sample),
-        )
-
-    # diffusers reads the names of the config values off the signature.
-    signature = inspect.signature(stock.__init__)
-    parameters = list(signature.parameters.values())
-    rest = [parameters.pop()] if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else []
-    new = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in added]
-    __init__.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=[*parameters, *new, *rest]
-    )
-    return __init__
-
-
-def _set_timesteps(stock: Any) -> Callable[..., None]:
-    """Stock's set_timesteps, which the number of coefficients must fit."""
-
-    @functools.wraps(stock.set_timesteps)
-    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
-        stock.set_timesteps(self, *args, **kwargs)
-        if "model_coefficients" in self.config:  # not yet, where the stock constructor calls this
-            self.coefficients.require_steps(self._scheduled_steps())
-
-    return set_timesteps
-
-
-def _step(stock: Any) -> Callable[..., Any]:
-    """Stock's step between scaled tensors."""
-
-    @functools.wraps(stock.step)
-    def step(
-        self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
-    ) -> Any:
-        c_eps, c_x = self._pair(timestep)
-        return stock.step(
-            self, _scaled(model_output, c_eps), timestep, _scaled(sample, c_x), *args, **kwargs
-        )
-
-    return step
-
-
-def _scaled(tensor: Tensor, coefficient: float) -> Tensor:
-    """`coefficient * tensor`, of any shape, in the tensor's dtype; at 1 the tensor itself.
-
-    Multiplied in float32 at least: in bfloat16, 1.003 would be 1.
-    """
-    if coefficient == 1.0:
-        return tensor
-    return (tensor.to(torch.promote_types(tensor.dtype, torch.float32)) * coefficient).to(
-        tensor.dtype
-    )
-
-
 def _refusal(stock: type) -> str | None:
     """Why no scheduler of this class can be preconditioned; None if it can."""
     for base in stock.__mro__:
@@ -277,6 +136,16 @@ def _refusal(stock: type) -> str | None:
         return f"its step does not begin with {', '.join(_STEP)}"
     order = getattr(stock, "order", 1)
     return None if order == 1 else f"it calls the network {order} times per step"
+
+
+def _predicts_x0(stock: type, config: Any) -> bool:
+    """Whether `_step` finds the x0 prediction of this scheduler's steps."""
+    names = {base.__name__ for base in stock.__mro__}
+    if "DPMSolverMultistepScheduler" in names:
+        return str(config.get("algorithm_type")).endswith("dpmsolver++")
+    if "UniPCMultistepScheduler" in names:
+        return bool(config.get("predict_x0"))
+    return bool(names & (X0_IN_OUTPUT | X0_OF_INPUTS))
 
 
 def _learns_variance(scheduler: Any) -> str | None:

@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from qsched import catalog
-from qsched.coefficients import DEFAULT_BOUNDS, Bounds, parametrisation
 from qsched.errors import QschedError
 from qsched.metrics import METRICS, PRESETS, independent, metric_entry, scorer_entry
 from qsched.sampler_names import check_sampler, resolved
 from qsched.schemes import Scheme, resolve
+from qsched.spaces import DEFAULT_BOUNDS, NAMES, Bounds, parametrisation
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -182,7 +182,7 @@ class Search(Section):
     `prior`: how much JAQ a vector costs at the edge of the box; it pulls towards the identity.
     """
 
-    parametrisation: Literal["constant", "ramp", "ramp2", "per-step"] = "ramp"
+    parametrisation: Literal[*NAMES] = "ramp"  # type: ignore[valid-type]
     bounds: Annotated[tuple[float, float], _accepted_by(lambda pair: Bounds(*pair))] = (
         DEFAULT_BOUNDS.low,
         DEFAULT_BOUNDS.high,

@@ -20,10 +20,7 @@ class Candidate:
         return {
             "slot": self.slot,
             "value": self.value,
-            "coefficients": {
-                "model": list(self.coefficients.model),
-                "sample": list(self.coefficients.sample),
-            },
+            "coefficients": self.coefficients.to_dict(),
         }
 
 

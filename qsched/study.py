@@ -111,15 +111,16 @@ class StoredStudy:
     def penalty(self, vector: Sequence[float]) -> float:
         """What the prior takes: `search.prior` at an edge of the box, nothing at the identity.
 
-        The mean over the vector of ((v - 1) / (edge - 1))**2, a Gaussian prior's logarithm.
+        The mean over the vector of ((v - v0) / (edge - v0))**2, a Gaussian prior's logarithm; v0 is
+        the identity's.
         """
-        bounds, prior = self.definition.bounds, self.definition.tables.search.prior
+        prior, space = self.definition.tables.search.prior, self.definition.parametrisation
         if prior == 0.0:
             return 0.0
-        edges = (bounds.high if v > 1 else bounds.low for v in vector)
+        sides = zip(vector, space.identity, space.box(self.definition.bounds), strict=True)
         shares = [
-            ((v - 1) / (edge - 1)) ** 2 if v != 1 else 0.0
-            for v, edge in zip(vector, edges, strict=True)
+            ((v - v0) / ((high if v > v0 else low) - v0)) ** 2 if v != v0 else 0.0
+            for v, v0, (low, high) in sides
         ]
         return prior * sum(shares) / len(shares)
 

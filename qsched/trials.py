@@ -17,10 +17,10 @@ from optuna.artifacts import get_all_artifact_meta, upload_artifact
 from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from qsched.coefficients import Bounds, Parametrisation
 from qsched.database import Database
 from qsched.samplers import distributions, named
 from qsched.schema import Slot
+from qsched.spaces import Bounds, Parametrisation
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore

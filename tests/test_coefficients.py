@@ -11,16 +11,10 @@ from typing import Any
 
 import pytest
 
-from qsched.coefficients import (
-    DEFAULT_BOUNDS,
-    Bounds,
-    Coefficients,
-    Parametrisation,
-    parametrisation,
-)
+from qsched.coefficients import Coefficients
 from qsched.errors import CoefficientsError, QschedError, ScoreError
+from qsched.spaces import DEFAULT_BOUNDS, NAMES, Bounds, Parametrisation, parametrisation
 
-NAMES = ("constant", "ramp", "ramp2", "per-step")
 RAGGED = Coefficients((1.1, 0.1 + 0.2, 1 / 3), (math.pi, 5e-324, 1.7976931348623157e308))
 
 
@@ -149,8 +143,8 @@ def test_saves_and_loads(tmp_path: Path) -> None:
         (document()[:-9], "broken JSON"),
         ("[1.0]", "expected JSON with format = 'qsched-coefficients'"),
         (document(format="other"), "expected JSON with format = 'qsched-coefficients'"),
-        (document(version=2), "version = 2; this qsched reads 1 to 1; upgrade qsched"),
-        (document(version=2, hint=0), "version = 2"),  # what a newer version adds is not the news
+        (document(version=3), "version = 3; this qsched reads 1 to 2; upgrade qsched"),
+        (document(version=3, hint=0), "version = 3"),  # what a newer version adds is not the news
         (document(version=True), "version = True"),
         (document(version=...), "version = None"),
         (document(sample=...), "missing or unknown: sample; expected format, version"),
@@ -204,15 +198,24 @@ class TestParametrisation:
         backwards = dict(reversed(named.items()))
         assert space.coefficients(backwards) == space.coefficients(vector)
 
-    def test_c_eps_names_move_the_model_only(self, name: str, steps: int) -> None:
+    def test_a_name_says_which_series_moves(self, name: str, steps: int) -> None:
         space = parametrisation(name, steps)
-        for parameter, one in zip(space.names, space.identity, strict=True):
-            moved = space.coefficients(
-                {n: 1.25 if n == parameter else one for n in space.names},
-            )
-            is_c_eps = parameter.startswith("c_eps")
-            assert (set(moved.model) != {1.0}) == is_c_eps
-            assert (set(moved.sample) != {1.0}) == (not is_c_eps)
+        neutral = dict(zip(space.names, space.identity, strict=True))
+        for parameter in space.names:
+            moved = space.coefficients(neutral | {parameter: 1.25})
+            assert (set(moved.model) != {1.0}) == parameter.startswith("c_eps")
+            assert (set(moved.sample) != {1.0}) == parameter.startswith("c_x")
+            assert bool(moved.average) == parameter.startswith("x0")
+
+    def test_the_box_holds_the_identity_and_the_guess(self, name: str, steps: int) -> None:
+        space = parametrisation(name, steps)
+        for vector in filter(None, (space.identity, space.guess)):
+            for value, (low, high) in zip(vector, space.box(DEFAULT_BOUNDS), strict=True):
+                assert low <= value <= high
+        if space.guess:
+            mean = space.coefficients(space.guess)
+            assert mean.average == pytest.approx([1 / steps] * steps)
+            assert mean.scalars.is_identity
 
     def test_is_a_value(self, name: str, steps: int) -> None:
         space = parametrisation(name, steps)
@@ -229,7 +232,19 @@ def test_names_and_meanings() -> None:
         "c_x_last",
     )
     assert parametrisation("per-step", 2).names == ("c_eps[0]", "c_eps[1]", "c_x[0]", "c_x[1]")
-    assert [parametrisation(name, 4).dimension for name in NAMES] == [2, 2, 4, 8]
+    dimensions = {name: parametrisation(name, 4).dimension for name in NAMES}
+    assert dimensions == {
+        **{"constant": 2, "ramp": 2, "ramp2": 4, "per-step": 8, "x0-uniform": 1, "x0-average": 3},
+        **{"constant+x0-uniform": 3, "ramp+x0-uniform": 3, "ramp2+x0-uniform": 5},
+        **{"constant+x0-average": 5, "ramp+x0-average": 5, "ramp2+x0-average": 7},
+        **{"per-step+x0-uniform": 9, "per-step+x0-average": 11},
+    }
+    averages = parametrisation("ramp+x0-average", 3)
+    assert averages.names == ("c_eps_first", "c_x_first", "x0[0]", "x0[1]")
+    expected_average = Coefficients.ramp(3, 1.2, 0.9).averaged((0.25, 0.5, 0.25))
+    assert averages.coefficients((1.2, 0.9, 0.25, 0.5)) == expected_average
+    uniform = parametrisation("x0-uniform", 4).coefficients((0.5,))
+    assert uniform == Coefficients.identity(4).averaged((0.125, 0.125, 0.125, 0.625))
     vectors = {"constant": (1.2, 0.8), "ramp": (1.2, 0.8), "ramp2": (1.2, 0.9, 0.8, 1.1)}
     expected = {
         "constant": Coefficients.constant(4, 1.2, 0.8),
@@ -267,13 +282,42 @@ def test_refuses_what_it_cannot_express() -> None:
         ((1.0, 1.0, 1.0), "expected 2 numbers"),
         ({"c_eps_first": 1.0}, "expected 2 numbers"),
         ({"c_eps_first": 1.0, "c_x": 1.0}, "expected 2 numbers"),
-        ((1.0, math.nan), "c_x_first = nan; expected a finite number above 0"),
+        ((1.0, math.nan), "c_x_first = nan; expected a finite number"),
+        ((1.0, -0.5), r"sample\[0\] = -0.5; expected a finite number above 0|above 0"),
         ({"c_eps_first": True, "c_x_first": 1.0}, "c_eps_first = True; expected a number"),
     ],
 )
 def test_refuses_a_vector(values: Any, words: str) -> None:
     with pytest.raises(CoefficientsError, match=words):
         parametrisation("ramp", 4).coefficients(values)
+
+
+@pytest.mark.parametrize(
+    ("average", "words"),
+    [
+        ((0.5, 0.5), "average: 2 weights; expected 3, one per step"),
+        ((0.5, 0.5, 0.5), r"adds up to 1.5; expected 1"),
+        ((0.5, math.nan, 0.5), r"average\[1\] = nan; expected a finite number"),
+        ("abc", "average = 'abc'; expected a list"),
+        ((True, 0.0, 0.0), r"average\[0\] = True; expected a number"),
+    ],
+)
+def test_refuses_weights(average: Any, words: str) -> None:
+    with pytest.raises(CoefficientsError, match=words):
+        Coefficients((1.0,) * 3, (1.0,) * 3, average)
+
+
+def test_an_average_is_kept_in_a_file_of_version_2(tmp_path: Path) -> None:
+    averaged = Coefficients.ramp(3, 1.1, 0.9).averaged((0.1, -0.2, 1.1))
+    averaged.save(tmp_path / "c.json")
+    assert Coefficients.load(tmp_path / "c.json") == averaged
+    assert json.loads(averaged.to_json())["version"] == 2
+    assert json.loads(averaged.scalars.to_json())["version"] == 1
+    assert Coefficients.from_dict(averaged.to_dict()) == averaged
+    assert not averaged.is_identity
+    last_alone = Coefficients.identity(3).averaged((0.0, 0.0, 1.0))
+    assert last_alone == Coefficients.identity(3)
+    assert last_alone.is_identity
 
 
 def test_refuses_an_unknown_parametrisation() -> None:

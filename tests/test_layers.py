@@ -22,6 +22,7 @@ LAYERS = (
     "errors",
     "hub",
     "coefficients",
+    "spaces",
     "jaq",
     "catalog",
     "metrics",
@@ -34,6 +35,7 @@ LAYERS = (
     "defaults",
     "config",
     "template",
+    "steps",
     "schedule",
     "simulate",
     "backends",
@@ -79,6 +81,7 @@ LAYERS = (
     "cli",
 )
 MAY_LOAD_TORCH = {
+    "steps",
     "schedule",
     "simulate",
     "backends",

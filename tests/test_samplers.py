@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qsched.coefficients import Bounds, Parametrisation, parametrisation
 from qsched.errors import ConfigError, QschedError
 from qsched.sampler_names import AUTO, NEVERGRAD, SAMPLERS, check_sampler, resolved
 from qsched.samplers import Proposer
+from qsched.spaces import Bounds, Parametrisation, parametrisation
 
 SPACE = parametrisation("ramp", 4)
 WIDE = parametrisation("per-step", 4)
