@@ -1,6 +1,6 @@
 """Records the demo's landscape densely: every prompt's raw scores at thousands of coefficients.
 
-    python bench/recording.py [ramp-grid] [ramp-between] [ramp-close] [ramp-wide] [per-step]
+    python bench/recording.py [ramp-grid] [ramp-between] [ramp-close] [per-step]
 
 What it records lies in bench/data, one compressed file for each plan, and is what bench/search.py
 replays. A recording is saved every minute and when interrupted; the same command goes on with
@@ -9,7 +9,6 @@ the next point of the plan. The order is such that a part of a recording is usef
 - `ramp-grid`: the official search, 50 x 50 ramps over [0.8, 1.2], shuffled;
 - `ramp-between`: 100 ramps drawn from the same box, to judge what is interpolated in the grid;
 - `ramp-close`: 24 ramps of that box, each with neighbours at distances of 1e-6 to 1e-2;
-- `ramp-wide`: 512 ramps over [0.6, 1.4], a Sobol sequence;
 - `per-step`: 3,000 pairs per step over [0.6, 1.4]^8; in turns a Sobol point, and one close to
   the identity, from a normal distribution of deviation 0.1, clipped to the box.
 
@@ -70,12 +69,6 @@ def close() -> Array:
     return np.concatenate(groups)
 
 
-def wide() -> Array:
-    from scipy.stats import qmc
-
-    return WIDE[0] + (WIDE[1] - WIDE[0]) * qmc.Sobol(2, seed=5).random(512)
-
-
 def per_step() -> Array:
     from scipy.stats import qmc
 
@@ -96,7 +89,6 @@ PLANS = {
     "ramp-grid": Plan("ramp", shuffled_grid),
     "ramp-between": Plan("ramp", between),
     "ramp-close": Plan("ramp", close),
-    "ramp-wide": Plan("ramp", wide),
     "per-step": Plan("per-step", per_step),
 }
 

@@ -1,13 +1,12 @@
 """Which searches bench/search.py runs, on the replayed landscape and on the model, and its results.
 
-Three spaces: `ramp`, the official grid's own two numbers and box; `ramp-wide`, the same numbers in
-[0.6, 1.4]; `per-step`, eight numbers in that box. A budget is counted in full trials' worth of
+Two spaces: `ramp`, the official grid's own two numbers and box; `per-step`, eight numbers in the
+wider box [0.6, 1.4]. A budget is counted in full trials' worth of
 images, 16 each, trials that were stopped early included. One search of each setting is read off at
 every budget up to its largest: with one worker 200, where a proposal takes few milliseconds, else
 100; with several 50. Each of 20 seeds has its own draw of the landscape's roughness. Trials stop
 early below a chance to lead of 0.05, in one worker's searches also never. Nevergrad's optimizers
-are run less outside `ramp`, and `ramp-wide` with one worker only. `variants` tries other chances
-and batches.
+are run with one worker only outside `ramp`. `variants` tries other chances and batches.
 """
 
 import json
@@ -67,7 +66,6 @@ class Space:
 
 SPACES = {
     "ramp": Space("ramp", "ramp-grid", BOX, Polynomial(6)),
-    "ramp-wide": Space("ramp", "ramp-wide", WIDE, Polynomial(8)),
     "per-step": Space("per-step", "per-step", WIDE, Kriging(1.5, 1e-3), (1, None, 2)),
 }
 
@@ -135,8 +133,7 @@ def settings() -> Iterator[Setting]:
             for space, seed in product(SPACES, range(SEEDS)):
                 for sampler in SAMPLERS:
                     fits = sampler != "grid" or dimension(space) == 2
-                    aside = space == "ramp-wide" or (space == "per-step" and family)
-                    if aside and (workers > 1 or (family and not stop)):
+                    if space == "per-step" and family and (workers > 1 or not stop):
                         continue
                     if sampler != "auto" and fits and (":" in sampler) is family:
                         yield Setting(space, sampler, workers, stop, seed)

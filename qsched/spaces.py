@@ -181,8 +181,9 @@ class _Profile:
 class _Average:
     """How the weights of the x0 predictions grow out of free numbers that are 0 for none.
 
-    `names(steps)`: theirs. `interval`: of each. `grow(*values, steps=)`: all weights, with the sum
-    one. `read(weights)`: the inverse.
+    `names(steps)`: theirs. `interval`: of each, without negative weights: those extrapolate, which
+    sharpens any model's images and repairs nothing. `grow(*values, steps=)`: all weights, with the
+    sum one. `read(weights)`: the inverse.
     """
 
     names: Callable[[int], Sequence[str]]
@@ -215,10 +216,10 @@ _PROFILES: Mapping[str, _Profile] = {
 
 _AVERAGES: Mapping[str, _Average] = {
     "x0-uniform": _Average(
-        lambda n: ("x0_uniform",), (-0.5, 1.5), _uniform, lambda w: (w[0] * len(w),)
+        lambda n: ("x0_uniform",), (0.0, 1.25), _uniform, lambda w: (w[0] * len(w),)
     ),
     "x0-average": _Average(
-        lambda n: [f"x0[{i}]" for i in range(n - 1)], (-0.25, 0.75), _free, lambda w: w[:-1]
+        lambda n: [f"x0[{i}]" for i in range(n - 1)], (0.0, 0.75), _free, lambda w: w[:-1]
     ),
 }
 
