@@ -50,11 +50,14 @@ class Change:
 
     @property
     def decimals(self) -> int:
-        """As many as tell two digits of the interval's half width."""
+        """As many as the interval's half width has certain ones: its first digit, the second too
+        where the first is 1 or 2; at least three below 1."""
         half = (self.high - self.low) / 2
-        if half >= 1:
-            return 2 if half < 10 else 1
-        return min(6, max(3, 1 - math.floor(math.log10(half)))) if half > 0 else 3
+        if half >= 1 or half == 0:
+            return 3 if half == 0 else 2 if half < 10 else 1
+        place = math.ceil(-math.log10(half))
+        second = half * 10.0**place < 3
+        return min(6, max(3, place + int(second)))
 
 
 def compact(coefficients: Mapping[str, Sequence[float]]) -> str:
@@ -68,16 +71,21 @@ def compact(coefficients: Mapping[str, Sequence[float]]) -> str:
 
 
 def figure(value: float | None) -> str:
-    """A mean: three decimals, or four digits where that is more."""
+    """A mean: three decimals, or three digits where it is small."""
     if value is None:
         return ""
-    decimals = 3 if abs(value) >= 0.1 or value == 0 else 4
-    return f"{value:.{decimals}f}".replace("-", "−")
+    text = f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.3g}"
+    return text.replace("-", "−")
 
 
 def signed(value: float, decimals: int) -> str:
     """With its sign, and so many decimals."""
     return f"{value:+.{decimals}f}".replace("-", "−")
+
+
+def percent(share: float, sign: str = "") -> str:
+    """A share in percent, with its own sign or another."""
+    return f"{sign or ('+' if share >= 0 else '−')}{abs(share):.0%}".replace("%", " %")
 
 
 def duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from qsched import plots
 from qsched.config import Study
-from qsched.numerals import Change, compact, count, duration, figure
+from qsched.numerals import Change, compact, count, duration, figure, percent
 from qsched.pictures import ROWS, Pictures
 from qsched.schema import Slot
 from qsched.status import Status
@@ -64,9 +64,10 @@ def render(
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     environment.filters["figure"] = figure
-    environment.filters["svg"] = Markup
+    environment.filters["percent"] = percent
     environment.filters["compact"] = compact
     environment.filters["flat"] = flat
+    figures = _figures(content, definition, slots)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         report=content,
@@ -82,8 +83,8 @@ def render(
         candidates=_candidates(content),
         controls=_controls(content),
         distributions=_distributions(content),
-        figures=_figures(content, definition, slots),
-        parametrisation=definition.tables.search.parametrisation,
+        figures=figures,
+        odd=_odd(figures),
         cost=cost(content, status),
         settings=_settings(content, definition),
         take_away=_take_away(content),
@@ -175,20 +176,27 @@ def _figures(
         return {}
     coefficients = content["best"]["coefficients"]
     average = coefficients.get("average")
-    size = (plots.WIDTH, 230) if average else (plots.WIDTH, plots.HEIGHT)
     space = definition.parametrisation
     low, high = plots.scale_of(values, slots[0].value)
+    drawn = plots.landscapes(slots, space.names, space.identity)
     return {
-        "history": plots.history(slots),
+        "history": Markup(plots.history(slots)),
         "stopped": any(slot.state == "stopped" for slot in slots),
-        "profile": plots.profile(coefficients, size),
-        "weights": plots.weights(average, size) if average else None,
-        "landscapes": plots.landscapes(slots, space.names, space.identity),
+        "below": min(values) < low,
+        "profile": Markup(plots.profile(coefficients)),
+        "weights": Markup(plots.weights(average)) if average else None,
+        "landscapes": [Markup(each) for each in drawn],
         "coloured": bool(plots.pairs(space.names)),
-        "low": f"{low:+.3g}",
-        "high": f"{high:+.3g}",
+        "low": figure(low),
+        "high": figure(high),
         "colours": [plots.colour(share) for share in np.linspace(0, 1, 9)],
     }
+
+
+def _odd(figures: Mapping[str, Any]) -> bool:
+    """Whether the last of the narrow sections has a row of its own: history, coefficients, cost and
+    what to take away, perhaps a landscape of one panel and an average."""
+    return bool(figures) and (len(figures["landscapes"]) == 1) != bool(figures["weights"])
 
 
 def cost(content: Mapping[str, Any], status: Status) -> list[tuple[str, str]]:
@@ -264,7 +272,7 @@ def _take_away(content: Mapping[str, Any]) -> dict[str, Any] | None:
     proven = content.get("verdict") == "improved"
     chosen = content["coefficients"] if proven else content["best"]["coefficients"]
     numbers = "".join(
-        f"    {name}=({''.join(f'{number!r}, ' for number in chosen[name]).rstrip()}),\n"
+        f"    {name}={tuple(chosen[name])!r},\n"
         for name in ("model", "sample", "average")
         if chosen.get(name)
     )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ROWS = {
     "full_precision": "full precision",
     "identity": "quantized",
-    "calibrated": "quantized, calibrated",
+    "calibrated": "calibrated",
 }
 """The rows of images.png, from the top."""
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from qsched.schema import Slot
 
-WIDTH, HEIGHT = 480, 290
+WIDTH, HEIGHT = 480, 320
 """Units of a figure; the page scales it."""
 
 
@@ -32,7 +32,7 @@ class Panel:
         ticks: Sequence[float] | None = None,
     ) -> None:
         self._x, self._y = _padded(x), _padded(y)
-        self._left, self._top = 56, 10
+        self._left, self._top = 52, 28
         self._right, self._bottom = size[0] - 12, size[1] - 44
         box = f"0 0 {size[0]} {size[1]}"
         self.svg = Element("svg", {"viewBox": box, "role": "img", "aria-label": words})
@@ -96,11 +96,10 @@ class Panel:
             self.draw("line", "grid", x1=self._left, x2=self._right, y1=at, y2=at)
             place: dict[str, Any] = {"x": self._left - 7, "y": at + 4, "text_anchor": "end"}
             self.draw("text", "tick", **place).text = words
-        across, up = (self._left + self._right) / 2, (self._top + self._bottom) / 2
-        turn = {"transform": f"rotate(-90 14 {up:.0f})", "text_anchor": "middle"}
-        below = self.draw("text", "label", x=across, y=self._bottom + 38, text_anchor="middle")
-        beside = self.draw("text", "label", x=14, y=up, **turn)
-        below.text, beside.text = labels
+        middle = (self._left + self._right) / 2
+        below = self.draw("text", "label", x=middle, y=self._bottom + 38, text_anchor="middle")
+        above = self.draw("text", "label", x=2, y=15)
+        below.text, above.text = labels
 
 
 def history(slots: Sequence[Slot]) -> str:
@@ -137,7 +136,7 @@ def history(slots: Sequence[Slot]) -> str:
     return str(panel)
 
 
-def profile(coefficients: Mapping[str, Sequence[float]], size: tuple[int, int]) -> str:
+def profile(coefficients: Mapping[str, Sequence[float]]) -> str:
     """c_eps and c_x by step, beside the unmodified schedule's ones."""
     series = {"c_eps": coefficients["model"], "c_x": coefficients["sample"]}
     every = [*coefficients["model"], *coefficients["sample"], 1.0]
@@ -146,7 +145,6 @@ def profile(coefficients: Mapping[str, Sequence[float]], size: tuple[int, int]) 
         (0.8, len(steps) + 0.2),
         (min(every), max(every)),
         words="; ".join(f"{name} {listed(numbers)}" for name, numbers in series.items()),
-        size=size,
         labels=("step", "factor"),
         ticks=steps,
     )
@@ -158,14 +156,13 @@ def profile(coefficients: Mapping[str, Sequence[float]], size: tuple[int, int]) 
     return str(panel)
 
 
-def weights(average: Sequence[float], size: tuple[int, int]) -> str:
+def weights(average: Sequence[float]) -> str:
     """The weights of the steps' x0 predictions in the image; neutral is the last step alone."""
     steps = range(1, len(average) + 1)
     panel = Panel(
         (0.4, len(steps) + 0.6),
         (min(*average, 0.0), max(*average, 1.0)),
         words=f"weights of the steps' predictions: {listed(average)}",
-        size=size,
         labels=("step", "weight"),
         ticks=steps,
     )
@@ -191,7 +188,7 @@ def landscapes(slots: Sequence[Slot], names: Sequence[str], neutral: Sequence[fl
     coupled = pairs(names)
     single = [name for name in names if not any(name in pair for pair in coupled)]
     panels = len(coupled) + len(single)
-    size = (WIDTH, 400) if panels == 1 else (300, 270)
+    size = (WIDTH, HEIGHT) if panels == 1 else (300, 270)
     place = {name: index for index, name in enumerate(names)}
     drawn = [_plane(done, (place[x], place[y]), (x, y), neutral, size) for x, y in coupled]
     return drawn + [_slice(done, place[name], name, neutral, size) for name in single]
@@ -287,10 +284,10 @@ def scale_of(values: Iterable[float], identity: float | None) -> tuple[float, fl
 
 
 def colour(share: float) -> str:
-    """Viridis from 0 to 1, as #rrggbb."""
+    """Viridis from 0 to 1 without its darkest fifth, which a dark page would swallow; #rrggbb."""
     from matplotlib import colormaps, colors
 
-    return colors.to_hex(colormaps["viridis"](min(max(share, 0.0), 1.0)))
+    return colors.to_hex(colormaps["viridis"](0.2 + 0.8 * min(max(share, 0.0), 1.0)))
 
 
 def listed(numbers: Iterable[float]) -> str:
@@ -316,4 +313,4 @@ def _named(ticks: Sequence[float]) -> list[tuple[float, str]]:
     """Ticks with as many decimals as their distance needs."""
     distance = ticks[1] - ticks[0] if len(ticks) > 1 else 1.0
     decimals = max(0, -math.floor(math.log10(distance) + 1e-9))
-    return [(tick, f"{tick + 0.0:.{decimals}f}") for tick in ticks]
+    return [(tick, f"{tick + 0.0:.{decimals}f}".replace("-", "−")) for tick in ticks]
