@@ -250,8 +250,8 @@ def validate(
         study.definition, study.objective(), status.best, on_images=on_images
     )
     folder = _folder(study, out)
-    report.write(folder, study, status, result)
     artifacts.keep(study, Pictures.of(result))
+    report.write(folder, study, status, result)
     gallery.publish(study)
     return Outcome(status, True, report.grid_images(study), folder, result)
 

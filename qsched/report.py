@@ -25,13 +25,14 @@ def write(folder: Path, study: StoredStudy, status: Status, validation: "Validat
     """Everything: report.html, report.json, coefficients.json, scheduler/, images.png and
     history.png.
 
-    The numbers are stored as the study's outcome too, from which `export` and `report` work later.
+    The numbers are stored first, as the study's outcome, from which `export` and `report` work
+    later.
     """
     content = document(study, status, validation)
-    pictures = Pictures.of(validation)
-    write_page(folder, study, status, content, pictures)
     study.storage.conclude(study.name, content | {"scheduler": validation.scheduler})
     export(folder, validation.published, validation.scheduler, provenance(content))
+    pictures = Pictures.of(validation)
+    write_page(folder, study, status, content, pictures)
     pictures.write(folder / "images.png")
     title = f"{study.name}: {validation.verdict.replace('_', ' ')}"
     write_history(folder / "history.png", study.queue.slots(("finished", "stopped")), title)
