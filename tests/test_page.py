@@ -317,7 +317,15 @@ def test_a_study_that_has_not_begun_has_a_page(study: Study) -> None:
     nothing = {"identity": None, "best": None, "workers": (), "images": 0, "seconds": 0.0}
     read = render(study, content, slots=[], **nothing, done=0)
     assert "not validated" in read.text("verdict")
-    absent = {"held-out", "history", "coefficients", "landscape", "take-away", "versions"}
+    absent = {
+        "held-out",
+        "average",
+        "history",
+        "coefficients",
+        "landscape",
+        "take-away",
+        "versions",
+    }
     assert absent.isdisjoint(read.words)
 
 
@@ -404,7 +412,7 @@ def test_the_course_shows_best_identity_and_what_was_stopped() -> None:
     [
         (("c_eps_first", "c_x_first"), 1, 1),
         (tuple(f"{name}[{i}]" for name in ("c_eps", "c_x") for i in range(4)), 4, 4),
-        (("c_eps", "c_x", "average[0]", "average[1]"), 3, 3),
+        (("c_eps", "c_x", "x0[0]", "x0[1]"), 3, 3),
     ],
 )
 def test_the_landscape_has_a_panel_a_step(
@@ -421,15 +429,20 @@ def test_the_landscape_has_a_panel_a_step(
     assert all(len(read.all("circle")) == 9 for read in drawn)
 
 
-def test_an_average_of_predictions_is_shown_where_there_is_one(study: Study) -> None:
-    plain = render(study)
-    assert "average" not in plain.words
-    averaged = FOUND | {"average": [0.1, 0.2, 0.3, 0.4]}
-    content = outcome(best={"slot": 3, "value": 1.5, "coefficients": averaged})
-    content["coefficients"] = averaged
-    read = render(study, content)
+def test_an_average_of_predictions_is_shown_where_there_is_one(tmp_path: Path) -> None:
+    path = fakes_light.study_file(tmp_path)
+    searched = '[search]\nparametrisation = "ramp+x0-average"'
+    path.write_text(path.read_text().replace("[search]", searched))
+    study = fakes_light.load_study(path)
+    found = study.parametrisation.coefficients((1.1, 0.9, 0.1, 0.2, -0.1)).to_dict()
+    rng = np.random.default_rng(0)
+    slots = [slot(0, 0.0, study.parametrisation.identity)]
+    slots += [slot(i, float(i), (*rng.normal(1, 0.1, 2), *rng.normal(0, 0.1, 3))) for i in (1, 2)]
+    best = {"slot": 2, "value": 2.0, "coefficients": found}
+    read = render(study, outcome(best=best, coefficients=found), slots=slots)
     assert read.drawn["average rect"] == 4
-    assert "average=(0.1, 0.2, 0.3, 0.4)" in read.text("python")
+    assert read.drawn["landscape figure"] == 1 + 3
+    assert f"average={tuple(found['average'])}" in read.text("python")
 
 
 @pytest.mark.parametrize("verdict", ["improved", "not_shown"])
