@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         take_away,
         validate,
         work,
+        write_report,
     )
     from qsched.coefficients import Coefficients
     from qsched.config import Study
@@ -60,6 +61,7 @@ __all__ = [
     "take_away",
     "validate",
     "work",
+    "write_report",
 ]
 
 __version__ = version("qsched")
@@ -86,6 +88,7 @@ _HOME = {
     "take_away": "api",
     "validate": "api",
     "work": "api",
+    "write_report": "api",
 }
 
 

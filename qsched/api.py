@@ -8,15 +8,16 @@ import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qsched import gallery, pool, report
+from qsched import artifacts, gallery, pool, report
 from qsched.catalog import model_entry
 from qsched.coefficients import Coefficients
 from qsched.config import Study, load_study
 from qsched.errors import StudyError
 from qsched.export import export
 from qsched.metrics import metric_entry
+from qsched.pictures import Pictures
 from qsched.status import Status
 from qsched.storage import Storage
 from qsched.study import StoredStudy, create, load
@@ -35,6 +36,7 @@ __all__ = [
     "take_away",
     "validate",
     "work",
+    "write_report",
 ]
 
 
@@ -248,6 +250,7 @@ def validate(
         study.definition, study.objective(), status.best, on_images=on_images
     )
     folder = _folder(study, out)
+    artifacts.keep(study, Pictures.of(result))
     report.write(folder, study, status, result)
     gallery.publish(study)
     return Outcome(status, True, report.grid_images(study), folder, result)
@@ -269,6 +272,15 @@ def take_away(study: StoredStudy, folder: Path, *, force: bool = False) -> list[
     provenance = report.provenance(outcome) | ({"forced": True} if force else {})
     coefficients = Coefficients(tuple(chosen["model"]), tuple(chosen["sample"]))
     return export(folder, coefficients, outcome["scheduler"], provenance)
+
+
+def write_report(study: StoredStudy, folder: Path) -> tuple[list[Path], dict[str, Any]]:
+    """Writes report.html and report.json of a study by what its database and artifacts hold; their
+    paths, and the content of report.json. Before the validation it says that nothing is proven."""
+    status = study.status()
+    content = report.stored(study, status)
+    pictures = artifacts.kept(study, content)
+    return report.write_page(folder, study, status, content, pictures), content
 
 
 def _folder(study: StoredStudy, out: Path | None) -> Path:

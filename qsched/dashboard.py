@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
+from qsched.artifacts import artifact_store
 from qsched.errors import StudyError
-from qsched.gallery import artifact_store
 from qsched.storage import Storage
 
 HOST = "127.0.0.1"

@@ -1,24 +1,23 @@
 """What optuna-dashboard shows of a study beside its numbers: contact sheets, a note, two plots."""
 
 import logging
+import re
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from qsched.database import Database
-from qsched.errors import ConfigError
-from qsched.report import font
+from qsched.artifacts import store_of
+from qsched.numerals import Change
+from qsched.pictures import font
+from qsched.plots import pairs, scale_of
 from qsched.status import Status
 from qsched.study import StoredStudy
 
 if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
-
     from qsched.objective import Batch
     from qsched.schema import Slot
 
@@ -26,29 +25,6 @@ SHOWN = 16
 """Images of a contact sheet."""
 
 logger = logging.getLogger(__name__)
-
-
-def artifact_store(place: str | None, database: Database) -> "ArtifactStore":
-    """Where contact sheets lie: a folder, or s3://bucket (with boto3's own credentials).
-
-    None is the folder artifacts/ beside a SQLite file, else storage/artifacts. Raises ConfigError.
-    """
-    from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore
-
-    if place and place.startswith("s3://"):
-        bucket = place.removeprefix("s3://").strip("/")
-        if "/" in bucket:
-            raise ConfigError(f"gallery.store = {place!r}; expected s3://bucket without a path")
-        try:
-            return Boto3ArtifactStore(bucket)
-        except ImportError as error:
-            raise ConfigError(
-                f"gallery.store = {place!r} needs boto3: pip install boto3"
-            ) from error
-    beside = database.path.parent if database.path else Path("storage")
-    folder = Path(place) if place else beside / "artifacts"
-    folder.mkdir(parents=True, exist_ok=True)
-    return FileSystemArtifactStore(folder)
 
 
 class Gallery:
@@ -61,7 +37,7 @@ class Gallery:
     def __init__(self, study: StoredStudy) -> None:
         self._study = study
         self._first = study.definition.tables.gallery.trials
-        self._store = artifact_store(study.definition.tables.gallery.store, study.storage.database)
+        self._store = store_of(study)
 
     def __call__(self, slot: "Slot", trial: int, batches: Sequence["Batch"], value: float) -> None:
         """Attaches the images of a trial's batches, if it is worth it."""
@@ -82,19 +58,6 @@ class Gallery:
             return True
         best = self._study.queue.best()
         return best is None or best.value is None or value > best.value
-
-
-def clear(study: StoredStudy) -> None:
-    """Removes a study's contact sheets from their store."""
-    from optuna.artifacts import get_all_artifact_meta
-    from optuna.artifacts.exceptions import ArtifactNotFound
-
-    database = study.storage.database
-    store = artifact_store(study.definition.tables.gallery.store, database)
-    for trial in study.trials.study.get_trials(deepcopy=False):
-        for meta in get_all_artifact_meta(trial, storage=database.optuna):
-            with suppress(ArtifactNotFound):
-                store.remove(meta.artifact_id)
 
 
 def contact_sheet(images: np.ndarray, title: str) -> Image.Image:
@@ -128,13 +91,14 @@ def publish(study: StoredStudy) -> None:
         save_note(twin, note(study, status))
         if status.identity and status.best:
             save_plotly_graph_object(twin, _profile(status), graph_object_id="coefficients")
-        done = study.finished()
-        if len(study.definition.parametrisation.names) == 2 and done:
-            save_plotly_graph_object(
-                twin,
-                _landscape(study.definition.parametrisation.names, done),
-                graph_object_id="landscape",
+        names, done = study.definition.parametrisation.names, study.finished()
+        for one, other in pairs(names) if done else ():
+            place = names.index(one), names.index(other)
+            figure = _landscape(
+                (one, other), place, study.definition.parametrisation.identity, done
             )
+            graph = re.sub(r"\W+", "-", "landscape" + one.removeprefix("c_eps")).strip("-")
+            save_plotly_graph_object(twin, figure, graph_object_id=graph)
     except Exception:
         logger.warning("the study's note for the dashboard was not written", exc_info=True)
 
@@ -165,9 +129,31 @@ def note(study: StoredStudy, status: Status) -> str:
         ]
     if outcome:
         lines += ["", f"**{outcome['verdict'].replace('_', ' ')}**: {outcome['sentence']}"]
+        lines += _held_out_table(outcome.get("held_out", {}))
     else:
         lines += ["", "Not validated yet: a value here is the search's own, and no proof."]
     return "\n".join(lines)
+
+
+def _held_out_table(metrics: Mapping[str, Any]) -> list[str]:
+    """The held-out means, gains and repairs in Markdown."""
+    if not metrics:
+        return []
+    rows = []
+    for name, found in metrics.items():
+        means = (found["full_precision"], found["identity"], found["calibrated"])
+        changes = [Change.of(found[key]) for key in ("control", "repair") if key in found]
+        cells = [f"{mean:.3f}" for mean in means]
+        cells += [f"{each.number} {each.interval}" for each in (Change.of(found), *changes)]
+        label = f"{name} (unseen)" if found.get("independent") else name
+        rows.append(f"| {' | '.join([label, *cells])} |")
+    heading = ["held out", "full precision", "quantized", "calibrated", "gain"]
+    heading += [
+        word
+        for key, word in (("control", "gain on full precision"), ("repair", "repair"))
+        if all(key in found for found in metrics.values())
+    ]
+    return ["", f"| {' | '.join(heading)} |", "|---" * len(heading) + "|", *rows]
 
 
 def _profile(status: Status) -> Any:
@@ -176,10 +162,12 @@ def _profile(status: Status) -> Any:
 
     figure = go.Figure()
     assert status.best is not None
-    coefficients = status.best.coefficients
-    steps = list(range(1, coefficients.steps + 1))
-    for name, series in (("c_eps", coefficients.model), ("c_x", coefficients.sample)):
-        figure.add_scatter(x=steps, y=list(series), name=name, mode="lines+markers")
+    coefficients = status.best.to_dict()["coefficients"]
+    steps = list(range(1, len(coefficients["model"]) + 1))
+    if coefficients.get("average"):
+        figure.add_bar(x=steps, y=coefficients["average"], name="average", opacity=0.4)
+    for name, key in (("c_eps", "model"), ("c_x", "sample")):
+        figure.add_scatter(x=steps, y=coefficients[key], name=name, mode="lines+markers")
     figure.add_hline(y=1, line_dash="dot", line_color="#888888")
     figure.update_layout(
         title=f"Coefficients of the best trial ({status.best.slot})",
@@ -190,20 +178,31 @@ def _profile(status: Status) -> Any:
     return figure
 
 
-def _landscape(names: Sequence[str], done: Sequence["Slot"]) -> Any:
-    """The search space, a point a trial, coloured by its value."""
+def _landscape(
+    names: tuple[str, str],
+    place: tuple[int, int],
+    neutral: Sequence[float],
+    done: Sequence["Slot"],
+) -> Any:
+    """Two numbers of the search space, a point a trial, coloured by its value.
+
+    `place`: where they stand in the vectors; `neutral`: the identity's vector.
+    """
     import plotly.graph_objects as go
 
-    vectors = [slot.vector or (1.0, 1.0) for slot in done]
+    x, y = ([(slot.vector or neutral)[axis] for slot in done] for axis in place)
+    low, high = scale_of([slot.value or 0.0 for slot in done], done[0].value)
     figure = go.Figure(
         go.Scatter(
-            x=[round(vector[0], 4) for vector in vectors],
-            y=[round(vector[1], 4) for vector in vectors],
+            x=[round(value, 4) for value in x],
+            y=[round(value, 4) for value in y],
             text=[f"trial {slot.number}" for slot in done],
             mode="markers",
             marker={
                 "color": [round(slot.value or 0.0, 4) for slot in done],
                 "colorscale": "Viridis",
+                "cmin": low,
+                "cmax": high,
                 "showscale": True,
                 "size": 9,
                 "colorbar": {"title": "JAQ"},
@@ -211,7 +210,11 @@ def _landscape(names: Sequence[str], done: Sequence["Slot"]) -> Any:
         )
     )
     figure.add_scatter(
-        x=[1], y=[1], mode="markers", name="identity", marker={"symbol": "x", "size": 11}
+        x=[neutral[place[0]]],
+        y=[neutral[place[1]]],
+        mode="markers",
+        name="identity",
+        marker={"symbol": "x", "size": 11},
     )
     figure.update_layout(
         title="Landscape",

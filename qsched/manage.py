@@ -14,6 +14,7 @@ from qsched.options import (
     Accept,
     AsJson,
     Name,
+    OutFolder,
     StorageUrl,
     StudyName,
     StudyPath,
@@ -186,7 +187,7 @@ def delete(
 
     Example: [bold]qsched delete demo[/]
     """
-    from qsched import api, gallery
+    from qsched import api, artifacts
 
     study = api.load(open_storage(storage), name)
     status = study.status()
@@ -197,9 +198,33 @@ def delete(
             abort=True,
         )
     study.require_rest()
-    gallery.clear(study)
+    artifacts.clear(study)
     study.delete()
     console.print(Text(f"deleted   {name}"))
+
+
+def report(
+    name: StudyName,
+    storage: StorageUrl = None,
+    out: OutFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a study's report: one HTML page that needs no network, and its JSON. Needs no GPU.
+
+    From any machine with the database. Before the verdict the page shows the search, and says that
+    nothing is proven. With --json the JSON is printed as well as written.
+
+    Example: [bold]qsched report demo --out results/[/]
+    """
+    from qsched import api
+
+    study = api.load(open_storage(storage), name)
+    paths, content = api.write_report(study, out or Path("runs") / name)
+    if as_json:
+        console.print_json(json.dumps(content))
+        return
+    for path in paths:
+        console.print(Text(str(path.resolve())), soft_wrap=True)
 
 
 def dashboard(
@@ -279,4 +304,4 @@ def _log_to(path: Path) -> None:
     logger.addHandler(handler)
 
 
-COMMANDS = (create, work, status, extend, pause, unpause, retry, delete, dashboard, doctor)
+COMMANDS = (create, work, status, extend, pause, unpause, retry, delete, report, dashboard, doctor)

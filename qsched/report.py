@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
-from qsched import __version__, config
+from qsched import __version__, config, page
 from qsched.export import export
+from qsched.pictures import Pictures
 from qsched.schema import Slot
 from qsched.status import Status
 from qsched.study import StoredStudy
@@ -17,33 +17,70 @@ from qsched.study import StoredStudy
 if TYPE_CHECKING:
     from qsched.validation import Validation
 
-ROWS = {
-    "full_precision": "full precision",
-    "identity": "quantized",
-    "calibrated": "quantized, calibrated",
-}
-"""The rows of images.png, from the top."""
-
-
 GRID = 50 * 50
 """Points of the official search, a grid, for the comparison of costs."""
 
 
 def write(folder: Path, study: StoredStudy, status: Status, validation: "Validation") -> None:
-    """Everything: report.json, coefficients.json, scheduler/, images.png and history.png.
+    """Everything: report.html, report.json, coefficients.json, scheduler/, images.png and
+    history.png.
 
-    The numbers are stored as the study's outcome too, from which `export` works later.
+    The numbers are stored first, as the study's outcome, from which `export` and `report` work
+    later.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     content = document(study, status, validation)
-    (folder / "report.json").write_text(
-        json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8"
-    )
     study.storage.conclude(study.name, content | {"scheduler": validation.scheduler})
     export(folder, validation.published, validation.scheduler, provenance(content))
-    write_images(folder / "images.png", validation)
+    pictures = Pictures.of(validation)
+    write_page(folder, study, status, content, pictures)
+    pictures.write(folder / "images.png")
     title = f"{study.name}: {validation.verdict.replace('_', ' ')}"
     write_history(folder / "history.png", study.queue.slots(("finished", "stopped")), title)
+
+
+def write_page(
+    folder: Path,
+    study: StoredStudy,
+    status: Status,
+    content: dict[str, Any],
+    pictures: Pictures | str,
+) -> list[Path]:
+    """report.html, and report.json with its `content`; their paths.
+
+    `pictures`: or a sentence that says why there are none.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers, shown = folder / "report.json", folder / "report.html"
+    numbers.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    slots = study.queue.slots(("finished", "stopped"))
+    text = page.render(content, study.definition, status, slots, pictures)
+    shown.write_text(text, encoding="utf-8")
+    return [shown, numbers]
+
+
+def stored(study: StoredStudy, status: Status) -> dict[str, Any]:
+    """The content of report.json by what the database holds: the outcome of the last validation,
+    or where the study stands, with the verdict None."""
+    outcome = study.storage.outcome(study.name)
+    if outcome is not None:
+        return {key: value for key, value in outcome.items() if key != "scheduler"}
+    left = status.budget - status.done - status.parked
+    todo = f"{left} trials are to be done" if left else f"qsched validate {study.name} proves it"
+    return {
+        "study": status.study,
+        "verdict": None,
+        "sentence": "Nothing is proven yet: what is shown is the search's own, on the prompts it "
+        f"optimised; {todo}.",
+        "budget": status.budget,
+        "trials": status.done,
+        "stopped_early": status.stopped,
+        "images_generated": status.images,
+        "images_of_the_official_grid": grid_images(study),
+        "seconds": round(status.seconds, 2),
+        "identity": status.identity.to_dict() if status.identity else None,
+        "best": status.best.to_dict() if status.best else None,
+        "fingerprint": status.fingerprint,
+    }
 
 
 def document(study: StoredStudy, status: Status, validation: "Validation") -> dict[str, Any]:
@@ -85,45 +122,6 @@ def provenance(outcome: dict[str, Any]) -> dict[str, Any]:
         key: outcome[key]
         for key in ("study", "verdict", "sentence", "trials", "best", "network", "versions")
     }
-
-
-def write_images(path: Path, validation: "Validation", *, side: int = 160) -> None:
-    """A grid of held-out images: a row a model, a column a prompt, captions above.
-
-    Pixels are enlarged by a whole factor without blur until an image is about `side` wide; larger
-    images are reduced to it.
-    """
-    shown = [(label, validation.pictures[row]) for row, label in ROWS.items()]
-    height, width = shown[0][1].shape[1:3]
-    factor = max(1, side // width)
-    size = (width * factor, height * factor) if width <= side else (side, side * height // width)
-    gap, left = max(6, size[0] // 20), 150
-    letters = font(15)
-    columns = len(validation.captions)
-    captions = [_wrapped(text, letters, size[0]) for text in validation.captions]
-    top = gap + 20 * max(len(lines) for lines in captions) + gap
-    sheet = Image.new(
-        "RGB",
-        (left + columns * (size[0] + gap) + gap, top + len(shown) * (size[1] + gap) + gap),
-        "white",
-    )
-    draw = ImageDraw.Draw(sheet)
-    for column, lines in enumerate(captions):
-        x = left + column * (size[0] + gap)
-        for line, text in enumerate(lines):
-            y = top - gap - 20 * (len(lines) - line)
-            draw.text((x, y), text, fill="#222222", font=letters)
-    for row, (label, pictures) in enumerate(shown):
-        y = top + row * (size[1] + gap)
-        lines = _wrapped(label, letters, left - 2 * gap)
-        for line, text in enumerate(lines):
-            offset = size[1] // 2 - 10 * len(lines) + 20 * line
-            draw.text((gap, y + offset), text, fill="#222222", font=letters)
-        for column, pixels in enumerate(pictures):
-            picture = Image.fromarray(np.ascontiguousarray(pixels))
-            resample = Image.Resampling.NEAREST if width <= side else Image.Resampling.LANCZOS
-            sheet.paste(picture.resize(size, resample), (left + column * (size[0] + gap), y))
-    sheet.save(path, optimize=True)
 
 
 def write_history(path: Path, slots: Sequence[Slot], title: str) -> None:
@@ -172,22 +170,3 @@ def write_history(path: Path, slots: Sequence[Slot], title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="lower right")
     figure.savefig(path)
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """`text` in lines that are at most `width` pixels wide, as far as words allow."""
-    lines: list[str] = []
-    for word in text.split():
-        longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    return lines
-
-
-def font(size: int) -> ImageFont.FreeTypeFont:
-    """A scalable font that comes with matplotlib, so that every machine draws the same."""
-    from matplotlib import font_manager
-
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)

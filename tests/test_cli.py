@@ -76,6 +76,7 @@ def test_the_verbs_are_those_of_the_design() -> None:
         "init",
         "models",
         "pause",
+        "report",
         "retry",
         "run",
         "status",
@@ -262,6 +263,24 @@ def test_nothing_is_exported_before_it_is_validated(qsched: Qsched, finished: Pa
     assert code == 2
     assert "qsched validate fake" in one_line(err)
     assert not Path("out").exists()
+
+
+def test_a_report_before_the_verdict_says_that_nothing_is_proven(
+    qsched: Qsched, finished: Path
+) -> None:
+    code, out, _ = qsched("report", "fake", "--out", "here")
+    assert code == 0
+    paths = [Path(line) for line in out.split()]
+    assert paths == [Path("here").resolve() / name for name in ("report.html", "report.json")]
+    assert "Nothing is proven yet" in paths[0].read_text(encoding="utf-8")
+    code, out, _ = qsched("report", "fake", "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads(paths[1].read_text())
+    assert json.loads(out)["verdict"] is None
+    assert Path("runs/fake/report.html").is_file()
+    code, _, err = qsched("report", "nobody")
+    assert code == 2
+    assert "nobody" in one_line(err)
 
 
 def test_a_study_in_progress_is_not_validated(qsched: Qsched, tmp_path: Path) -> None:

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 from optuna.artifacts import get_all_artifact_meta
 from optuna_dashboard import get_note
+from optuna_dashboard._custom_plot_data import list_graph_object_ids
 from PIL import Image
 
 import fakes
-from qsched import gallery
+from qsched import artifacts, gallery
 from qsched import study as studies
 from qsched.dashboard import application
 from qsched.errors import ConfigError
 from qsched.objective import Evaluator
+from qsched.pictures import ROWS, Pictures
 from qsched.storage import Storage
 from qsched.study import StoredStudy
 from qsched.worker import Worker
@@ -112,11 +114,49 @@ def test_the_note_says_where_the_study_stands(finished: StoredStudy) -> None:
     finished.storage.conclude("fake", {"verdict": "not_shown", "sentence": "It is so."})
     gallery.publish(finished)
     assert "**not shown**: It is so." in get_note(finished.trials.study)
+    change = {"difference": 0.5, "interval": [0.4, 0.6]}
+    metric = {"full_precision": 3.0, "identity": 1.0, "calibrated": 1.5, **change}
+    metric |= {"control": change, "repair": change, "independent": True}
+    outcome = {"verdict": "improved", "sentence": "It is so.", "held_out": {"pixels": metric}}
+    finished.storage.conclude("fake", outcome)
+    gallery.publish(finished)
+    row = "| pixels (unseen) | 3.000 | 1.000 | 1.500 | +0.500 [+0.400, +0.600] |"
+    assert row in get_note(finished.trials.study)
+
+
+def test_the_held_out_pictures_are_the_studys_artifact(
+    finished: StoredStudy, tmp_path: Path
+) -> None:
+    rows = {row: np.zeros((2, 8, 8, 3), np.uint8) for row in ROWS}
+    artifacts.keep(finished, Pictures(("an owl", "a cat"), rows, {}))
+    app = application(finished.storage, artifacts=str(tmp_path / "artifacts"))
+    number = finished.trials.study._study_id
+    _, body = call(app, "GET", f"/api/studies/{number}")
+    (artifact,) = json.loads(body)["artifacts"]
+    assert artifact["filename"] == "held-out.png"
+    status, picture = call(app, "GET", f"/artifacts/{number}/{artifact['artifact_id']}")
+    assert status.startswith("200")
+    assert Image.open(io.BytesIO(picture)).size == (16, 24)
+
+
+def test_each_step_of_a_larger_search_has_its_landscape(tmp_path: Path) -> None:
+    path = fakes.study_file(tmp_path)
+    path.write_text(path.read_text().replace("[search]", '[search]\nparametrisation = "ramp2"'))
+    study = studies.create(Storage(f"sqlite:///{tmp_path}/q.db"), fakes.load_study(path))
+    evaluator = Evaluator(fakes.FakeGenerator(), fakes.FakeScorers(), study.definition.calibration)  # type: ignore[arg-type]
+    assert Worker(study, evaluator).run()
+    gallery.publish(study)
+    attributes = study.storage.database.optuna.get_study_system_attrs(study.trials.study._study_id)
+    assert set(list_graph_object_ids(attributes)) == {
+        "coefficients",
+        "landscape_first",
+        "landscape_last",
+    }
 
 
 def test_pictures_go_with_their_study(finished: StoredStudy, tmp_path: Path) -> None:
     assert list((tmp_path / "artifacts").iterdir())
-    gallery.clear(finished)
+    artifacts.clear(finished)
     assert not list((tmp_path / "artifacts").iterdir())
 
 
@@ -142,4 +182,4 @@ def test_a_picture_that_fails_loses_no_trial(
 def test_a_bucket_is_a_bucket(tmp_path: Path) -> None:
     storage = Storage(f"sqlite:///{tmp_path}/q.db")
     with pytest.raises(ConfigError, match="expected s3://bucket without a path"):
-        gallery.artifact_store("s3://bucket/path", storage.database)
+        artifacts.artifact_store("s3://bucket/path", storage.database)
