@@ -233,7 +233,8 @@ def interval(difference: Values, scale: float = 1.0, digits: int = 3) -> str:
     """Mean and 95 % interval over the held-out prompts, which are all different."""
     names = [str(index) for index in range(len(difference))]
     found = jaq.paired_interval(difference / scale, np.zeros(len(difference)), names)
-    return f"{found.mean:{sign}.{digits}f} [{found.low:{sign}.{digits}f}, {found.high:{sign}.{digits}f}]"
+    mean, low, high = (f"{v:+.{digits}f}" for v in (found.mean, found.low, found.high))
+    return f"{mean} [{low}, {high}]"
 
 
 def above(differences: Sequence[Values]) -> str:
