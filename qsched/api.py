@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qsched import artifacts, gallery, pool, report
+from qsched import controls as companions
 from qsched.catalog import model_entry
 from qsched.coefficients import Coefficients
 from qsched.config import Study, load_study
@@ -66,6 +67,9 @@ class Observer:
     def waiting(self, status: Status) -> None:
         """Nothing is free: the study is paused, or other workers hold the last trials."""
 
+    def control(self, study: str, what: str) -> None:
+        """A control, a companion study, is being worked on next; what it is."""
+
     def validating(self, images: int, of: int) -> None:
         """`images` of the held-out images are made."""
 
@@ -85,7 +89,7 @@ class Outcome:
 
     @property
     def verdict(self) -> str | None:
-        """improved, not_shown or worse; None if it was stopped before the validation."""
+        """improved, not_shown, worse or suspicious; None if it was stopped before."""
         return self.validation.verdict if self.validation else None
 
     @property
@@ -137,7 +141,7 @@ def cost(study: Study) -> dict[str, float]:
         "prompts": prompts,
         "images": study.trials * prompts,
         "network_calls": prompts + study.trials * prompts * (steps - 1),
-        "held_out_images": 4 * len(study.held_out),
+        "held_out_images": (study.tables.validation.candidates + 3) * len(study.held_out),
         "grid_images": report.GRID * prompts,
         "download_gb": _download_gb(study),
         "gpu_gb": model_entry(study.tables.model.name).gpu_gb,
@@ -223,22 +227,36 @@ def work(
 
 
 def validate(
-    study: StoredStudy, *, out: Path | None = None, observer: Observer | None = None
+    study: StoredStudy,
+    *,
+    controls: Collection[str] = (),
+    out: Path | None = None,
+    observer: Observer | None = None,
 ) -> Outcome:
-    """Proves or refutes the best candidate on held-out prompts, and writes the results to `out`.
+    """Proves or refutes the best candidates on held-out prompts, and writes the results to `out`.
 
-    Raises StudyError if the budget isn't spent, or nothing has been scored.
+    `controls`: names of `qsched.controls.phrases`, or `all`: companion studies in the same
+    database, made and worked first; a signal stops that, and the same call goes on from there.
+    Those that are finished are in every later validation. Raises StudyError if the budget isn't
+    spent, nothing has been scored, or a control can't be had.
     """
     observer = observer or Observer()
     status = study.status()
-    if status.done + status.parked < status.budget or status.best is None:
+    if status.done + status.parked < status.budget or status.identity is None:
         raise StudyError(
             f"study {study.name!r}: {status.done} of {status.budget} trials are done; "
             f"finish it first with qsched run"
         )
+    for name in companions.chosen(study.definition, controls):
+        companion = companions.companion(study, name)
+        observer.control(companion.name, companions.phrases(study.definition)[name])
+        if not work(companion, observer=observer):
+            return Outcome(companion.status(), False, report.grid_images(study))
     from qsched import validation
 
-    total, made = 4 * len(study.definition.held_out), 0
+    candidates = companions.candidates(study, study.definition.tables.validation.candidates)
+    finished = companions.finished(study)
+    total, made = validation.image_sets(candidates, finished) * len(study.definition.held_out), 0
 
     def on_images(images: int) -> None:
         nonlocal made
@@ -247,7 +265,12 @@ def validate(
 
     observer.validating(0, total)
     result = validation.validate(
-        study.definition, study.objective(), status.best, on_images=on_images
+        study.definition,
+        study.objective(),
+        status.identity,
+        candidates,
+        finished,
+        on_images=on_images,
     )
     folder = _folder(study, out)
     artifacts.keep(study, Pictures.of(result))

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from rich.text import Text
 from qsched import __version__, manage
 from qsched.errors import QschedError
 from qsched.options import (
+    INTERRUPTED,
     Accept,
     AsJson,
     Name,
@@ -27,8 +29,6 @@ from qsched.options import (
     console,
     open_storage,
 )
-
-INTERRUPTED = 130
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -214,18 +214,41 @@ def run(
 
 
 @app.command()
-def validate(name: StudyName, storage: StorageUrl = None, out: OutFolder = None) -> None:
-    """Compare a finished study's best with the unmodified schedule on held-out prompts.
+def validate(
+    name: StudyName,
+    storage: StorageUrl = None,
+    controls: Annotated[
+        str | None,
+        typer.Option(
+            help="Searches to compare with: full-precision, alignment, quality, grid, or all; "
+            "made first where they are missing.",
+            show_default=False,
+        ),
+    ] = None,
+    out: OutFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a finished study's best few with the unmodified schedule on held-out prompts.
 
-    Example: [bold]qsched validate demo[/]
+    Controls are studies of the same database, such as demo.full-precision. Ctrl-C loses nothing;
+    the same command goes on from there.
+
+    Example: [bold]qsched validate demo --controls full-precision,grid[/]
     """
     from qsched import api, display
 
     database = open_storage(storage)
     study = api.load(database, name)
-    with display.LiveProgress(console).live() as observer:
-        result = api.validate(study, out=out, observer=observer)
-    display.outcome(console, result, str(database))
+    wanted = [part.strip() for part in (controls or "").split(",") if part.strip()]
+    live = nullcontext(api.Observer()) if as_json else display.LiveProgress(console).live()
+    with live as observer:
+        result = api.validate(study, controls=wanted, out=out, observer=observer)
+    if not as_json:
+        display.outcome(console, result, str(database))
+    elif result.folder:
+        console.print_json((result.folder / "report.json").read_text(encoding="utf-8"))
+    if not result.finished:
+        raise typer.Exit(INTERRUPTED)
 
 
 @app.command()

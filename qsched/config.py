@@ -18,7 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from qsched import catalog, jaq
-from qsched.defaults import placed, sampling_of, weights_of, with_entry
+from qsched.defaults import placed, sampling_of, weights_of, with_entry, with_reference
 from qsched.errors import ConfigError, QschedError
 from qsched.prompts import (
     Prompt,
@@ -105,6 +105,10 @@ class Study:
         if trials is not None:
             changes["search"] = self.tables.search.model_dump() | {"trials": trials}
         return _checked(self, changes) if changes else self
+
+    def with_tables(self, changes: Mapping[str, Any]) -> "Study":
+        """The same study with some tables replaced, checked as a file's are. Raises ConfigError."""
+        return _checked(self, changes)
 
     def twin(self) -> "Study":
         """The same study of a tiny model of the same pipeline class, with random weights.
@@ -288,7 +292,10 @@ def _with_defaults(tables: StudyFile, folder: Path) -> StudyFile:
     """The tables with what the file left out filled in from the model's entry."""
     model = with_entry(placed(tables.model, folder), tables.sampling.steps)
     sampling = sampling_of(tables.model.name, tables.sampling)
-    return tables.model_copy(update={"sampling": sampling, "model": model})
+    validation = with_reference(tables.validation, folder)
+    return tables.model_copy(
+        update={"sampling": sampling, "model": model, "validation": validation}
+    )
 
 
 def _checked(study: Study, changes: Mapping[str, Any]) -> Study:

@@ -5,7 +5,7 @@ from typing import Any
 
 from qsched import catalog
 from qsched.errors import ConfigError
-from qsched.sections import LoraTable, Model, Sampling
+from qsched.sections import DEMO_REFERENCE, LoraTable, Model, Sampling, Validation
 
 
 def with_entry(model: Model, steps: int) -> Model:
@@ -71,6 +71,20 @@ def placed(model: Model, folder: Path) -> Model:
     if model.lora is not None:
         changes["lora"] = model.lora.model_copy(update={"source": local(model.lora.source)})
     return model.model_copy(update=changes)
+
+
+def with_reference(validation: Validation, folder: Path) -> Validation:
+    """`validation` with its real images found from `folder`, where the study file is. Raises
+    ConfigError if there is no such folder."""
+    if validation.reference in (None, DEMO_REFERENCE):
+        return validation
+    path = (folder / Path(str(validation.reference)).expanduser()).resolve()
+    if not path.is_dir():
+        raise ConfigError(
+            f"validation.reference = {validation.reference!r}; expected a folder of real images "
+            f"(there is none at {path}), or {DEMO_REFERENCE!r} for the demo's scenes"
+        )
+    return validation.model_copy(update={"reference": str(path)})
 
 
 def source_of(model: Model) -> str:

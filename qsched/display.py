@@ -1,11 +1,9 @@
 """What a person sees in the terminal: a study's progress, its status, its verdict."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
-from rich.panel import Panel
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,15 +18,7 @@ from qsched.api import Observer, Outcome
 from qsched.catalog import ModelEntry
 from qsched.coefficients import Coefficients
 from qsched.status import Status
-
-if TYPE_CHECKING:
-    from qsched.validation import HeldOut
-
-VERDICTS = {
-    "improved": ("green", "improved"),
-    "not_shown": ("yellow", "not shown"),
-    "worse": ("red", "worse"),
-}
+from qsched.tables import proof
 
 
 class LiveProgress(Observer):
@@ -82,6 +72,14 @@ class LiveProgress(Observer):
         self._status = status
         self._show("trials", status.done, status.budget, why if status.budget > status.done else "")
 
+    def control(self, study: str, what: str) -> None:
+        """Says which control is searched; its trials get a bar of their own."""
+        self._console.print(Text(f"control   {study}: {what}"), soft_wrap=True)
+        for task in self._progress.tasks:
+            self._progress.remove_task(task.id)
+        self._tenths.clear()
+        self._status = None
+
     def validating(self, images: int, of: int) -> None:
         """Moves the bar of the held-out images."""
         self._show("held-out", images, of, "images")
@@ -110,21 +108,10 @@ def outcome(console: Console, result: Outcome, storage: str) -> None:
         )
         return
     console.print()
-    console.print(held_out(validation.metrics))
-    colour, word = VERDICTS[validation.verdict]
-    console.print(
-        Panel(
-            Text(validation.sentence),
-            title=f"[bold {colour}]{word}[/]",
-            title_align="left",
-            border_style=colour,
-        )
-    )
+    proof(console, validation)
     console.print(coefficients("coefficients", validation.published), soft_wrap=True)
     if validation.published != validation.candidate.coefficients:
-        console.print(
-            coefficients("best of search", validation.candidate.coefficients), soft_wrap=True
-        )
+        console.print(coefficients("candidate", validation.candidate.coefficients), soft_wrap=True)
     grid = result.grid_images
     for label, text in (
         ("searched", f"{status.images:,} images in {status.seconds:.0f} s"),
@@ -138,28 +125,6 @@ def outcome(console: Console, result: Outcome, storage: str) -> None:
         ("database", storage),
     ):
         console.print(Text(f"{label:<14} {text}"), soft_wrap=True)
-
-
-def held_out(metrics: "Mapping[str, HeldOut]") -> Table:
-    """The held-out means and differences, a row a metric."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("held-out")
-    for heading in ("full", "quantized", "calibrated", "gain, 95 % interval", "on full"):
-        table.add_column(heading, justify="right")
-    for name, metric in metrics.items():
-        gain = metric.gain
-        colour = "green" if gain.above_zero else "red" if gain.below_zero else ""
-        table.add_row(
-            f"{name}*" if metric.independent else name,
-            f"{metric.full_precision:.3f}",
-            f"{metric.identity:.3f}",
-            f"{metric.calibrated:.3f}",
-            Text(f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]", style=colour),
-            f"{metric.control.mean:+.3f}",
-        )
-    table.caption = "*: unseen by the search. on full: the gain on full precision"
-    table.caption_justify = "left"
-    return table
 
 
 def studies(rows: Sequence[Status]) -> Table:

@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False)
 
+INTERRUPTED = 130
+"""The exit code of a command that a signal stopped; the same command goes on from there."""
+
 StudyPath = Annotated[Path, typer.Argument(help="A study file.", show_default=False)]
 StudyName = Annotated[str, typer.Argument(help="A study of the database.", show_default=False)]
 StorageUrl = Annotated[

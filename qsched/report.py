@@ -97,11 +97,15 @@ def document(study: StoredStudy, status: Status, validation: "Validation") -> di
         "seconds": round(status.seconds, 2),
         "identity": status.identity.to_dict() if status.identity else None,
         "best": validation.candidate.to_dict(),
-        "coefficients": {
-            "model": list(validation.published.model),
-            "sample": list(validation.published.sample),
-        },
+        "coefficients": validation.published.to_dict(),
         "held_out": {name: metric.to_dict() for name, metric in validation.metrics.items()},
+        "repair_against": validation.repair_against,
+        "candidates": [judged.to_dict() for judged in validation.candidates],
+        "controls": [control.to_dict() for control in validation.controls],
+        "guards": [guard.to_dict() for guard in validation.guards],
+        "distributions": {
+            name: distance.to_dict() for name, distance in validation.distributions.items()
+        },
         "network": validation.network,
         "fingerprint": status.fingerprint,
         "versions": {

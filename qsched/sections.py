@@ -15,6 +15,9 @@ from qsched.spaces import DEFAULT_BOUNDS, NAMES, Bounds, parametrisation
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
+DEMO_REFERENCE = "demo"
+"""The `validation.reference` that ships with qsched."""
+
 
 def _accepted_by(check: Callable[[Any], object]) -> AfterValidator:
     """Accepts what `check` takes without a QschedError; its words become the problem's."""
@@ -208,10 +211,34 @@ class Prompts(Section):
     seed: Seed = 0
 
 
+Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class Limits(Section):
+    """`limits` of `[validation]`: the largest relative shift from full precision, up or down.
+
+    Above what rounding does to the demo (bench/guards.py): at w8a8 and w4a8 none of the four moves
+    by more than 1.3 %; at w4a4 contrast by -12 %, sharpness by -21 %, saturation by +3 %.
+    """
+
+    saturation: Limit = 0.15
+    contrast: Limit = 0.15
+    sharpness: Limit = 0.3
+    diversity: Limit = 0.15
+
+
 class Validation(Section):
-    """`[validation]`: the metrics that the search never sees."""
+    """`[validation]`: what the search never sees, and how much proof is asked for.
+
+    `candidates`: so many of the best trials go through it; they share the 5 % of doubt. `limits`:
+    of the guards against a cheated metric. `reference`: a folder of real images, or "demo" for the
+    scenes that the demo model learned from, for the Frechet distance to them.
+    """
 
     metrics: tuple[Annotated[str, _accepted_by(metric_entry)], ...]
+    candidates: int = Field(default=3, ge=1, le=16)
+    limits: Limits = Limits()
+    reference: str | None = None
 
 
 class Execution(Section):

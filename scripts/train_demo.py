@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import math
+import random
 import shutil
 import subprocess
 import tarfile
@@ -48,6 +49,7 @@ from qsched.clip_models import load_open_clip
 from qsched.demo import captions as language
 from qsched.demo.captions import Caption
 from qsched.demo.critic import Critic, load_critic
+from qsched.distribution import SCENES, Cloud, Statistics, demo_features
 from qsched.judges import Attributes
 from qsched.quantize import quantize
 from qsched.score import load_metrics
@@ -55,6 +57,7 @@ from qsched.score import load_metrics
 SIZE = 64
 POOL = 50_000
 VALIDATION = 2_000
+REFERENCE = 4_000
 PACKAGES = {
     "shaded": (
         "emoji-datasource-google",
@@ -200,6 +203,28 @@ def make_data(work: Path, sprites_folder: Path, seed: int) -> None:
         ]
         data[name] = {"captions": [str(c) for c in captions], "images": torch.cat(chunks)}
     save(data, work / "data.pt")
+
+
+def make_statistics(work: Path, sprites_folder: Path, seed: int) -> None:
+    """Writes scenes.npz, what the Frechet distance of a validation is measured to: mean and
+    covariance of scenes whose captions are drawn as the studies' are.
+
+    A caption may come again, its scene is another one: so many different captions would hold few
+    of the large single things, of which there are some 200.
+    """
+    sprites = load_sprites(sprites_folder)
+    rng = random.Random(seed + 1)
+    captions: list[Caption] = []
+    while len(captions) < REFERENCE:
+        captions += [caption for caption in (language.sample(rng),) if caption.held_out]
+    generator = torch.Generator().manual_seed(seed + 2)
+    features = demo_features()
+    seen = [
+        features(to_bytes(render(captions[start : start + 250], sprites, generator)))
+        for start in range(0, REFERENCE, 250)
+    ]
+    work.mkdir(parents=True, exist_ok=True)
+    Statistics.of(np.concatenate(seen)).save(work / SCENES.name)
 
 
 def save(value: object, path: Path) -> None:
@@ -809,18 +834,6 @@ SHOWN = 512  # held-out captions that are drawn
 SCHEMES = ("w8a8", "w4a8", "w4a4")
 
 
-def frechet(a: Tensor, b: Tensor) -> float:
-    """Frechet distance of two sets of features (Heusel et al. 2017, eq. 6).
-
-    The trace of the root of the product of covariances is a nuclear norm: no root is taken.
-    """
-    a, b = a.double(), b.double()
-    x, y = (a - a.mean(0)) / (len(a) - 1) ** 0.5, (b - b.mean(0)) / (len(b) - 1) ** 0.5
-    shift = (a.mean(0) - b.mean(0)).square().sum()
-    common = torch.linalg.matrix_norm(x @ y.T, "nuc")
-    return (shift + x.square().sum() + y.square().sum() - 2 * common).item()
-
-
 @torch.no_grad()
 def in_chunks(judge: Callable[..., Tensor], *columns: Tensor | list[str]) -> Tensor:
     """`judge` over chunks of 64 of each of the columns."""
@@ -852,14 +865,15 @@ def evaluate(work: Path, seed: int, steps: int = 4) -> None:
     def pooled(images: Tensor) -> Tensor:
         return in_chunks(lambda part: similarity.features(part)[-1].mean((2, 3)), images)
 
-    scenes, full = pooled(reference), sets[f"{steps} steps"]
+    scenes = Statistics.of(pooled(reference).double().numpy())
+    full = sets[f"{steps} steps"]
     table = {}
     for name, images in sets.items():
         shown = attributes.shown(images, texts)
         table[name] = {
             "alignment": in_chunks(alignment, images, texts).mean().item(),
             "quality": in_chunks(critic, images).mean().item(),
-            "frechet": frechet(pooled(images), scenes),
+            "frechet": Cloud(pooled(images).double().numpy(), scenes).distance(),
             "similarity": in_chunks(similarity, images, texts, full).mean().item(),
             "attributes": sum(sum(row.values()) / len(row) for row in shown) / len(shown),
             "captions": sum(all(row.values()) for row in shown) / len(shown),
@@ -906,6 +920,7 @@ def export(work: Path, seed: int) -> None:
         shutil.copytree(
             work / part, target, ignore=shutil.ignore_patterns("*.pt", ".cache", "tmp*")
         )
+    shutil.copyfile(work / SCENES.name, SCENES)
     files = [path for path in DEMO_FOLDER.rglob("*") if path.is_file()]
     for path in files:
         path.chmod(0o644)
@@ -926,15 +941,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stage", choices=("all", "data", *STAGES, "evaluate", "export"))
+    parser.add_argument("stage", choices=("all", "data", "scenes", *STAGES, "evaluate", "export"))
     parser.add_argument("--work", type=Path, default=Path("runs/demo-model"))
     parser.add_argument("--sprites", type=Path, help="folder of the two npm tarballs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="of training, instead of the stage's own")
     options = parser.parse_args()
-    chosen = options.stage
-    if chosen == "data" or (chosen == "all" and not (options.work / "data.pt").exists()):
-        make_data(options.work, options.sprites or options.work / "sprites", options.seed)
+    chosen, folder = options.stage, options.sprites or options.work / "sprites"
+    for stage, file, make in (
+        ("data", "data.pt", make_data),
+        ("scenes", SCENES.name, make_statistics),
+    ):
+        if chosen == stage or (chosen == "all" and not (options.work / file).exists()):
+            make(options.work, folder, options.seed)
     for stage, (train, steps) in STAGES.items():
         if chosen in ("all", stage):
             train(options.work, options.seed, options.steps or steps)

@@ -290,6 +290,13 @@ def test_a_study_in_progress_is_not_validated(qsched: Qsched, tmp_path: Path) ->
     assert "0 of 6 trials are done" in one_line(err)
 
 
+def test_a_control_that_does_not_exist_is_refused(qsched: Qsched, finished: Path) -> None:
+    code, _, err = qsched("validate", "fake", "--controls", "grid, gird")
+    assert code == 2
+    assert "gird; expected some of full-precision, alignment, quality, grid" in one_line(err)
+    assert [row["study"] for row in json.loads(qsched("status", "--json")[1])] == ["fake"]
+
+
 def test_another_definition_under_the_same_name_is_refused(
     qsched: Qsched, finished: Path, tmp_path: Path
 ) -> None:

@@ -80,10 +80,14 @@ def test_it_runs_to_a_verdict(folder: Path, undisturbed: subprocess.CompletedPro
     for words in ("trials    5/5", "similarity*", "c_eps", "images.png", "qsched.db"):
         assert words in undisturbed.stdout
     report = json.loads((folder / "the results" / "report.json").read_text(encoding="utf-8"))
-    assert report["verdict"] in ("improved", "not_shown", "worse")
+    assert report["verdict"] in ("improved", "not_shown", "worse", "suspicious")
     assert (report["budget"], report["trials"]) == (5, 5)
-    assert report["images_generated"] == 5 * 6 + 4 * 6 * 2  # four sets of 6 prompts, 2 seeds
-    assert report["best"]["value"] >= report["identity"]["value"]
+    assert report["images_generated"] == 5 * 6 + 6 * 6 * 2  # six sets of 6 prompts, 2 seeds
+    tried = [row["value"] for row in report["candidates"]]
+    assert len(tried) == 3
+    assert tried == sorted(tried, reverse=True)
+    assert report["best"]["slot"] != 0
+    assert report["best"]["value"] in tried
     assert set(report["held_out"]) == {
         "jaq",
         "demo-alignment",
@@ -128,7 +132,10 @@ def test_running_again_repeats_the_verdict_and_no_trial(
 def test_validate_is_the_same_proof(
     folder: Path, undisturbed: subprocess.CompletedProcess[str]
 ) -> None:
-    assert call(folder, "validate", "little", "--out", "proof").returncode == 0
+    done = call(folder, "validate", "little", "--out", "proof", "--json")
+    assert done.returncode == 0, done.stderr
+    document = (folder / "proof" / "report.json").read_text(encoding="utf-8")
+    assert json.loads(done.stdout) == json.loads(document)
     for name in ("report.json", "coefficients.json", "images.png"):
         assert (folder / "proof" / name).read_bytes() == (
             folder / "the results" / name

@@ -1,16 +1,21 @@
 """What a person sees: progress in a log and in a terminal, the end of a run, the studies."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from qsched import display
+from qsched import display, tables
 from qsched.api import Outcome
 from qsched.coefficients import Coefficients
+from qsched.controls import Control
+from qsched.jaq import Interval
 from qsched.schema import WorkerRecord
 from qsched.status import Candidate, Status
+from qsched.validation import Companion, Distance
+from qsched.verdict import Guard, Judged
 from test_report import validation
 
 IDENTITY = Candidate(0, 1.0, Coefficients.identity(4))
@@ -80,7 +85,7 @@ def test_a_terminal_gets_bars() -> None:
     assert "━" in text(shown)
 
 
-@pytest.mark.parametrize("verdict", ["improved", "not_shown", "worse"])
+@pytest.mark.parametrize("verdict", ["improved", "not_shown", "worse", "suspicious"])
 def test_the_end_fits_a_terminal_and_says_where_things_are(verdict: str) -> None:
     shown = console()
     outcome = Outcome(status(20), True, 80_000, Path("/r/demo"), validation(verdict))
@@ -94,7 +99,7 @@ def test_the_end_fits_a_terminal_and_says_where_things_are(verdict: str) -> None
     for path in ("images.png", "history.png", "report.json", "coefficients.json", "scheduler/"):
         assert f"/r/demo/{path}" in out
     assert "/s/qsched.db" in out
-    assert ("best of search" in out) == (verdict != "improved")
+    assert ("candidate      c_eps" in out) == (verdict != "improved")
     assert max(len(line) for line in out.splitlines()) <= 80
 
 
@@ -137,3 +142,63 @@ def test_a_worker_that_waits_says_why() -> None:
     with display.LiveProgress(shown).live() as observer:
         observer.waiting(status(7, paused=True))
     assert "the study is paused" in text(shown)
+
+
+def test_a_control_gets_a_line_and_a_count_of_its_own() -> None:
+    shown = console()
+    with display.LiveProgress(shown).live() as observer:
+        observer.working(status(20))
+        observer.control("demo.grid", "the official grid")
+        observer.working(status(0))
+        observer.working(status(7))
+    out = text(shown)
+    assert "control   demo.grid: the official grid" in out
+    assert out.index("trials    20/20") < out.index("demo.grid") < out.index("trials    0/20")
+    assert "resuming" not in out
+
+
+def proven(**changes: object) -> str:
+    """What is printed of a validation, in a terminal of 100 columns."""
+    shown = console(width=100)
+    tables.proof(shown, replace(validation(), **changes))  # type: ignore[arg-type]
+    assert max(len(line) for line in text(shown).splitlines()) <= 100
+    return text(shown)
+
+
+def test_candidates_and_guards_are_shown_in_a_line() -> None:
+    gain = {"jaq": Interval(0.5, 0.25, 0.75)}
+    well = Guard("contrast", 1.0, 1.1, 1.05, limit=0.15)
+    tripped = Guard("saturation", 1.0, 1.1, 1.4, limit=0.15)
+    judged = (
+        Judged(BEST, gain, (well,), "improved", chosen=True),
+        Judged(replace(BEST, slot=7), gain, (tripped,), "suspicious"),
+    )
+    out = proven(candidates=judged, guards=(well,))
+    assert "trial 3* +0.500 improved, 7 +0.500 suspicious" in out
+    assert "guards ok      contrast +5%" in out
+    out = proven(verdict="suspicious", guards=(well, tripped))
+    assert "saturation +40% off full precision, limit 15% (1.000 -> 1.400; uncalibrated 1.1" in out
+    assert "guards ok" not in out
+    assert "contrast" not in out
+    assert "suspicious" in out
+    assert "guard" not in proven()
+
+
+def test_controls_and_distances_have_their_place() -> None:
+    gain = Interval(0.5, 0.25, 0.75)
+    control = Control("full-precision", "a search", "demo.full-precision", BEST, True)
+    out = proven(
+        controls=(Companion(control, {"jaq": (2.0, gain), "pixels": (-3.0, gain)}),),
+        distributions={"frechet": Distance(30.0, 50.0, 45.0, Interval(-5.0, -7.0, -3.0))},
+        repair_against="its own search",
+    )
+    assert "full-precision  full  +0.500 [+0.250, +0.750]  +0.500" in out
+    assert "-5.000 [-7.000, -3.000]" in out
+    assert "frechet: distance to real images, less is better" in words(out)
+    assert "gains by its own search" in words(out)
+    assert "gains by the same coefficients" in words(proven())
+
+
+def words(out: str) -> str:
+    """Without line breaks."""
+    return " ".join(out.split())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qsched.demo import captions as language
+from qsched.distribution import Statistics
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +112,29 @@ def test_damage_grows_from_nothing(recipe: ModuleType) -> None:
         assert change[0] < change[1] < change[2], name
 
 
-def test_the_frechet_distance_is_that_of_gaussians(recipe: ModuleType) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(1000, 3)
-    assert recipe.frechet(x, x) == pytest.approx(0, abs=1e-6)
-    assert recipe.frechet(x, x + torch.tensor([3.0, 0, 4])) == pytest.approx(25, rel=1e-4)
-    assert recipe.frechet(x, 2 * x) == pytest.approx(3, rel=0.1)  # trace of (2 - 1)**2 I
+def test_the_statistics_of_scenes_repeat(
+    recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sprites = torch.rand(2, len(language.OBJECTS), 4, 64, 64)
+    sprites[:, :, :3] *= sprites[:, :, 3:]
+    drawn: list[language.Caption] = []
+    render = recipe.render
+
+    def rendered(captions: list[language.Caption], *rest: object) -> Tensor:
+        drawn.extend(captions)
+        return render(captions, *rest)
+
+    monkeypatch.setattr(recipe, "load_sprites", lambda folder: sprites)
+    monkeypatch.setattr(recipe, "render", rendered)
+    monkeypatch.setattr(recipe, "REFERENCE", 40)
+    for name in ("a", "b"):
+        recipe.make_statistics(tmp_path / name, tmp_path, 0)
+    assert (tmp_path / "a" / "scenes.npz").read_bytes() == (
+        tmp_path / "b" / "scenes.npz"
+    ).read_bytes()
+    assert Statistics.load(tmp_path / "a" / "scenes.npz").count == 40
+    assert len(drawn) == 80
+    assert all(caption.held_out for caption in drawn)
 
 
 def test_a_changed_download_is_refused(recipe: ModuleType, tmp_path: Path) -> None:

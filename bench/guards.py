@@ -1,0 +1,81 @@
+"""How far pictures shift from full precision by quantization alone, and by coefficients.
+
+    python bench/guards.py [--schemes w8a8,w4a8,w4a4] [--json]
+
+Each row is an image set of the demo study's held-out prompts: the unmodified schedule at each
+scheme, and full precision with coefficients that a search might like. The columns are the relative
+shifts that `validation.limits` are limits of, and how far the set is from the scenes that the demo
+model learned from.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from printing import show
+
+from qsched.coefficients import Coefficients
+from qsched.config import Study, load_study
+from qsched.distribution import SCENES, Cloud, Statistics, demo_features
+from qsched.generate import ImageGenerator
+from qsched.guards import Appearance, guards
+from qsched.models import load
+from qsched.proof import eight_bit
+from qsched.sections import Quantization
+
+STUDY = Path(__file__).parents[1] / "studies" / "demo.toml"
+RAMPS = ((1.1, 1.0), (1.2, 1.0), (0.9, 1.0), (1.0, 1.1), (1.0, 0.9))
+"""First steps' c_eps and c_x; linear to 1 at the last."""
+
+LAST = ((1.0, 1.1), (1.0, 1.2), (1.0, 0.9))
+"""The last step's c_eps and c_x alone: c_x acts like an output gain there."""
+
+
+def measure(study: Study, scheme: str, wanted: list[Coefficients]) -> list[dict[str, float]]:
+    """The appearance and the Frechet distance of each set."""
+    loaded = load(study.tables.model, Quantization(scheme=scheme, skip=()))
+    sampling, features = study.tables.sampling, demo_features()
+    generator = ImageGenerator(loaded.pipeline, sampling, batch_size=16)
+    captions = [prompt.text for prompt in study.held_out]
+    rows = []
+    for coefficients in wanted:
+        images = eight_bit(generator.generate(study.held_out, coefficients))
+        appearance = Appearance()
+        appearance.add(images / 255)
+        distance = Cloud(features(images), Statistics.load(SCENES)).distance()
+        rows.append({**appearance.values(captions), "frechet": distance})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--schemes", default="w8a8,w4a8,w4a4")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    torch.set_grad_enabled(False)
+    study = load_study(STUDY)
+    steps = study.tables.sampling.steps
+    plain, ones = Coefficients.identity(steps), (1.0,) * (steps - 1)
+    found = {
+        f"full precision, ramp from c_eps {model}, c_x {sample}": Coefficients.ramp(
+            steps, model, sample
+        )
+        for model, sample in RAMPS
+    }
+    for model, sample in LAST:
+        name = f"full precision, last step c_eps {model}, c_x {sample}"
+        found[name] = Coefficients((*ones, model), (*ones, sample))
+    full, *others = measure(study, "none", [plain, *found.values()])
+    sets = dict(zip(found, others, strict=True))
+    for scheme in options.schemes.split(","):
+        (sets[scheme],) = measure(study, scheme, [plain])
+    limits = study.tables.validation.limits.model_dump()
+    rows = [{"images": "full precision", "frechet": full["frechet"]}]
+    for name, values in sets.items():
+        shifts = {guard.name: f"{guard.shift:+.1%}" for guard in guards(full, full, values, limits)}
+        rows.append({"images": name, **shifts, "frechet": values["frechet"]})
+    show({"Shift from full precision": rows}, as_json=options.json)
+
+
+if __name__ == "__main__":
+    main()
