@@ -27,8 +27,8 @@ from qsched.jaq import Interval, Values
 from qsched.models import MEMORY_REMEDIES
 from qsched.sections import DEMO_REFERENCE, StudyFile
 from qsched.similarity import load_similarity
+from qsched.verdict import FRECHET
 
-NAME = "frechet"
 SCENES = DEMO_FOLDER / "scenes.npz"
 STAGE = 3
 """The stage of EfficientNet-Lite0 whose 112 features the demo is compared in: as many as a
@@ -107,30 +107,33 @@ class Cloud:
         return float(apart + x.square().sum() + self._spread - 2 * common)
 
 
-def difference(
-    treated: Cloud,
-    control: Cloud,
-    captions: Sequence[str],
-    *,
-    confidence: float = 0.95,
-    resamples: int = 1_000,
-    seed: int = 0,
-) -> Interval:
-    """treated - control with a bootstrap interval that resamples captions, the same for both.
+def distances(
+    cloud: Cloud, captions: Sequence[str], *, resamples: int = 1_000, seed: int = 0
+) -> Values:
+    """(1 + resamples,): the distance, then those of resampled captions.
 
-    A resampled set has fewer different images and so a larger distance, in both alike; what is left
-    of that in the mean of the differences is taken off.
+    The same captions and seed draw the same, so that differences of what two clouds give are
+    paired.
     """
     _, group = np.unique(np.asarray(captions, dtype=object).astype(str), return_inverse=True)
     groups = int(group.max()) + 1
     rng = np.random.default_rng(seed)
-    drawn = np.empty(resamples)
+    found = np.empty(1 + resamples)
     with _one_thread():
+        found[0] = cloud.distance()
         for index in range(resamples):
             counts = np.bincount(rng.integers(groups, size=groups), minlength=groups)
-            weights = counts[group].astype(np.float64)
-            drawn[index] = treated.distance(weights) - control.distance(weights)
-    mean = treated.distance() - control.distance()
+            found[1 + index] = cloud.distance(counts[group].astype(np.float64))
+    return found
+
+
+def interval(difference: Values, confidence: float = 0.95) -> Interval:
+    """Of a difference of what `distances` gave.
+
+    A resampled set has fewer different images and so a larger distance, in all sets alike; what is
+    left of that in the mean of the differences is taken off.
+    """
+    mean, drawn = float(difference[0]), difference[1:]
     tail = (1 - confidence) / 2
     low, high = np.quantile(drawn, [tail, 1 - tail]) + mean - drawn.mean()
     return Interval(mean, float(low), float(high))
@@ -170,7 +173,7 @@ class Features:
         except torch.OutOfMemoryError:
             if len(images) == 1:
                 raise GenerationError(
-                    f"{NAME}: out of memory while one image is seen; {MEMORY_REMEDIES}"
+                    f"{FRECHET}: out of memory while one image is seen; {MEMORY_REMEDIES}"
                 ) from None
         half = len(images) // 2
         return np.concatenate([self._piece(images[:half]), self._piece(images[half:])])
@@ -220,7 +223,7 @@ def image_files(folder: Path) -> list[Path]:
         raise ScoreError(
             f"validation.reference = {str(folder)!r}: {len(files)} images; expected a folder with "
             f"at least two ({', '.join(IMAGES)})",
-            NAME,
+            FRECHET,
         )
     return files
 
@@ -239,7 +242,9 @@ def _read(path: Path, side: tuple[int, int]) -> NDArray[np.uint8]:
             fitted = ImageOps.fit(image.convert("RGB"), side[::-1], Image.Resampling.BICUBIC)
             return np.asarray(fitted)
     except (UnidentifiedImageError, OSError) as error:
-        raise ScoreError(f"{path}: no readable image: {error}; mend or remove it", NAME) from error
+        raise ScoreError(
+            f"{path}: no readable image: {error}; mend or remove it", FRECHET
+        ) from error
 
 
 def _inception() -> nn.Module:
@@ -250,14 +255,14 @@ def _inception() -> nn.Module:
         return NoTrainInceptionV3(name="inception-v3-compat", features_list=["2048"])
     except ImportError as error:
         raise ScoreError(
-            f"{NAME}: torchmetrics or torch-fidelity is missing; pip install 'qsched[metrics]'",
-            NAME,
+            f"{FRECHET}: torchmetrics or torch-fidelity is missing; pip install 'qsched[metrics]'",
+            FRECHET,
         ) from error
     except OSError as error:
         raise ScoreError(
-            f"{NAME}: the weights of Inception can't be had: {error}; they come from "
+            f"{FRECHET}: the weights of Inception can't be had: {error}; they come from "
             "github.com/toshas/torch-fidelity once, into torch's cache (TORCH_HOME)",
-            NAME,
+            FRECHET,
         ) from error
 
 

@@ -161,10 +161,17 @@ def _distributions(content: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             **found,
             "name": name,
-            "gain": Change.of(found, better=-1 if found.get("lower_is_better") else 1),
+            "gain": Change.of(found, better=_better(found)),
+            "repair": Change.of(found["repair"], better=_better(found))
+            if "repair" in found
+            else None,
         }
         for name, found in content.get("distributions", {}).items()
     ]
+
+
+def _better(found: Mapping[str, Any]) -> int:
+    return -1 if found.get("lower_is_better") else 1
 
 
 def _figures(

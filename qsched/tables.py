@@ -63,12 +63,12 @@ def held_out(
         )
     for name, distance in distributions.items():
         table.add_row(
-            name,
+            f"{name}*",
             f"{distance.full_precision:.3f}",
             f"{distance.identity:.3f}",
             f"{distance.calibrated:.3f}",
             _interval(distance.gain, lower_is_better=True),
-            "",
+            f"{distance.repair.mean:+.3f}",
         )
     taste = "its own search" if own_search else "the same coefficients"
     notes = [f"{name}: distance to real images, less is better" for name in distributions]

@@ -16,15 +16,14 @@ from qsched import jaq, verdict
 from qsched.coefficients import Coefficients
 from qsched.config import Study
 from qsched.controls import Control, full_precision
-from qsched.distribution import NAME as FRECHET
-from qsched.distribution import Distribution, difference
+from qsched.distribution import Distribution, distances, interval
 from qsched.guards import guards
-from qsched.jaq import Interval, paired_interval
+from qsched.jaq import Interval, Values, paired_interval
 from qsched.models import Loaded, load
 from qsched.proof import ImageSets, Judge, Measured, free_memory, unseen
 from qsched.schedule import precondition
 from qsched.status import Candidate
-from qsched.verdict import JAQ, OWN_SEARCH, SAME_COEFFICIENTS, Guard, HeldOut, Judged
+from qsched.verdict import FRECHET, JAQ, OWN_SEARCH, SAME_COEFFICIENTS, Guard, HeldOut, Judged
 
 IMPROVED = "improved"
 
@@ -53,12 +52,14 @@ class Companion:
 
 @dataclass(frozen=True)
 class Distance:
-    """A distance of image sets to real images, lower is better. `gain`: calibrated - identity."""
+    """A distance of image sets to real images, lower is better. `gain`: calibrated - identity;
+    `repair`: that less what full precision gains."""
 
     full_precision: float
     identity: float
     calibrated: float
     gain: Interval
+    repair: Interval
 
     def to_dict(self) -> dict[str, Any]:
         """As `report.json` has it."""
@@ -67,6 +68,8 @@ class Distance:
             "identity": self.identity,
             "calibrated": self.calibrated,
             **self.gain.to_dict(),
+            "repair": self.repair.to_dict(),
+            "independent": True,
             "lower_is_better": True,
         }
 
@@ -139,7 +142,7 @@ def validate(
     rounded = sets.measure(quantized, [plain, *tried, *of_controls(False)])
     del quantized
     free_memory()
-    compared = _Comparison(study, plain, full, rounded, len(candidates))
+    compared = _Comparison(study, plain, full, rounded, len(candidates), judge.distribution)
     rows = verdict.choose([compared.judged(candidate) for candidate in candidates])
     chosen = next((row for row in rows if row.chosen), None)
     best = chosen.candidate if chosen else identity
@@ -167,7 +170,7 @@ def validate(
         candidates=rows,
         controls=tuple(compared.companion(control) for control in controls),
         guards=chosen.guards if chosen else (),
-        distributions=compared.distances(judge.distribution, four),
+        distributions=compared.distances(four, own),
         repair_against=SAME_COEFFICIENTS if own is None else OWN_SEARCH,
     )
 
@@ -181,11 +184,13 @@ class _Comparison:
     full: Mapping[Coefficients, Measured]
     rounded: Mapping[Coefficients, Measured]
     candidates: int
+    distribution: Distribution | None
 
     @cached_property
     def unseen(self) -> tuple[str, ...]:
-        """The metrics that are evidence from outside the search."""
-        return unseen(self.study)
+        """The metrics that are evidence from outside the search, the distance to real images among
+        them."""
+        return (*unseen(self.study), *([FRECHET] if self.distribution else []))
 
     @cached_property
     def _captions(self) -> list[str]:
@@ -212,6 +217,9 @@ class _Comparison:
             self.study.tables.validation.limits.model_dump(),
         )
         gains = self._gains(after, before)
+        if self.distribution:
+            apart = self._distances(before) - self._distances(after)
+            gains[FRECHET] = interval(apart, self._confidence(FRECHET))
         return Judged(candidate, gains, looks, verdict.verdict_of(gains, self.unseen, looks))
 
     def four(self, found: Coefficients) -> dict[str, Measured]:
@@ -245,24 +253,38 @@ class _Comparison:
         return Companion(control, {name: (means[name], gain) for name, gain in gains.items()})
 
     def distances(
-        self, distribution: Distribution | None, four: Mapping[str, Measured]
+        self, four: Mapping[str, Measured], own: Coefficients | None
     ) -> dict[str, Distance]:
-        """The Frechet distance, where there are real images."""
-        if distribution is None:
+        """The Frechet distance, where there are real images; `own` as in `held_out`."""
+        if self.distribution is None:
             return {}
-        clouds = {
-            key: distribution.cloud(measured.features)
-            for key, measured in four.items()
-            if measured.features is not None
-        }
-        gain = difference(
-            clouds["calibrated"],
-            clouds["identity"],
-            self._captions,
-            confidence=self._confidence(JAQ),
-        )
+        drawn = {key: self._distances(measured) for key, measured in four.items()}
+        gain = drawn["calibrated"] - drawn["identity"]
+        tasted = drawn["full_precision_calibrated"]
+        taste = tasted if own is None else self._distances(self.full[own])
+        confidence = self._confidence(FRECHET)
         rows = ("full_precision", "identity", "calibrated")
-        return {FRECHET: Distance(**{key: clouds[key].distance() for key in rows}, gain=gain)}
+        means = {key: float(drawn[key][0]) for key in rows}
+        return {
+            FRECHET: Distance(
+                **means,
+                gain=interval(gain, confidence),
+                repair=interval(gain - taste + drawn["full_precision"], confidence),
+            )
+        }
+
+    def _distances(self, measured: Measured) -> Values:
+        """An image set's distance to the real images, and those of resampled captions."""
+        assert self.distribution is not None
+        assert measured.features is not None
+        if id(measured) not in self._drawn:
+            cloud = self.distribution.cloud(measured.features)
+            self._drawn[id(measured)] = distances(cloud, self._captions)
+        return self._drawn[id(measured)]
+
+    @cached_property
+    def _drawn(self) -> dict[int, Values]:
+        return {}
 
 
 def image_sets(candidates: Sequence[Candidate], controls: Sequence[Control]) -> int:

@@ -14,6 +14,8 @@ from qsched.jaq import Interval, Values, paired_interval
 from qsched.status import Candidate
 
 JAQ = "jaq"
+FRECHET = "frechet"
+"""The distance to real images; as a gain, how much nearer."""
 DOUBT = 0.05
 
 SAME_COEFFICIENTS = "the same coefficients"
@@ -178,10 +180,7 @@ def sentence_of(chosen: Judged, unseen: Collection[str], prompts: int, candidate
     shown = f"JAQ {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]"
     on = f"On {prompts} held-out prompts"
     proven = [
-        f"{name} {chosen.gains[name].mean:+.4f} "
-        f"[{chosen.gains[name].low:+.4f}, {chosen.gains[name].high:+.4f}]"
-        for name in unseen
-        if chosen.gains[name].above_zero
+        _in_words(name, chosen.gains[name]) for name in unseen if chosen.gains[name].above_zero
     ]
     if chosen.verdict == "suspicious":
         tripped = " and ".join(
@@ -207,6 +206,15 @@ def sentence_of(chosen: Judged, unseen: Collection[str], prompts: int, candidate
         )
     best = f" of the best {candidates} candidates" if candidates > 1 else ""
     return f"{on} no improvement{best} is shown ({shown}), so the unmodified schedule is kept."
+
+
+def _in_words(name: str, gain: Interval) -> str:
+    if name == FRECHET:
+        return (
+            f"{gain.mean:.1f} [{gain.low:.1f}, {gain.high:.1f}] less Fréchet distance to real "
+            "images"
+        )
+    return f"{name} {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
 
 
 NOTHING_FOUND = "The search found no coefficients other than the unmodified schedule's."

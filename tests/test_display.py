@@ -189,7 +189,11 @@ def test_controls_and_distances_have_their_place() -> None:
     control = Control("full-precision", "a search", "demo.full-precision", BEST, True)
     out = proven(
         controls=(Companion(control, {"jaq": (2.0, gain), "pixels": (-3.0, gain)}),),
-        distributions={"frechet": Distance(30.0, 50.0, 45.0, Interval(-5.0, -7.0, -3.0))},
+        distributions={
+            "frechet": Distance(
+                30.0, 50.0, 45.0, Interval(-5.0, -7.0, -3.0), Interval(-4.0, -6.5, -1.5)
+            )
+        },
         repair_against="its own search",
     )
     assert "full-precision  full  +0.500 [+0.250, +0.750]  +0.500" in out

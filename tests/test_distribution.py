@@ -17,12 +17,14 @@ from qsched.distribution import (
     Cloud,
     Features,
     Statistics,
-    difference,
+    distances,
     image_files,
+    interval,
     load_distribution,
     real_images,
 )
 from qsched.errors import ConfigError, GenerationError, ScoreError
+from qsched.jaq import Interval
 
 Array = np.ndarray
 
@@ -91,13 +93,19 @@ def test_a_paired_difference_shows_what_either_interval_hides() -> None:
     real = Statistics.of(normal(5000, 4))
     control = normal(128, 5, shift=1.0)
     captions = [f"p{index // 2}" for index in range(128)]
-    better = difference(Cloud(control - 0.05, real), Cloud(control, real), captions, resamples=300)
+
+    def apart(treated: np.ndarray) -> Interval:
+        sets = (Cloud(treated, real), Cloud(control, real))
+        after, before = (distances(each, captions, resamples=300) for each in sets)
+        return interval(after - before)
+
+    better = apart(control - 0.05)
     assert better.below_zero
     assert better.low < better.mean < better.high
-    none = difference(Cloud(control, real), Cloud(control, real), captions, resamples=50)
+    none = apart(control)
     assert (none.mean, none.low, none.high) == (0, 0, 0)
     noise = control + np.random.default_rng(6).normal(0, 0.05, control.shape)
-    across = difference(Cloud(noise, real), Cloud(control, real), captions, resamples=300)
+    across = apart(noise)
     assert not across.below_zero
     assert not across.above_zero
 
