@@ -4,7 +4,7 @@ Two spaces: `ramp`, the official grid's own two numbers and box; `per-step`, eig
 wider box [0.6, 1.4]. A budget is counted in full trials' worth of
 images, 16 each, trials that were stopped early included. One search of each setting is read off at
 every budget up to its largest: with one worker 200, where a proposal takes few milliseconds, else
-100; with several 50. Each of 20 seeds has its own draw of the landscape's roughness. Trials stop
+100, in eight dimensions 50; with several 50. Each of 20 seeds has its own draw of the landscape's roughness. Trials stop
 early below a chance to lead of 0.05, in one worker's searches also never. Nevergrad's optimizers
 are run with one worker only outside `ramp`. `variants` tries other chances and batches.
 """
@@ -89,9 +89,11 @@ class Setting:
     @property
     def trials(self) -> int:
         """The budget, in full trials' worth of images."""
-        if self.workers > 1 or self.batch != BATCH or self.stop not in (0.0, STOP):
+        slow = self.sampler in SLOW
+        aside = self.workers > 1 or self.batch != BATCH or self.stop not in (0.0, STOP)
+        if aside or (slow and self.space != "ramp"):
             return 50
-        return 100 if self.sampler in SLOW else 200
+        return 100 if slow else 200
 
 
 def dimension(space: str) -> int:
