@@ -1,12 +1,13 @@
 """Which searches bench/search.py runs, on the replayed landscape and on the model, and its results.
 
 Two spaces: `ramp`, the official grid's own two numbers and box; `per-step`, eight numbers in the
-wider box [0.6, 1.4]. A budget is counted in full trials' worth of
-images, 16 each, trials that were stopped early included. One search of each setting is read off at
-every budget up to its largest: with one worker 200, where a proposal takes few milliseconds, else
-100, in eight dimensions 50; with several 50. Each of 20 seeds has its own draw of the landscape's roughness. Trials stop
-early below a chance to lead of 0.05, in one worker's searches also never. Nevergrad's optimizers
-are run with one worker only outside `ramp`. `variants` tries other chances and batches.
+wider box [0.6, 1.4]. A budget is counted in full trials' worth of images, 16 each, trials that were
+stopped early included. One search of each setting is read off at every budget up to its largest:
+with one worker 200, where a proposal takes few milliseconds, else 100, in eight dimensions 50; with
+several 50. Each of 20 seeds has its own draw of the landscape's roughness. Trials stop early below
+a chance to lead of 0.05, in one worker's searches also never. Nevergrad's optimizers and `gp`,
+which takes a second a proposal there, are run with one worker only in eight dimensions. `variants`
+tries other chances and batches.
 """
 
 import json
@@ -135,7 +136,8 @@ def settings() -> Iterator[Setting]:
             for space, seed in product(SPACES, range(SEEDS)):
                 for sampler in SAMPLERS:
                     fits = sampler != "grid" or dimension(space) == 2
-                    if space == "per-step" and family and (workers > 1 or not stop):
+                    aside = family and (workers > 1 or not stop)
+                    if space == "per-step" and (aside or (sampler == "gp" and workers > 1)):
                         continue
                     if sampler != "auto" and fits and (":" in sampler) is family:
                         yield Setting(space, sampler, workers, stop, seed)

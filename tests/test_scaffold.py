@@ -79,7 +79,7 @@ def test_env_yml_asks_for_what_pyproject_allows() -> None:
         *(entry for listed in extras.values() for entry in listed),
     ]
     ranges = {requirement.name: requirement.specifier for requirement in map(Requirement, declared)}
-    assert "-e .[gpu,metrics,postgres,dashboard]" in pip
+    assert "-e .[gpu,metrics,nevergrad,postgres,dashboard]" in pip
     assert Requirement("python" + PROJECT["requires-python"]).specifier.contains(
         python.removeprefix("python=")
     )
