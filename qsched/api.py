@@ -4,6 +4,7 @@ outcome = run("studies/demo.toml")
 outcome.verdict, outcome.sentence, outcome.coefficients, outcome.folder
 """
 
+import json
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from qsched import artifacts, gallery, pool, report
 from qsched import controls as companions
+from qsched.card import model_card
 from qsched.catalog import model_entry
 from qsched.coefficients import Coefficients
 from qsched.config import Study, load_study
 from qsched.errors import StudyError
-from qsched.export import export
+from qsched.export import export, stock_of
 from qsched.metrics import metric_entry
 from qsched.pictures import Pictures
 from qsched.status import Status
@@ -280,21 +282,34 @@ def validate(
 
 
 def take_away(study: StoredStudy, folder: Path, *, force: bool = False) -> list[Path]:
-    """Writes coefficients.json and scheduler/ of a validated study; returns their paths.
+    """Writes coefficients.json, scheduler/ and README.md of a validated study; returns their paths.
 
     What is not proven isn't published: without the verdict `improved` the identity is written.
-    `force` writes the best candidate all the same, and coefficients.json says so. Raises StudyError
-    before the first validation.
+    `force` writes the best candidate all the same, and all three say so. Raises StudyError before
+    the first validation.
     """
     outcome = study.storage.outcome(study.name)
     if outcome is None:
         raise StudyError(
             f"study {study.name!r} has no verdict yet; run qsched validate {study.name}"
         )
-    chosen = outcome["best"]["coefficients"] if force else outcome["coefficients"]
-    provenance = report.provenance(outcome) | ({"forced": True} if force else {})
-    coefficients = Coefficients(tuple(chosen["model"]), tuple(chosen["sample"]))
-    return export(folder, coefficients, outcome["scheduler"], provenance)
+    best = Coefficients.from_dict(outcome["best"]["coefficients"])
+    proven = outcome["verdict"] == "improved"
+    forced = force and not proven and not best.is_identity
+    coefficients = Coefficients.identity(best.steps)
+    if forced:
+        coefficients = best
+    elif proven:
+        coefficients = Coefficients.from_dict(outcome["coefficients"])
+    scheduler = outcome["scheduler"]
+    stock = stock_of(json.loads(scheduler))
+    return export(
+        folder,
+        coefficients,
+        scheduler,
+        report.provenance(outcome) | {"forced": forced},
+        card=model_card(study.definition, outcome, coefficients, stock, forced=forced),
+    )
 
 
 def write_report(study: StoredStudy, folder: Path) -> tuple[list[Path], dict[str, Any]]:

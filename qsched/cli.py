@@ -259,15 +259,23 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="The best found even if it is not proven.")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Write the proven coefficients and the scheduler to take away.
+    """Write the folder to take away: coefficients, a scheduler for plain diffusers, a README.
+
+    Without the verdict improved the coefficients are all 1, unless forced.
 
     Example: [bold]qsched export demo --out calibrated/[/]
     """
-    from qsched import api
+    from qsched import api, display
 
-    for path in api.take_away(api.load(open_storage(storage), name), out, force=force):
-        console.print(Text(str(path.resolve())), soft_wrap=True)
+    paths = api.take_away(api.load(open_storage(storage), name), out, force=force)
+    written = json.loads(paths[0].read_text(encoding="utf-8"))
+    if as_json:
+        files = [str(path.resolve()) for path in paths]
+        console.print_json(json.dumps({"files": files, **written}))
+    else:
+        display.taken_away(console, paths, written["provenance"])
 
 
 @app.command()

@@ -10,6 +10,7 @@
 Plain Python: neither torch nor numpy is imported here.
 """
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,9 +25,9 @@ from qsched.errors import CoefficientsError
 
 FORMAT = "qsched-coefficients"
 VERSION = 2
-"""Of what has an average; without one a file is of version 1, which older readers take as well."""
+"""Of what has an average; without one a file is of version 1."""
 _KEYS = ("format", "version", "steps", "model", "sample")
-_OPTIONAL = {"average", "provenance"}
+_OPTIONAL = {"average", "provenance", "digest"}
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ class Coefficients:
         """Versioned JSON that `from_json` reads back exactly.
 
         `provenance`: any JSON object that tells where the numbers come from; kept for people and
-        tools, ignored by `from_json`. Raises `CoefficientsError` if JSON can't hold it.
+        tools, ignored by `from_json`. A digest of all of it is added, by which `from_json` sees a
+        later change. Raises `CoefficientsError` if JSON can't hold the provenance.
         """
         version = VERSION if self.average else 1
         document: dict[str, Any] = {"format": FORMAT, "version": version, "steps": self.steps}
@@ -133,16 +135,18 @@ class Coefficients:
         if provenance is not None:
             document["provenance"] = dict(provenance)
         try:
+            document["digest"] = _digest(json.dumps(document, allow_nan=False))
             return json.dumps(document, indent=2, allow_nan=False) + "\n"
         except (TypeError, ValueError) as error:
             raise CoefficientsError(f"provenance: {error}; expected what JSON can hold") from None
 
     @classmethod
     def from_json(cls, text: str, place: str = "coefficients") -> Self:
-        """The coefficients that `to_json` wrote.
+        """The coefficients that `to_json` wrote, or a person without the digest.
 
         Raises `CoefficientsError`, naming `place`, for broken JSON, another format, a newer
-        version, missing or unknown keys, and values that `Coefficients` refuses.
+        version, missing or unknown keys, values that `Coefficients` refuses, and a digest that
+        doesn't fit the rest.
         """
         try:
             document = _document(text)
@@ -255,8 +259,22 @@ def _document(text: str) -> dict[str, Any]:
     if odd:
         raise CoefficientsError(
             f"missing or unknown: {', '.join(sorted(odd))}; expected {', '.join(_KEYS)}, "
-            "perhaps average and provenance"
+            "perhaps average, provenance and digest"
         )
     if not isinstance(document.get("provenance", {}), dict):
         raise CoefficientsError("provenance: expected an object {...}; mend it or leave it out")
+    if "digest" in document and document["digest"] != _digest(text):
+        raise CoefficientsError(
+            f"changed since it was written: digest = {short(document['digest'])}, and the content "
+            f"has {short(_digest(text))}; export again, or take the digest out to keep the change"
+        )
     return document
+
+
+def _digest(text: str) -> str:
+    """Of a JSON document but for its digest, however it is laid out and its whole numbers written:
+    the SHA-256 of its compact form with sorted keys and every number a float."""
+    document = json.loads(text, parse_int=float)
+    document.pop("digest", None)
+    canonical = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return f"sha256:{hashlib.sha256(canonical.encode()).hexdigest()}"

@@ -1,7 +1,9 @@
 """What a person sees in the terminal: a study's progress, its status, its verdict."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group
 from rich.progress import (
@@ -18,7 +20,7 @@ from qsched.api import Observer, Outcome
 from qsched.catalog import ModelEntry
 from qsched.coefficients import Coefficients
 from qsched.status import Status
-from qsched.tables import proof
+from qsched.tables import VERDICTS, proof
 
 
 class LiveProgress(Observer):
@@ -117,14 +119,33 @@ def outcome(console: Console, result: Outcome, storage: str) -> None:
         ("searched", f"{status.images:,} images in {status.seconds:.0f} s"),
         ("", f"(the official 50 x 50 grid: {grid:,} images)"),
         ("proven on", f"{validation.images:,} more images"),
-        ("look at", str(result.folder / "report.html")),
-        ("", str(result.folder / "images.png")),
+        ("look at", str(result.folder / "images.png")),
+        ("", str(result.folder / "history.png")),
         ("numbers", str(result.folder / "report.json")),
         ("take away", str(result.folder / "coefficients.json")),
         ("", f"{result.folder / 'scheduler'}/"),
         ("database", storage),
     ):
         console.print(Text(f"{label:<14} {text}"), soft_wrap=True)
+
+
+def taken_away(console: Console, paths: Sequence[Path], origin: Mapping[str, Any]) -> None:
+    """What `qsched export` wrote, coefficients.json first, and what to do with it.
+
+    `origin`: the provenance in that file.
+    """
+    colour, word = VERDICTS[origin["verdict"]]
+    note = ""
+    if origin["forced"]:
+        note = "; exported all the same, and the files say so"
+    elif origin["verdict"] != "improved":
+        note = "; so all coefficients are 1, and --force exports the best that was found"
+    console.print(coefficients("coefficients", Coefficients.load(paths[0])), soft_wrap=True)
+    console.print(Text.assemble(f"{'verdict':<14} ", (word, colour), note), soft_wrap=True)
+    for index, path in enumerate(paths):
+        label = "" if index else "written"
+        console.print(Text(f"{label:<14} {path}"), soft_wrap=True)
+    console.print(Text(f"{'next':<14} paste the code of README.md"), soft_wrap=True)
 
 
 def studies(rows: Sequence[Status]) -> Table:
@@ -191,10 +212,12 @@ def models(entries: Sequence[ModelEntry]) -> Group:
 
 
 def coefficients(label: str, value: Coefficients) -> str:
-    """Both series in one line."""
+    """All series in one line."""
     model = ", ".join(f"{number:.4g}" for number in value.model)
     sample = ", ".join(f"{number:.4g}" for number in value.sample)
-    return f"{label:<14} c_eps {model}; c_x {sample}"
+    weights = ", ".join(f"{number:.4g}" for number in value.average)
+    average = f"; x0 average {weights}" if weights else ""
+    return f"{label:<14} c_eps {model}; c_x {sample}{average}"
 
 
 def _lead(status: Status) -> str:

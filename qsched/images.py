@@ -43,10 +43,12 @@ def image_set(
     """
     found = Coefficients.load(coefficients) if coefficients else None
     table, sampling, scheme = _settings(model, found.steps if found else steps, quantization, twin)
-    if found:
-        found.require_steps(sampling.steps)
-    if found and steps is not None:
-        found.require_steps(steps)
+    for asked in (sampling.steps, steps):
+        if found and asked not in (None, found.steps):
+            raise ConfigError(
+                f"{coefficients}: for {found.steps} steps, and {asked} are asked for; "
+                f"take {found.steps} steps or other coefficients"
+            )
     captions = read_captions(locate(str(prompts), Path(), where="--prompts"))
     listed = with_seeds(
         choose(captions, count, seed=seed, where=str(prompts)), seed=seed, split="images"

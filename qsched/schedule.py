@@ -74,7 +74,7 @@ def precondition(scheduler: Any, coefficients: Coefficients) -> Any:
     Raises `ScheduleError` for schedulers that can't be preconditioned (Heun, KDPM2, PNDM ...), and
     for an average of those that make no x0 prediction in their steps.
     """
-    stock = scheduler.stock if isinstance(scheduler, Preconditioned) else type(scheduler)
+    stock = getattr(type(scheduler), "stock", type(scheduler))  # exported ones have it too
     reason = _refusal(stock) or _learns_variance(scheduler)
     if reason:
         raise ScheduleError(f"{stock.__name__}: {reason}; what works: {WORKING}")
@@ -87,6 +87,7 @@ def precondition(scheduler: Any, coefficients: Coefficients) -> Any:
     # since (StableDiffusionPipeline changes steps_offset), so the mark is put back afterwards.
     config = copy.deepcopy(dict(scheduler.config))
     defaults = config.pop("_use_default_values", None)
+    config.pop("_calibration", None)  # what an export says of other coefficients
     result = preconditioned_class(stock).from_config(
         config,
         model_coefficients=list(coefficients.model),
@@ -95,6 +96,8 @@ def precondition(scheduler: Any, coefficients: Coefficients) -> Any:
     )
     if defaults is not None:
         result.register_to_config(_use_default_values=defaults)
+    if getattr(diffusers, stock.__name__, None) is not stock:
+        result.register_to_config(_stock_module=stock.__module__)  # for a file that stands alone
     if hasattr(scheduler, "set_shift"):  # the one setting that is in use but not in the config
         result.set_shift(scheduler.shift)
     return result
@@ -102,7 +105,10 @@ def precondition(scheduler: Any, coefficients: Coefficients) -> Any:
 
 def coefficients_of(scheduler: Any) -> Coefficients | None:
     """The coefficients that a scheduler's steps use; None if it is not preconditioned."""
-    return scheduler.coefficients if isinstance(scheduler, Preconditioned) else None
+    if not hasattr(type(scheduler), "stock"):
+        return None
+    found = scheduler.coefficients  # of an exported scheduler, in a class of its own file
+    return Coefficients(found.model, found.sample, found.average)
 
 
 def preconditioned_class(stock: type) -> Any:

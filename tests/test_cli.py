@@ -13,9 +13,11 @@ import typer
 import fakes
 from qsched import __version__, cli
 from qsched import study as studies
+from qsched.coefficients import Coefficients
 from qsched.objective import Evaluator
 from qsched.storage import Storage
 from qsched.worker import Worker
+from test_export import outcome
 
 Qsched = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[1]
@@ -256,6 +258,54 @@ def test_doctor_says_what_to_do(qsched: Qsched, finished: Path, tmp_path: Path) 
     assert code == 1
     assert "wrong  database" in out
     assert "secret" not in out
+
+
+def test_export_says_what_it_wrote(qsched: Qsched, finished: Path) -> None:
+    Storage(f"sqlite:///{finished}").conclude("fake", outcome("not_shown"))
+    code, out, _ = qsched("export", "fake", "--out", "plain")
+    assert code == 0
+    for words in (
+        "c_eps 1, 1, 1, 1; c_x 1, 1, 1, 1",
+        "not shown; so all coefficients are 1, and --force exports the best that was found",
+        "plain/coefficients.json",
+        "plain/scheduler/preconditioned_dpm_solver_multistep.py",
+        "plain/README.md",
+    ):
+        assert words in out
+    code, out, _ = qsched("export", "fake", "--out", "forced", "--force", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["model"][0] == 1.1
+    assert document["provenance"]["forced"] is True
+    assert all(Path(path).is_file() for path in document["files"])
+    assert len(document["files"]) == 5
+
+
+def test_generate_reads_both_versions_and_refuses_the_rest(qsched: Qsched, tmp_path: Path) -> None:
+    """Each file reaches the next check, of captions that are not there, or is refused by name."""
+
+    def refusal(text: str, *options: str) -> str:
+        (tmp_path / "found.json").write_text(text)
+        code, _, err = qsched(
+            *("generate", "--model", "demo", "--coefficients", "found.json"),
+            *("--prompts", "no captions.txt", "--out", "out", *options),
+        )
+        assert code == 2
+        return one_line(err)
+
+    first = Coefficients.ramp(4, 1.1, 0.9)
+    for version, found in ((1, first), (2, first.averaged([0.25] * 4))):
+        text = found.to_json({"study": "fake"})
+        assert json.loads(text)["version"] == version
+        assert "no captions.txt" in refusal(text)
+        by_hand = {key: value for key, value in json.loads(text).items() if key != "digest"}
+        assert "no captions.txt" in refusal(json.dumps(by_hand))
+        assert "found.json: changed since it was written" in refusal(text.replace("1.1", "1.2"))
+        assert "found.json: broken JSON" in refusal(text[:-9])
+        assert "found.json: for 4 steps, and 2 are asked for" in refusal(text, "--steps", "2")
+    three = Coefficients.identity(3).to_json()
+    assert "demo was trained for 1, 2, 4 steps" in refusal(three)
+    assert not (tmp_path / "out").exists()
 
 
 def test_nothing_is_exported_before_it_is_validated(qsched: Qsched, finished: Path) -> None:

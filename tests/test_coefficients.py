@@ -117,7 +117,9 @@ def test_json_is_exact() -> None:
 
 
 def test_json_says_what_it_is() -> None:
-    assert json.loads(Coefficients.ramp(2, 1.1, 0.9).to_json()) == json.loads(document())
+    written = json.loads(Coefficients.ramp(2, 1.1, 0.9).to_json())
+    assert written.pop("digest").startswith("sha256:")
+    assert written == json.loads(document())
 
 
 def test_provenance_is_kept_in_the_file_and_ignored_by_the_value() -> None:
@@ -128,6 +130,29 @@ def test_provenance_is_kept_in_the_file_and_ignored_by_the_value() -> None:
     for unfit in ({"path": Path()}, {"value": math.nan}):
         with pytest.raises(CoefficientsError, match=r"provenance: .*; expected what JSON can hold"):
             RAGGED.to_json(unfit)
+
+
+def test_a_change_is_seen_and_a_new_layout_is_none() -> None:
+    text = RAGGED.to_json({"verdict": "improved", "trials": 4, "share": 1.0})
+    content = json.loads(text)
+    for layout in (
+        json.dumps(content),
+        json.dumps(content, indent=4, sort_keys=True),
+        text.replace('"share": 1.0', '"share": 1').replace('"trials": 4', '"trials": 4.0'),
+    ):
+        assert Coefficients.from_json(layout) == RAGGED
+    changes = {
+        "model": [1.0, *content["model"][1:]],
+        "provenance": content["provenance"] | {"verdict": "worse"},
+        "digest": "sha256:0",
+    }
+    for key, value in changes.items():
+        with pytest.raises(
+            CoefficientsError, match=r"^here: changed since .* digest = .*; export again, or take"
+        ):
+            Coefficients.from_json(json.dumps(content | {key: value}), place="here")
+    by_hand = {key: value for key, value in (content | changes).items() if key != "digest"}
+    assert Coefficients.from_json(json.dumps(by_hand)).model[0] == 1.0
 
 
 def test_saves_and_loads(tmp_path: Path) -> None:

@@ -92,5 +92,6 @@ def test_the_number_of_steps_has_to_be_known(model: str, prompts: Path, tmp_path
     with pytest.raises(ConfigError, match="--steps or --coefficients"):
         make(model, prompts, tmp_path / "out", steps=None)
     Coefficients.identity(2).save(tmp_path / "two.json")
-    with pytest.raises(QschedError, match="2"):
+    words = r"two\.json: for 2 steps, and 4 are asked for; take 2 steps or other coefficients"
+    with pytest.raises(QschedError, match=words):
         make(model, prompts, tmp_path / "out", steps=4, coefficients=tmp_path / "two.json")
