@@ -277,6 +277,7 @@ def validate(
     folder = _folder(study, out)
     artifacts.keep(study, Pictures.of(result))
     report.write(folder, study, status, result)
+    take_away(study, folder)
     gallery.publish(study)
     return Outcome(status, True, report.grid_images(study), folder, result)
 

@@ -1,4 +1,4 @@
-"""What a finished study leaves in its folder: numbers, pictures, the scheduler. Needs no torch."""
+"""What a finished study leaves in its folder to look at: a page, numbers, pictures. No torch."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsched import __version__, config, page
-from qsched.export import export
 from qsched.pictures import Pictures
 from qsched.schema import Slot
 from qsched.status import Status
@@ -22,15 +21,13 @@ GRID = 50 * 50
 
 
 def write(folder: Path, study: StoredStudy, status: Status, validation: "Validation") -> None:
-    """Everything: report.html, report.json, coefficients.json, scheduler/, images.png and
-    history.png.
+    """report.html, report.json, images.png and history.png.
 
     The numbers are stored first, as the study's outcome, from which `export` and `report` work
     later.
     """
     content = document(study, status, validation)
     study.storage.conclude(study.name, content | {"scheduler": validation.scheduler})
-    export(folder, validation.published, validation.scheduler, provenance(content))
     pictures = Pictures.of(validation)
     write_page(folder, study, status, content, pictures)
     pictures.write(folder / "images.png")

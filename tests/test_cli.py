@@ -113,12 +113,12 @@ def test_check_says_what_a_study_costs(qsched: Qsched) -> None:
     path = str(ROOT / "studies" / "demo.toml")
     code, out, _ = qsched("check", path)
     assert code == 0
-    assert "1,536 images" in out
+    assert "800 images" in out
     code, out, _ = qsched("check", path, "--json")
     row = json.loads(out)[0]
     assert row["file"] == path
-    assert (row["trials"], row["prompts"], row["images"]) == (48, 32, 1536)
-    assert row["network_calls"] == 32 + 48 * 32 * 3
+    assert (row["trials"], row["prompts"], row["images"]) == (25, 32, 800)
+    assert row["network_calls"] == 32 + 25 * 32 * 3
     assert row["grid_images"] == 80_000
 
 

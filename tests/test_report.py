@@ -42,7 +42,7 @@ def validation(verdict: str = "improved", *, columns: int = 3) -> Validation:
         confidence=0.95,
         images=12,
         network="all of it",
-        scheduler=json.dumps({"_class_name": "PreconditionedX", "shift": 1.0}),
+        scheduler=json.dumps({"_class_name": "PreconditionedLCMScheduler", "shift": 1.0}),
         captions=("a flat owl left of a shaded apple on a pink background",) * columns,
         pictures=dict(
             zip(
@@ -72,6 +72,7 @@ def test_everything_is_written_and_agrees(
     tmp_path: Path, study: StoredStudy, verdict: str, published: float
 ) -> None:
     report.write(tmp_path / "out", study, study.status(), validation(verdict))
+    api.take_away(study, tmp_path / "out")
     document = json.loads((tmp_path / "out" / "report.json").read_text())
     assert document["study"] == study.name
     assert document["verdict"] == verdict
