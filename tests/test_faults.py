@@ -14,12 +14,12 @@ def test_under_faults_nothing_is_lost_and_nothing_done_twice(
     tmp_path: Path, database: str, stop_below: float
 ) -> None:
     """1,000 faults: python tests/faults.py; the table is in docs/service.md."""
-    result = faults.run(database, 40, 7, tmp_path, stop_below=stop_below)
+    result = faults.run(database, 25, 7, tmp_path, stop_below=stop_below)
     assert result["wrong"] == []
-    assert sum(result["faults"].values()) == 40
+    assert sum(result["faults"].values()) == 25
     if stop_below:
         assert result["stopped"] > 0
     else:
         assert result["images"] == 6 * result["budget"]
     # Each fault costs at most the batch that each of the workers had in hand.
-    assert result["made again"] <= 40 * 2 * faults.WORKERS
+    assert result["made again"] <= 25 * 2 * faults.WORKERS
