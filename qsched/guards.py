@@ -1,8 +1,8 @@
 """Guards against a cheated metric: how an image set looks, beside full precision.
 
-A search may please its scorers by stronger colours, harder contrast, sharper edges or one safe
-picture for every caption (scorers keep rising with guidance long after the images are
-over-saturated). Each of the four is a number of the image set here; its relative shift has a limit,
+A search may please its scorers by more light, stronger colours, harder contrast, sharper edges or
+one safe picture for every caption (scorers keep rising with guidance long after the images are
+over-saturated). Each of the five is a number of the image set here; its relative shift has a limit,
 `[validation] limits`.
 """
 
@@ -20,7 +20,12 @@ LUMA = (0.299, 0.587, 0.114)
 SIDE = 8
 """Images are reduced to this before they are compared with each other."""
 
-NAMES = ("saturation", "contrast", "sharpness", "diversity")
+NAMES = ("brightness", "saturation", "contrast", "sharpness", "diversity")
+
+
+def brightness(images: Tensor) -> Tensor:
+    """(N, 3, H, W) in [0, 1] -> (N,): mean luma."""
+    return luma(images).mean(dim=(1, 2))
 
 
 def saturation(images: Tensor) -> Tensor:
@@ -81,8 +86,8 @@ class Appearance:
 
     def add(self, images: Tensor) -> None:
         """Looks at a batch (N, 3, H, W) in [0, 1]."""
-        rows = torch.stack([saturation(images), contrast(images), sharpness(images)], dim=1)
-        self._rows.append(rows.cpu())
+        looks = (brightness, saturation, contrast, sharpness)
+        self._rows.append(torch.stack([look(images) for look in looks], dim=1).cpu())
         self._patterns.append(patterns(images).cpu())
 
     def values(self, captions: Sequence[str]) -> dict[str, float]:

@@ -220,7 +220,7 @@ def test_a_validation_with_its_controls(tmp_path: Path, monkeypatch: pytest.Monk
     assert chosen["verdict"] == document["verdict"]
     assert chosen["gain"]["mean"] == pytest.approx(held_out["jaq"]["difference"])
     assert [guard["name"] for guard in document["guards"]] == [
-        *("saturation", "contrast", "sharpness", "diversity")
+        *("brightness", "saturation", "contrast", "sharpness", "diversity")
     ]
     full, grid = document["controls"]
     assert (full["network"], grid["network"]) == ("full precision", "quantized")

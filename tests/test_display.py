@@ -96,7 +96,7 @@ def test_the_end_fits_a_terminal_and_says_where_things_are(verdict: str) -> None
     assert "+0.500 [+0.250, +0.750]" in out
     assert "640 images in 40 s" in out
     assert "80,000 images" in out
-    for path in ("images.png", "history.png", "report.json", "coefficients.json", "scheduler/"):
+    for path in ("report.html", "images.png", "report.json", "coefficients.json", "scheduler/"):
         assert f"/r/demo/{path}" in out
     assert "/s/qsched.db" in out
     assert ("candidate      c_eps" in out) == (verdict != "improved")

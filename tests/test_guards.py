@@ -40,6 +40,11 @@ def tripped(full: Tensor, identity: Tensor, calibrated: Tensor) -> list[str]:
     return [guard.name for guard in rows if not guard.ok]
 
 
+def brightened(images: Tensor) -> Tensor:
+    """Every value a tenth of the range higher."""
+    return (images + 0.1).clamp(0, 1)
+
+
 def over_saturated(images: Tensor) -> Tensor:
     """Chroma a third larger; luma as it was."""
     y = torch.einsum("nchw,c->nhw", images, torch.tensor([0.299, 0.587, 0.114]))[:, None]
@@ -66,6 +71,7 @@ def collapsed(images: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("cheat", "guard"),
     [
+        (brightened, "brightness"),
         (over_saturated, "saturation"),
         (more_contrast, "contrast"),
         (sharpened, "sharpness"),
