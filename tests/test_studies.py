@@ -74,8 +74,8 @@ def test_its_twin_runs_is_proven_exported_and_loaded_again(twin: Study, tmp_path
 
     stored = api.load(storage, twin.name)
     api.take_away(stored, tmp_path / "taken", force=True)
-    best = outcome.status.best
-    assert best is not None
+    assert outcome.validation is not None
+    best = outcome.validation.candidate
     pipeline: DiffusionPipeline = load(twin.tables.model, twin.tables.quantization).pipeline
     expected = ImageGenerator(pipeline, twin.tables.sampling, batch_size=2).generate(
         twin.held_out[:2], best.coefficients
