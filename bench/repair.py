@@ -7,8 +7,8 @@ The demo model at 1, 2 and 4 steps and three widths. A search sees JAQ on 32 cal
 draw of its own for each seed), 32 trials, `auto`; its best trial is measured on 128 held-out
 prompts that it never saw, with metrics that it never saw. *Repair* is its gain on the quantized
 model minus the gain of the same method, searched anew, on the full-precision one. A ceiling is the
-same search with the similarity to full precision itself as its objective, and three times the
-trials. Values are kept by prompt in bench/data/repair, so that every interval can be made again.
+same search with an independent metric itself as its objective, and three times the trials. Values
+and features are kept by image in bench/data/repair, so that every interval can be made again.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +26,16 @@ import numpy as np
 from numpy.typing import NDArray
 from printing import Table, show
 
-from qsched import jaq
+from qsched import distribution, jaq
 from qsched.coefficients import Coefficients
-from qsched.config import load_study
+from qsched.config import Study, load_study
 from qsched.prompts import Prompt
 from qsched.samplers import Proposer
 from qsched.spaces import Bounds, parametrisation
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data" / "repair"
-SCHEMES = ("w4a4", "none", "w4a8", "w8a8")
+SCHEMES = ("none", "w4a4", "w4a8", "w8a8")
 STEPS = (4, 2, 1)
 SEEDS = range(5)
 TRIALS = 32
@@ -42,45 +43,64 @@ CALIBRATION = 32
 UNIFORM = "uniform 1/N, no search"
 SEVERAL = ("ramp", "per-step", UNIFORM, "x0-average", "per-step+x0-average")
 METHODS = {4: SEVERAL, 2: SEVERAL, 1: ("constant",)}
-CEILING = "similarity"
-CEILINGS = {("w4a8", 4), ("w4a4", 4)}
+JAQ, FRECHET = "jaq", "frechet"
+CEILINGS = ("similarity", "attributes")
+MEASURED = {("w4a8", 4), ("w4a4", 4)}
+"""Where ceilings are searched."""
+SIZES = (4, 8, 16, 64)
+"""Calibration prompts beside 32, at w4a4 and 4 steps."""
+PATIENT = ("per-step", "per-step+x0-average")
+"""At w4a4 and 4 steps with three times the trials as well."""
 UNSEEN = ("similarity", "attributes")
 Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One search: of `method` on `scheme` at `steps`, for `goal` ("jaq" or "similarity")."""
+    """One search: of `method` on `scheme` at `steps`, for `goal` ("jaq" or an unseen metric)."""
 
     scheme: str
     steps: int
     method: str
     seed: int
-    goal: str = "jaq"
+    goal: str = JAQ
+    trials: int = TRIALS
+    prompts: int = CALIBRATION
 
     @property
     def key(self) -> str:
-        return f"{self.goal}|{self.method}|{self.seed}"
-
-    @property
-    def trials(self) -> int:
-        return TRIALS if self.goal == "jaq" else 3 * TRIALS
+        return f"{self.goal}|{self.method}|{self.seed}|{self.trials}|{self.prompts}"
 
 
 def cells(scheme: str, steps: int) -> list[Cell]:
-    """What is searched, seed by seed; then the ceilings."""
-    searches = [Cell(scheme, steps, method, seed) for seed in SEEDS for method in METHODS[steps]]
-    if (scheme, steps) not in CEILINGS:
-        return searches
-    methods = [method for method in METHODS[steps] if method != UNIFORM]
-    return searches + [Cell(scheme, steps, method, 0, CEILING) for method in methods]
+    """What is searched, seed by seed; then more trials, the ceilings, other calibration sets."""
+    found = [Cell(scheme, steps, method, seed) for seed in SEEDS for method in METHODS[steps]]
+    if scheme in ("none", "w4a4") and steps == 4:
+        found += [patient(scheme, method, seed) for method in PATIENT for seed in SEEDS]
+    if (scheme, steps) in MEASURED:
+        methods = [method for method in METHODS[steps] if method != UNIFORM]
+        found += [ceiling(scheme, method, goal) for goal in CEILINGS for method in methods]
+    if scheme in ("none", "w4a4") and steps == 4:
+        found += [sized(scheme, size, seed) for size in SIZES for seed in SEEDS]
+    return found
 
 
-def calibration(seed: int) -> tuple[Prompt, ...]:
-    """32 of the 64 calibration captions, with noise of their own."""
+def patient(scheme: str, method: str, seed: int) -> Cell:
+    return Cell(scheme, 4, method, seed, trials=3 * TRIALS)
+
+
+def ceiling(scheme: str, method: str, goal: str) -> Cell:
+    return Cell(scheme, 4, method, 0, goal, trials=3 * TRIALS)
+
+
+def sized(scheme: str, size: int, seed: int) -> Cell:
+    return Cell(scheme, 4, "per-step", seed, prompts=size)
+
+
+def calibration(seed: int, count: int = CALIBRATION) -> tuple[Prompt, ...]:
+    """`count` of the 64 calibration captions, with noise of their own; more begin with fewer."""
     captions = (ROOT / "studies/prompts/demo-calibration.txt").read_text().splitlines()
-    rng = np.random.default_rng(seed)
-    chosen = rng.choice(len(captions), CALIBRATION, replace=False)
+    chosen = np.random.default_rng(seed).permutation(len(captions))[:count]
     return tuple(Prompt(captions[i], 10_000 * (seed + 1) + int(i)) for i in sorted(chosen))
 
 
@@ -100,12 +120,14 @@ class Lab:
         from qsched.sections import Quantization, Sampling
 
         torch.set_num_threads(1)
-        self.study = load_study(ROOT / "studies/demo.toml")
+        self.study = demo()
         tables = self.study.tables
         self.held_out = self.study.held_out[:: tables.prompts.held_out_seeds]
         how = None if scheme == "none" else Quantization(scheme=scheme, skip=())
         sampling = sampling_of("demo", Sampling(steps=steps))
-        prompts = {p for seed in SEEDS for p in calibration(seed)} | set(self.held_out)
+        draws = {p for seed in SEEDS for p in calibration(seed, max(SIZES))}
+        compared = sorted({*calibration(0), *self.held_out})
+        self._features = distribution.demo_features()
         self._scorers = load_scorers(self.study.scorers)
         self._metrics = Metrics(load_metrics(UNSEEN), torch.device("cpu"))
         self._references: dict[Prompt, Any] = {}
@@ -113,13 +135,13 @@ class Lab:
         def generator(scheme: Any) -> ImageGenerator:
             pipeline = load(tables.model, scheme, execution=tables.execution).pipeline
             made = ImageGenerator(pipeline, sampling, part=tables.model.part, batch_size=16)
-            made.prepare(sorted(prompts))
+            made.prepare(sorted({*draws, *self.held_out}))
             return made
 
         identity = Coefficients.identity(steps)
         reference = generator(None)
-        for start in range(0, len(prompts), 16):
-            batch = sorted(prompts)[start : start + 16]
+        for start in range(0, len(compared), 16):
+            batch = compared[start : start + 16]
             images = reference.generate(batch, identity)
             self._references |= dict(zip(batch, images, strict=True))
         self._generator = generator(how)
@@ -127,10 +149,11 @@ class Lab:
     def measure(
         self, prompts: Sequence[Prompt], coefficients: Coefficients, *, unseen: bool
     ) -> dict[str, Values]:
-        """{metric: (N,)}; `unseen`: beside the scorers those that the search never sees."""
+        """{metric: (N,)}; `unseen`: beside the scorers those that the search never sees, and the
+        features (N, D) of the Frechet distance."""
         import torch
 
-        values: dict[str, list[float]] = {}
+        values: dict[str, list[Any]] = {}
         for start in range(0, len(prompts), 16):
             batch = prompts[start : start + 16]
             images = self._generator.generate(batch, coefficients)
@@ -138,6 +161,7 @@ class Lab:
             if unseen:
                 beside = torch.stack([self._references[prompt] for prompt in batch])
                 scored |= self._metrics.score(images, batch, beside)
+                scored["features"] = list(self._features((images * 255).round().byte()))
             for name, listed in scored.items():
                 values.setdefault(name, []).extend(listed)
         return {name: np.asarray(listed) for name, listed in values.items()}
@@ -145,7 +169,7 @@ class Lab:
 
 def search(lab: Lab, cell: Cell) -> Coefficients:
     """The best trial's coefficients."""
-    prompts = calibration(cell.seed)
+    prompts = calibration(cell.seed, cell.prompts)
     if cell.method == UNIFORM:
         return Coefficients.identity(cell.steps).averaged([1 / cell.steps] * cell.steps)
     space = parametrisation(cell.method, cell.steps)
@@ -155,10 +179,10 @@ def search(lab: Lab, cell: Cell) -> Coefficients:
     for slot in range(cell.trials):
         vector = proposer.vector(slot)
         coefficients = space.coefficients(vector)
-        scores = lab.measure(prompts, coefficients, unseen=cell.goal != "jaq")
+        scores = lab.measure(prompts, coefficients, unseen=cell.goal != JAQ)
         if slot == 0:
             objective = objective.calibrated(scores)
-        value = objective.value(scores) if cell.goal == "jaq" else float(scores[cell.goal].mean())
+        value = objective.value(scores) if cell.goal == JAQ else float(scores[cell.goal].mean())
         proposer.add(slot, vector, value)
         if best is None or value > best[0]:
             best = value, coefficients
@@ -176,7 +200,7 @@ def work(scheme: str, steps: int) -> None:
     identity = Coefficients.identity(steps)
 
     def keep(key: str, measured: dict[str, Values]) -> None:
-        kept.update({f"{key}|{name}": v.astype(np.float32) for name, v in measured.items()})
+        kept.update({f"{key}|{name}": _small(name, v) for name, v in measured.items()})
 
     if "identity|similarity" not in kept:
         keep("identity", lab.measure(lab.held_out, identity, unseen=True))
@@ -191,12 +215,16 @@ def work(scheme: str, steps: int) -> None:
         print(f"{scheme} at {steps} steps: {cell.key} ({done}/{len(todo)})", flush=True)
 
 
+def _small(name: str, values: Values) -> NDArray[Any]:
+    return values.astype(np.float16 if name == "features" else np.float32)
+
+
 def path_of(scheme: str, steps: int) -> Path:
     return DATA / f"{scheme}-{steps}.npz"
 
 
 def load(scheme: str, steps: int) -> dict[str, Any]:
-    """What is kept of one network: {"goal|method|seed|metric": (prompts,) float32}."""
+    """What is kept of one network: {"goal|method|seed|trials|prompts|metric": (prompts,)}."""
     path = path_of(scheme, steps)
     if not path.exists():
         return {}
@@ -229,20 +257,22 @@ def run(processes: int, only: Sequence[str]) -> None:
 # --- the tables ---------------------------------------------------------------------------------
 
 
-def interval(difference: Values, scale: float = 1.0, digits: int = 3) -> str:
-    """Mean and 95 % interval over the held-out prompts, which are all different."""
-    names = [str(index) for index in range(len(difference))]
-    found = jaq.paired_interval(difference / scale, np.zeros(len(difference)), names)
-    mean, low, high = (f"{v:+.{digits}f}" for v in (found.mean, found.low, found.high))
-    return f"{mean} [{low}, {high}]"
+def interval(metric: str, differences: Sequence[Values]) -> jaq.Interval:
+    """Of the mean over seeds; over the held-out prompts, which are all different."""
+    mean = np.mean(differences, axis=0)
+    if metric == FRECHET:
+        return distribution.interval(mean)
+    return jaq.paired_interval(mean, np.zeros(len(mean)), [str(i) for i in range(len(mean))])
 
 
-def above(differences: Sequence[Values]) -> str:
-    """For how many seeds the interval lies above zero."""
-    names = [str(index) for index in range(len(differences[0]))]
-    nothing = np.zeros(len(names))
-    shown = [jaq.paired_interval(each, nothing, names).above_zero for each in differences]
-    return f"{sum(shown)}/{len(shown)}"
+def written(found: jaq.Interval, lost: float | None = None) -> str:
+    """The mean and its interval; `lost`: in per cent of that."""
+    numbers = np.array([found.mean, found.low, found.high])
+    if lost is None:
+        mean, low, high = (f"{v:+.3f}" if abs(found.mean) < 2 else f"{v:+.1f}" for v in numbers)
+        return f"{mean} [{low}, {high}]"
+    mean, low, high = (f"{v:.0f}" for v in 100 * numbers / lost)
+    return f"{mean} [{low}, {high}] %"
 
 
 @dataclass(frozen=True)
@@ -253,9 +283,12 @@ class Network:
     units: dict[str, Any]
 
     def values(self, key: str, metric: str, seed: int) -> Values:
-        if metric != "jaq":
+        """(prompts,); of the Frechet distance (1 + resamples,), negative: more is better."""
+        if metric == FRECHET:
+            return -distances(self.kept[f"{key}|features"].astype(np.float64).tobytes())
+        if metric != JAQ:
             return np.asarray(self.kept[f"{key}|{metric}"], dtype=float)
-        study = load_study(ROOT / "studies/demo.toml")
+        study = demo()
         scorers = study.scorers
         objective = study.objective.calibrated(
             {k: self.units[f"units|{seed}|{k}"] for k in scorers}
@@ -263,58 +296,110 @@ class Network:
         return objective.values({k: self.kept[f"{key}|{k}"] for k in scorers})
 
     def gain(self, cell: Cell, metric: str) -> Values | None:
-        """Paired with the identity, (prompts,); None if it wasn't run."""
+        """Paired with the identity; None if it wasn't run."""
         if f"{cell.key}|coefficients" not in self.kept:
             return None
         return self.values(cell.key, metric, cell.seed) - self.values("identity", metric, cell.seed)
 
 
-def gains(network: Network, cells: Sequence[Cell], metric: str) -> list[Values]:
-    found = [network.gain(cell, metric) for cell in cells]
-    return [each for each in found if each is not None]
+@cache
+def demo() -> Study:
+    return load_study(ROOT / "studies/demo.toml")
+
+
+@cache
+def distances(features: bytes) -> Values:
+    real = distribution.Statistics.load(distribution.SCENES)
+    seen = np.frombuffer(features).reshape(-1, len(real.mean)).copy()
+    captions = [str(index) for index in range(len(seen))]
+    return distribution.distances(distribution.Cloud(seen, real), captions, resamples=400)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The quantized network and full precision."""
+
+    quantized: Network
+    whole: Network
+
+    def lost(self, metric: str) -> float:
+        """What quantization cost, in the mean of the units of all seeds."""
+        each = [
+            self.whole.values("identity", metric, seed)
+            - self.quantized.values("identity", metric, seed)
+            for seed in SEEDS
+        ]
+        return interval(metric, each).mean
+
+    def row(self, plan: Sequence[Cell], metrics: Sequence[str]) -> dict[str, Any] | None:
+        """What the searches of `plan` won back, and what of it is repair; None without one."""
+        row: dict[str, Any] = {}
+        for metric in metrics:
+            gains = [(self.quantized.gain(c, metric), self.whole.gain(c, metric)) for c in plan]
+            won = [mine for mine, _ in gains if mine is not None]
+            if not won:
+                return None
+            row["seeds"] = len(won)
+            row[f"{metric} won back"] = written(interval(metric, won), self.lost(metric))
+            repaired = [a - b for a, b in gains if a is not None and b is not None]
+            if repaired:
+                above = sum(interval(metric, [each]).above_zero for each in repaired)
+                row[f"{metric} repair"] = written(interval(metric, repaired))
+                row[f"{metric} repair above 0"] = f"{above}/{len(repaired)}"
+        return row
 
 
 def tables() -> dict[str, Table]:
-    """One table a network: what is won back of what was lost, and what of it is repair."""
+    """What is won back of what was lost, and what of it is repair; ceilings; calibration sets."""
     found: dict[str, Table] = {}
-    for steps, scheme in ((steps, scheme) for steps in STEPS for scheme in SCHEMES):
-        if scheme == "none" or not (kept := load(scheme, steps)):
+    for steps, scheme in ((steps, scheme) for steps in STEPS for scheme in SCHEMES[1:]):
+        if not (kept := load(scheme, steps)) or not (full := load("none", steps)):
             continue
-        whole = Network(load("none", steps), kept)
-        quantized = Network(kept, kept)
-        rows, metrics = [], ("jaq", *UNSEEN)
-        lost = {
-            metric: float(
-                np.mean([whole.values("identity", metric, seed).mean() for seed in SEEDS])
-                - np.mean([quantized.values("identity", metric, seed).mean() for seed in SEEDS])
-            )
-            for metric in metrics
+        pair = Pair(Network(kept, kept), Network(full, kept))
+        plans = {
+            method: [Cell(scheme, steps, method, seed) for seed in SEEDS]
+            for method in METHODS[steps]
         }
-        for goal, method in ((g, m) for g in ("jaq", CEILING) for m in METHODS[steps]):
-            plan = [Cell(scheme, steps, method, seed, goal) for seed in SEEDS]
-            row: dict[str, Any] = {"search": method if goal == "jaq" else f"{method}, for {goal}"}
-            for metric in metrics:
-                won = gains(quantized, plan, metric)
-                if not won:
-                    break
-                row["seeds"] = len(won)
-                mean = np.mean(won, axis=0)
-                row[f"{metric} won back"] = interval(mean, lost[metric] / 100, 0) + " %"
-                pairs = [
-                    (a, b)
-                    for a, b in ((quantized.gain(c, metric), whole.gain(c, metric)) for c in plan)
-                    if a is not None and b is not None
-                ]
-                if pairs:
-                    row[f"{metric} on full"] = f"{np.mean([b for _, b in pairs]):+.3f}"
-                    repaired = [a - b for a, b in pairs]
-                    row[f"{metric} repair"] = interval(np.mean(repaired, axis=0))
-                    row[f"{metric} repair above 0"] = above(repaired)
-            if "seeds" in row:
-                rows.append(row)
-        words = ", ".join(f"{metric} {value:.3f}" for metric, value in lost.items())
-        found[f"{scheme} at {steps} steps; lost by quantization: {words}"] = rows
-    return found
+        for method in PATIENT if steps == 4 else ():
+            label = f"{method}, {3 * TRIALS} trials"
+            plans[label] = [patient(scheme, method, seed) for seed in SEEDS]
+        metrics = (JAQ, FRECHET, *UNSEEN)
+        words = ", ".join(f"{metric} {pair.lost(metric):.3g}" for metric in metrics)
+        title = f"{scheme} at {steps} step{'s' * (steps > 1)}; lost by quantization: {words}"
+        for chosen in (metrics[:2], metrics[2:]):
+            rows = {name: pair.row(plan, chosen) for name, plan in plans.items()}
+            found[f"{title} ({', '.join(chosen)})"] = [
+                {"search": name} | row for name, row in rows.items() if row
+            ]
+        if (scheme, steps) in MEASURED:
+            found[f"{scheme}: ceilings"] = ceilings(pair, scheme)
+        if scheme == "w4a4" and steps == 4:
+            found["per-step at w4a4, by calibration prompts"] = [
+                {"prompts": size} | row
+                for size in sorted((CALIBRATION, *SIZES))
+                if (row := pair.row([sized(scheme, size, s) for s in SEEDS], (JAQ, FRECHET)))
+            ]
+    return {title: rows for title, rows in found.items() if rows}
+
+
+def ceilings(pair: Pair, scheme: str) -> Table:
+    """What a search for an independent metric itself gains in it, beside a search for JAQ."""
+    rows: Table = []
+    for goal in CEILINGS:
+        for method in METHODS[4]:
+            top = pair.quantized.gain(ceiling(scheme, method, goal), goal)
+            own = pair.quantized.gain(Cell(scheme, 4, method, 0), goal)
+            if top is not None and own is not None:
+                lost = pair.lost(goal)
+                rows.append(
+                    {
+                        "metric": goal,
+                        "parametrisation": method,
+                        "searched itself": written(interval(goal, [top]), lost),
+                        "searched by JAQ": written(interval(goal, [own]), lost),
+                    }
+                )
+    return rows
 
 
 def main() -> None:

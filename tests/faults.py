@@ -10,7 +10,6 @@ committed, so that the database can be held against what was reported (the metho
 
 import argparse
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -30,6 +29,7 @@ import numpy as np
 import sqlalchemy as sa
 
 import fakes_light as fakes
+from processes import FORKED
 from qsched import study as studies
 from qsched.database import Database
 from qsched.schema import Score
@@ -41,8 +41,6 @@ WORKERS = 8
 LEASE = 1.5
 PATIENCE = 120.0
 PAUSE = 0.02  # seconds that a batch takes
-
-SPAWN = multiprocessing.get_context("forkserver")
 
 
 # --- a worker ---------------------------------------------------------------------------------
@@ -223,7 +221,7 @@ class Fleet:
         self.processes = [process for process in self.processes if process.is_alive()]
         while len(self.processes) < WORKERS:
             log = self.folder / f"worker-{self.started}.jsonl"
-            process = SPAWN.Process(target=work, args=(self.url, self.name, log, self.started))
+            process = FORKED.Process(target=work, args=(self.url, self.name, log, self.started))
             process.start()
             self.processes.append(process)
             self.started += 1

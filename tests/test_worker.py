@@ -3,17 +3,19 @@
 import math
 import os
 import signal
-import subprocess
-import sys
-import textwrap
+import time
+import weakref
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from optuna.trial import TrialState
 
 import fakes
+from processes import FORKED
 from qsched import study as studies
 from qsched.errors import StudyError
 from qsched.objective import Evaluator
@@ -38,9 +40,11 @@ def record(study: StoredStudy) -> list[tuple[int, tuple[float, ...] | None, floa
     return [(slot.number, slot.vector, slot.value) for slot in study.slots()]
 
 
-@pytest.fixture
-def undisturbed(tmp_path: Path) -> list[tuple[int, tuple[float, ...] | None, float | None]]:
-    study = stored(tmp_path / "undisturbed", trials=14)
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> list[tuple[int, tuple[float, ...] | None, float | None]]:
+    study = stored(tmp_path_factory.mktemp("undisturbed"), trials=14)
     assert worker(study).run()
     return record(study)
 
@@ -164,10 +168,34 @@ WRITES = {
 }
 
 
+DIED = 9
 ORPHANING = {("make", "after"), ("begin", "before")}  # a trial that no slot came to know
 
 
-@pytest.mark.slow
+def work_and_die(folder: Path, url: str, write: str, moment: str) -> None:
+    """A worker whose process ends without a word before or after the third call of `write`."""
+    torch.set_num_threads(1)
+    study = stored(folder, url, trials=14)
+    owner = {"study.queue": study.queue, "study.trials": study.trials}[WRITES[write]]
+    original, calls = getattr(owner, write), 0
+
+    def dying(*arguments: Any, **keywords: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3 and moment == "before":
+            os._exit(DIED)
+        result = original(*arguments, **keywords)
+        if calls == 3:
+            os._exit(DIED)
+        return result
+
+    setattr(owner, write, dying)
+    dead = worker(study)
+    if write == "renew":  # by the clock: the study must not be over before
+        dead.on_batch = lambda slot, scored: time.sleep(0.1)
+    dead.run()
+
+
 @pytest.mark.parametrize("moment", ["before", "after"])
 @pytest.mark.parametrize("write", WRITES)
 def test_death_at_every_write_is_repaired(
@@ -178,29 +206,10 @@ def test_death_at_every_write_is_repaired(
     moment: str,
 ) -> None:
     """A real process dies (os._exit) around the third call of each write; the next goes on."""
-    program = textwrap.dedent(f"""
-        import os, sys
-        from pathlib import Path
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from test_worker import stored, worker
-        study = stored(Path({str(tmp_path)!r}), {url!r}, trials=14)
-        owner = {WRITES[write]}
-        original, calls = getattr(owner, {write!r}), 0
-        def dying(*arguments, **keywords):
-            global calls
-            calls += 1
-            if calls == 3 and {moment!r} == "before":
-                os._exit(9)
-            result = original(*arguments, **keywords)
-            if calls == 3:
-                os._exit(9)
-            return result
-        setattr(owner, {write!r}, dying)
-        worker(study).run()
-    """)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    died = subprocess.run([sys.executable, "-c", program], env=environment, check=False)
-    assert died.returncode == 9
+    process = FORKED.Process(target=work_and_die, args=(tmp_path, url, write, moment))
+    process.start()
+    process.join()
+    assert process.exitcode == DIED
     study = stored(tmp_path, url, trials=14)
     assert worker(study).run()
     assert record(study) == undisturbed
@@ -230,6 +239,36 @@ def test_sigint_sets_a_flag_and_the_batch_in_hand_is_kept(tmp_path: Path) -> Non
     assert [slot.state for slot in study.slots()[:3]] == ["finished", "waiting", "waiting"]
     assert study.status().images == 8
     assert study.slots()[1].vector is not None
+
+
+class Finalized:
+    """Something whose end is told to a callback, out of which Python lets no exception."""
+
+
+def test_an_interrupt_that_python_drops_is_raised_again(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    interrupted = worker(stored(tmp_path))
+
+    def twice(reference: object) -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+
+    def interrupt(slot: int, scored: int) -> None:
+        watched = Finalized()
+        reference = weakref.ref(watched, twice)
+        del watched
+        time.sleep(10)
+        assert reference() is None
+
+    interrupted.on_batch = interrupt
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.run()
+    assert time.monotonic() - began < 10  # the sleep of the batch was cut short
+    assert interrupted.study.status().running == 0
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_failing_prompt_parks_the_slot_with_its_name(tmp_path: Path) -> None:
