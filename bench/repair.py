@@ -40,16 +40,22 @@ STEPS = (4, 2, 1)
 SEEDS = range(5)
 TRIALS = 32
 CALIBRATION = 32
-UNIFORM = "uniform 1/N, no search"
-SEVERAL = ("ramp", "per-step", UNIFORM, "x0-average", "per-step+x0-average")
-METHODS = {4: SEVERAL, 2: SEVERAL, 1: ("constant",)}
+UNSEARCHED = {"mean of all x0": 1.0, "x0 decay of 0.4": 0.4}
+"""Averages that nothing is searched for."""
+CLOSE, CLOSE_BOUNDS = " in [0.8, 1.2]", Bounds(0.8, 1.2)
+SEVERAL = (
+    *("ramp", "per-step", f"per-step{CLOSE}", "x0-average", "per-step+x0-average"),
+    *UNSEARCHED,
+)
+DECAYING = ("x0-decay", "per-step+x0-decay", f"per-step+x0-decay{CLOSE}")
+METHODS = {4: (*SEVERAL, *DECAYING), 2: SEVERAL, 1: ("constant",)}
 JAQ, FRECHET = "jaq", "frechet"
 CEILINGS = ("similarity", "attributes")
 MEASURED = {("w4a8", 4), ("w4a4", 4)}
 """Where ceilings are searched."""
 SIZES = (4, 8, 16, 64)
 """Calibration prompts beside 32, at w4a4 and 4 steps."""
-PATIENT = ("per-step", "per-step+x0-average")
+PATIENT = ("per-step", "per-step+x0-decay")
 """At w4a4 and 4 steps with three times the trials as well."""
 UNSEEN = ("similarity", "attributes")
 Values = NDArray[np.float64]
@@ -78,7 +84,7 @@ def cells(scheme: str, steps: int) -> list[Cell]:
     if scheme in ("none", "w4a4") and steps == 4:
         found += [patient(scheme, method, seed) for method in PATIENT for seed in SEEDS]
     if (scheme, steps) in MEASURED:
-        methods = [method for method in METHODS[steps] if method != UNIFORM]
+        methods = [method for method in SEVERAL if method not in UNSEARCHED and CLOSE not in method]
         found += [ceiling(scheme, method, goal) for goal in CEILINGS for method in methods]
     if scheme in ("none", "w4a4") and steps == 4:
         found += [sized(scheme, size, seed) for size in SIZES for seed in SEEDS]
@@ -170,10 +176,11 @@ class Lab:
 def search(lab: Lab, cell: Cell) -> Coefficients:
     """The best trial's coefficients."""
     prompts = calibration(cell.seed, cell.prompts)
-    if cell.method == UNIFORM:
-        return Coefficients.identity(cell.steps).averaged([1 / cell.steps] * cell.steps)
-    space = parametrisation(cell.method, cell.steps)
-    proposer = Proposer("auto", space, Bounds(), seed=cell.seed, budget=cell.trials)
+    if cell.method in UNSEARCHED:
+        return parametrisation("x0-decay", cell.steps).coefficients([UNSEARCHED[cell.method]])
+    space = parametrisation(cell.method.removesuffix(CLOSE), cell.steps)
+    bounds = CLOSE_BOUNDS if cell.method.endswith(CLOSE) else Bounds()
+    proposer = Proposer("auto", space, bounds, seed=cell.seed, budget=cell.trials)
     objective = lab.study.objective
     best: tuple[float, Coefficients] | None = None
     for slot in range(cell.trials):

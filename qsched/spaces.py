@@ -43,6 +43,10 @@ class Bounds:
         return self.low <= value <= self.high
 
 
+DECAY = 0.4
+"""An average that repairs without any search: docs/repair.md."""
+
+
 @dataclass(frozen=True)
 class Parametrisation:
     """The free numbers of a search, and the coefficients that they stand for.
@@ -89,11 +93,11 @@ class Parametrisation:
 
     @property
     def guess(self) -> tuple[float, ...] | None:
-        """The vector of the plain mean of all x0 predictions; None in spaces without an average."""
+        """The vector whose weights fall by `DECAY` a step; None in spaces without an average."""
         if self._average is None:
             return None
-        plain = self._average.read((1 / self.steps,) * self.steps)
-        return (1.0,) * self._scalars + tuple(plain)
+        fading = self._average.read(_fading(DECAY, steps=self.steps))
+        return (1.0,) * self._scalars + tuple(fading)
 
     def box(self, bounds: Bounds) -> tuple[Pair, ...]:
         """The closed interval of each number; `bounds` are those of c_eps and c_x."""
@@ -193,9 +197,11 @@ class _Average:
     min_steps: int = 2
 
 
-def _uniform(share: float, *, steps: int) -> tuple[float, ...]:
-    """`share` of the way from the last x0 prediction alone (0) to the mean of all (1)."""
-    return _completed([share / steps] * (steps - 1))
+def _fading(ratio: float, *, steps: int) -> tuple[float, ...]:
+    """Each x0 prediction weighs `ratio` of the next one: from the last alone (0) to the mean of all
+    (1)."""
+    weights = [ratio ** (steps - 1 - step) for step in range(steps)]
+    return _completed([weight / math.fsum(weights) for weight in weights[:-1]])
 
 
 def _free(*early: float, steps: int) -> tuple[float, ...]:
@@ -215,8 +221,8 @@ _PROFILES: Mapping[str, _Profile] = {
 }
 
 _AVERAGES: Mapping[str, _Average] = {
-    "x0-uniform": _Average(
-        lambda n: ("x0_uniform",), (0.0, 1.25), _uniform, lambda w: (w[0] * len(w),)
+    "x0-decay": _Average(
+        lambda n: ("x0_decay",), (0.0, 1.0), _fading, lambda w: (w[-2] / (w[-1] or math.inf),)
     ),
     "x0-average": _Average(
         lambda n: [f"x0[{i}]" for i in range(n - 1)], (0.0, 0.75), _free, lambda w: w[:-1]

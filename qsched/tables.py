@@ -64,11 +64,11 @@ def held_out(
     for name, distance in distributions.items():
         table.add_row(
             f"{name}*",
-            f"{distance.full_precision:.3f}",
-            f"{distance.identity:.3f}",
-            f"{distance.calibrated:.3f}",
-            _interval(distance.gain, lower_is_better=True),
-            f"{distance.repair.mean:+.3f}",
+            f"{distance.full_precision:.1f}",
+            f"{distance.identity:.1f}",
+            f"{distance.calibrated:.1f}",
+            _interval(distance.gain, 1, lower_is_better=True),
+            f"{distance.repair.mean:+.1f}",
         )
     taste = "its own search" if own_search else "the same coefficients"
     notes = [f"{name}: distance to real images, less is better" for name in distributions]
@@ -126,8 +126,9 @@ def _table(first: str, *headings: str) -> Table:
     return table
 
 
-def _interval(gain: Interval, *, lower_is_better: bool = False) -> Text:
+def _interval(gain: Interval, decimals: int = 3, *, lower_is_better: bool = False) -> Text:
     """A difference with its interval; green for the better, red for the worse."""
     up, down = ("red", "green") if lower_is_better else ("green", "red")
     colour = up if gain.above_zero else down if gain.below_zero else ""
-    return Text(f"{gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]", style=colour)
+    mean, low, high = (f"{value:+.{decimals}f}" for value in (gain.mean, gain.low, gain.high))
+    return Text(f"{mean} [{low}, {high}]", style=colour)
