@@ -16,6 +16,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -43,16 +44,16 @@ CALIBRATION = 32
 UNSEARCHED = {"mean of all x0": 1.0, "x0 decay of 0.4": 0.4}
 """Averages that nothing is searched for."""
 CLOSE, CLOSE_BOUNDS = " in [0.8, 1.2]", Bounds(0.8, 1.2)
-SEVERAL = (
-    *("ramp", "per-step", f"per-step{CLOSE}", "x0-average", "per-step+x0-average"),
-    *UNSEARCHED,
+SEVERAL = ("ramp", "per-step", "per-step+x0-average")
+MANY = (
+    *("ramp", "per-step", f"per-step{CLOSE}", "x0-average", "x0-decay"),
+    *("per-step+x0-average", "per-step+x0-decay", f"per-step+x0-decay{CLOSE}"),
 )
-DECAYING = ("x0-decay", "per-step+x0-decay", f"per-step+x0-decay{CLOSE}")
-METHODS = {4: (*SEVERAL, *DECAYING), 2: SEVERAL, 1: ("constant",)}
 JAQ, FRECHET = "jaq", "frechet"
 CEILINGS = ("similarity", "attributes")
-MEASURED = {("w4a8", 4), ("w4a4", 4)}
-"""Where ceilings are searched."""
+MEASURED = ("w4a4", 4)
+"""Where ceilings are searched, for these."""
+CEILED = ("ramp", "per-step", "x0-average", "per-step+x0-average")
 SIZES = (4, 8, 16, 64)
 """Calibration prompts beside 32, at w4a4 and 4 steps."""
 PATIENT = ("per-step", "per-step+x0-decay")
@@ -78,16 +79,24 @@ class Cell:
         return f"{self.goal}|{self.method}|{self.seed}|{self.trials}|{self.prompts}"
 
 
+def methods(scheme: str, steps: int) -> Sequence[str]:
+    """What is searched; most of it where rounding costs most."""
+    if steps == 1:
+        return ("constant",)
+    return MANY if scheme in ("none", "w4a4") and steps == 4 else SEVERAL
+
+
 def cells(scheme: str, steps: int) -> list[Cell]:
-    """What is searched, seed by seed; then more trials, the ceilings, other calibration sets."""
-    found = [Cell(scheme, steps, method, seed) for seed in SEEDS for method in METHODS[steps]]
-    if scheme in ("none", "w4a4") and steps == 4:
-        found += [patient(scheme, method, seed) for method in PATIENT for seed in SEEDS]
-    if (scheme, steps) in MEASURED:
-        methods = [method for method in SEVERAL if method not in UNSEARCHED and CLOSE not in method]
-        found += [ceiling(scheme, method, goal) for goal in CEILINGS for method in methods]
+    """What is searched, seed by seed; then other calibration sets, ceilings and more trials."""
+    found = [Cell(scheme, steps, name, seed) for seed in SEEDS for name in methods(scheme, steps)]
+    if steps > 1:
+        found += [Cell(scheme, steps, name, 0) for name in UNSEARCHED]
     if scheme in ("none", "w4a4") and steps == 4:
         found += [sized(scheme, size, seed) for size in SIZES for seed in SEEDS]
+    if (scheme, steps) == MEASURED:
+        found += [ceiling(scheme, name, goal) for goal in CEILINGS for name in CEILED]
+    if scheme in ("none", "w4a4") and steps == 4:
+        found += [patient(scheme, name, seed) for name in PATIENT for seed in SEEDS]
     return found
 
 
@@ -257,7 +266,7 @@ def run(processes: int, only: Sequence[str]) -> None:
     while queue or running:
         while queue and len(running) < processes:
             running.append(subprocess.Popen([sys.executable, __file__, "network", queue.pop(0)]))
-        running[0].wait()
+        time.sleep(1)
         running = [process for process in running if process.poll() is None]
 
 
@@ -365,8 +374,10 @@ def tables() -> dict[str, Table]:
         pair = Pair(Network(kept, kept), Network(full, kept))
         plans = {
             method: [Cell(scheme, steps, method, seed) for seed in SEEDS]
-            for method in METHODS[steps]
+            for method in methods(scheme, steps)
         }
+        for method in UNSEARCHED if steps > 1 else ():
+            plans[f"{method}, no search"] = [Cell(scheme, steps, method, 0)]
         for method in PATIENT if steps == 4 else ():
             label = f"{method}, {3 * TRIALS} trials"
             plans[label] = [patient(scheme, method, seed) for seed in SEEDS]
@@ -378,7 +389,7 @@ def tables() -> dict[str, Table]:
             found[f"{title} ({', '.join(chosen)})"] = [
                 {"search": name} | row for name, row in rows.items() if row
             ]
-        if (scheme, steps) in MEASURED:
+        if (scheme, steps) == MEASURED:
             found[f"{scheme}: ceilings"] = ceilings(pair, scheme)
         if scheme == "w4a4" and steps == 4:
             found["per-step at w4a4, by calibration prompts"] = [
@@ -393,7 +404,7 @@ def ceilings(pair: Pair, scheme: str) -> Table:
     """What a search for an independent metric itself gains in it, beside a search for JAQ."""
     rows: Table = []
     for goal in CEILINGS:
-        for method in METHODS[4]:
+        for method in CEILED:
             top = pair.quantized.gain(ceiling(scheme, method, goal), goal)
             own = pair.quantized.gain(Cell(scheme, 4, method, 0), goal)
             if top is not None and own is not None:

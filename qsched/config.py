@@ -31,7 +31,7 @@ from qsched.prompts import (
     with_seeds,
 )
 from qsched.sections import Prompts, StudyFile, in_words
-from qsched.spaces import Bounds, Parametrisation, parametrisation
+from qsched.spaces import Bounds, Parametrisation
 
 LIBRARIES = (
     "torch",
@@ -78,7 +78,7 @@ class Study:
     @cached_property
     def parametrisation(self) -> Parametrisation:
         """The map between a search vector and coefficients."""
-        return parametrisation(self.tables.search.parametrisation, self.tables.sampling.steps)
+        return self.tables.space
 
     @cached_property
     def bounds(self) -> Bounds:
@@ -293,8 +293,9 @@ def _with_defaults(tables: StudyFile, folder: Path) -> StudyFile:
     model = with_entry(placed(tables.model, folder), tables.sampling.steps)
     sampling = sampling_of(tables.model.name, tables.sampling)
     validation = with_reference(tables.validation, folder)
+    search = tables.search.model_copy(update={"parametrisation": tables.space.name})
     return tables.model_copy(
-        update={"sampling": sampling, "model": model, "validation": validation}
+        update={"sampling": sampling, "model": model, "validation": validation, "search": search}
     )
 
 

@@ -11,7 +11,14 @@ from qsched.errors import QschedError
 from qsched.metrics import METRICS, PRESETS, independent, metric_entry, scorer_entry
 from qsched.sampler_names import check_sampler, resolved
 from qsched.schemes import Scheme, resolve
-from qsched.spaces import DEFAULT_BOUNDS, NAMES, Bounds, parametrisation
+from qsched.spaces import (
+    DEFAULT_BOUNDS,
+    NAMES,
+    Bounds,
+    Parametrisation,
+    automatic,
+    parametrisation,
+)
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -181,11 +188,12 @@ class ObjectiveTable(Section):
 class Search(Section):
     """`[search]`: the space, the sampler and the budget.
 
+    `parametrisation`: "auto" is what repaired most at this width and number of steps.
     `stop_below`: a trial stops early when its chance to be the best falls below this; 0: never.
     `prior`: how much JAQ a vector costs at the edge of the box; it pulls towards the identity.
     """
 
-    parametrisation: Literal[*NAMES] = "ramp"  # type: ignore[valid-type]
+    parametrisation: Literal["auto", *NAMES] = "ramp"  # type: ignore[valid-type]
     bounds: Annotated[tuple[float, float], _accepted_by(lambda pair: Bounds(*pair))] = (
         DEFAULT_BOUNDS.low,
         DEFAULT_BOUNDS.high,
@@ -277,11 +285,19 @@ class StudyFile(Section):
     execution: Execution = Execution()
     gallery: Gallery = Gallery()
 
+    @property
+    def space(self) -> Parametrisation:
+        """What is searched."""
+        name, steps = self.search.parametrisation, self.sampling.steps
+        if name == "auto":
+            scheme = Scheme.parse(self.quantization.scheme)
+            name = automatic(steps, scheme.activation_bits)
+        return parametrisation(name, steps)
+
     @model_validator(mode="after")
     def _the_sampler_fits_the_space(self) -> "StudyFile":
         try:
-            space = parametrisation(self.search.parametrisation, self.sampling.steps)
-            resolved(self.search.sampler, space.dimension)
+            resolved(self.search.sampler, self.space.dimension)
         except QschedError as error:
             raise ValueError(f"search.sampler, search.parametrisation: {error}") from error
         return self

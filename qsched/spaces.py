@@ -167,6 +167,13 @@ def parametrisation(name: str, steps: int) -> Parametrisation:
     return Parametrisation(name, steps)
 
 
+def automatic(steps: int, activation_bits: int) -> str:
+    """The name of the parametrisation that repaired most on the demo model: docs/repair.md."""
+    if steps == 1:
+        return "constant"
+    return "per-step" if activation_bits < 8 else "ramp"
+
+
 @dataclass(frozen=True)
 class _Profile:
     """How one series of coefficients (c_eps, or c_x) grows out of its free numbers.
