@@ -43,11 +43,12 @@ TRIALS = 32
 CALIBRATION = 32
 UNSEARCHED = {"mean of all x0": 1.0, "x0 decay of 0.4": 0.4}
 """Averages that nothing is searched for."""
-CLOSE, CLOSE_BOUNDS = " in [0.8, 1.2]", Bounds(0.8, 1.2)
+WIDE, CLOSE = Bounds(0.6, 1.4), Bounds(0.8, 1.2)
+NEAR = " in [0.8, 1.2]"
 SEVERAL = ("ramp", "per-step", "per-step+x0-average")
 MANY = (
-    *("ramp", "per-step", f"per-step{CLOSE}", "x0-average", "x0-decay"),
-    *("per-step+x0-average", "per-step+x0-decay", f"per-step+x0-decay{CLOSE}"),
+    *("ramp", "per-step", f"per-step{NEAR}", "x0-average", "x0-decay"),
+    *("per-step+x0-average", "per-step+x0-decay", f"per-step+x0-decay{NEAR}"),
 )
 JAQ, FRECHET = "jaq", "frechet"
 CEILINGS = ("similarity", "attributes")
@@ -56,7 +57,7 @@ MEASURED = ("w4a4", 4)
 CEILED = ("ramp", "per-step", "x0-average", "per-step+x0-average")
 SIZES = (4, 8, 16, 64)
 """Calibration prompts beside 32, at w4a4 and 4 steps."""
-PATIENT = ("per-step", "per-step+x0-decay")
+PATIENT = ("per-step",)
 """At w4a4 and 4 steps with three times the trials as well."""
 UNSEEN = ("similarity", "attributes")
 Values = NDArray[np.float64]
@@ -187,8 +188,8 @@ def search(lab: Lab, cell: Cell) -> Coefficients:
     prompts = calibration(cell.seed, cell.prompts)
     if cell.method in UNSEARCHED:
         return parametrisation("x0-decay", cell.steps).coefficients([UNSEARCHED[cell.method]])
-    space = parametrisation(cell.method.removesuffix(CLOSE), cell.steps)
-    bounds = CLOSE_BOUNDS if cell.method.endswith(CLOSE) else Bounds()
+    space = parametrisation(cell.method.removesuffix(NEAR), cell.steps)
+    bounds = CLOSE if cell.method.endswith(NEAR) else WIDE
     proposer = Proposer("auto", space, bounds, seed=cell.seed, budget=cell.trials)
     objective = lab.study.objective
     best: tuple[float, Coefficients] | None = None

@@ -229,7 +229,7 @@ _PROFILES: Mapping[str, _Profile] = {
 
 _AVERAGES: Mapping[str, _Average] = {
     "x0-decay": _Average(
-        lambda n: ("x0_decay",), (0.0, 1.0), _fading, lambda w: (w[-2] / (w[-1] or math.inf),)
+        lambda n: ("x0_decay",), (0.0, 0.5), _fading, lambda w: (w[-2] / (w[-1] or math.inf),)
     ),
     "x0-average": _Average(
         lambda n: [f"x0[{i}]" for i in range(n - 1)], (0.0, 0.75), _free, lambda w: w[:-1]

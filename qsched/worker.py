@@ -28,9 +28,6 @@ LEASE = 60.0
 POLL = 2.0
 """Seconds between two looks of a worker that waits."""
 
-AGAIN = 0.01
-"""Seconds until an interrupt that Python dropped is raised again."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -307,7 +304,7 @@ class Worker:
 
         def dropped(unraisable: "sys.UnraisableHookArgs") -> None:
             if self.stopping and isinstance(unraisable.exc_value, reason):
-                signal.setitimer(signal.ITIMER_REAL, AGAIN)
+                signal.setitimer(signal.ITIMER_REAL, 0.01)
             else:
                 drop(unraisable)
 

@@ -137,7 +137,7 @@ def test_a_study_survives_its_json(tmp_path: Path) -> None:
         ("weight = 2.0", "weight = 5.0", {"objective.terms"}),
         ('"plain"', '"standardised"', {"objective.preset"}),
         ("[search]", "[search]\nbounds = [0.8, 1.2]", {"search.bounds"}),
-        ("[search]", '[search]\nsampler = "random"', {"search.sampler"}),
+        ('"tpe"', '"random"', {"search.sampler"}),
         ("[search]", '[search]\nparametrisation = "per-step"', {"search.parametrisation"}),
         ("seed = 0", "seed = 1", {"search.seed"}),
         ("[prompts]", "[prompts]\nseed = 7", {"prompts.calibration", "prompts.held_out"}),

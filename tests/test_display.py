@@ -197,7 +197,7 @@ def test_controls_and_distances_have_their_place() -> None:
         repair_against="its own search",
     )
     assert "full-precision  full  +0.500 [+0.250, +0.750]  +0.500" in out
-    assert "-5.000 [-7.000, -3.000]" in out
+    assert "-5.0 [-7.0, -3.0]" in out
     assert "frechet: distance to real images, less is better" in words(out)
     assert "gains by its own search" in words(out)
     assert "gains by the same coefficients" in words(proven())

@@ -191,8 +191,8 @@ def work_and_die(folder: Path, url: str, write: str, moment: str) -> None:
 
     setattr(owner, write, dying)
     dead = worker(study)
-    if write == "renew":  # by the clock: the study must not be over before
-        dead.on_batch = lambda slot, scored: time.sleep(0.1)
+    if write == "renew":  # which goes by the clock
+        dead.on_batch = lambda slot, scored: time.sleep(30)
     dead.run()
 
 
