@@ -24,8 +24,8 @@ Pair = tuple[float, float]
 class Bounds:
     """The closed interval of a search for each c_eps and c_x: 0 < low <= 1 <= high, low < high."""
 
-    low: float = 0.6
-    high: float = 1.4
+    low: float = 0.8
+    high: float = 1.2
 
     def __post_init__(self) -> None:
         for name in ("low", "high"):

@@ -361,10 +361,10 @@ def test_refuses_an_unknown_parametrisation() -> None:
 
 
 def test_bounds_hold_the_identity() -> None:
-    assert (DEFAULT_BOUNDS.low, DEFAULT_BOUNDS.high) == (0.6, 1.4)
-    assert 1.4 in DEFAULT_BOUNDS
-    assert 1.41 not in DEFAULT_BOUNDS
-    assert 0.59 not in DEFAULT_BOUNDS
+    assert (DEFAULT_BOUNDS.low, DEFAULT_BOUNDS.high) == (0.8, 1.2)
+    assert 1.2 in DEFAULT_BOUNDS
+    assert 1.21 not in DEFAULT_BOUNDS
+    assert 0.79 not in DEFAULT_BOUNDS
     assert Bounds(1, 2) == Bounds(1.0, 2.0)
 
 

@@ -136,7 +136,7 @@ def test_a_study_survives_its_json(tmp_path: Path) -> None:
         ('scheme = "w4a8"', 'scheme = "w4a8"\nskip = ["proj_out"]', {"quantization.skip"}),
         ("weight = 2.0", "weight = 5.0", {"objective.terms"}),
         ('"plain"', '"standardised"', {"objective.preset"}),
-        ("[search]", "[search]\nbounds = [0.8, 1.2]", {"search.bounds"}),
+        ("[search]", "[search]\nbounds = [0.6, 1.4]", {"search.bounds"}),
         ('"tpe"', '"random"', {"search.sampler"}),
         ("[search]", '[search]\nparametrisation = "per-step"', {"search.parametrisation"}),
         ("seed = 0", "seed = 1", {"search.seed"}),
@@ -312,3 +312,25 @@ def test_a_folder_is_found_from_the_study_file(
         tmp_path / "studies", 'name = "demo"', 'name = "demo"\nsource = "../models/mine"'
     )
     assert load_study(path).tables.model.source == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("steps", "scheme", "expected"),
+    [
+        (4, "w4a4", "per-step"),
+        (2, "w4a4", "per-step"),
+        (4, "w4a8", "ramp"),
+        (4, "nf4", "ramp"),
+        (1, "w4a4", "constant"),
+    ],
+)
+def test_auto_is_the_space_that_repaired_most(
+    tmp_path: Path, steps: int, scheme: str, expected: str
+) -> None:
+    path = fakes.study_file(tmp_path)
+    text = path.read_text().replace("steps = 4", f"steps = {steps}")
+    text = text.replace("[search]", '[search]\nparametrisation = "auto"')
+    path.write_text(text.replace('"w4a8"', f'"{scheme}"'))
+    study = load_study(path)
+    assert study.tables.search.parametrisation == expected
+    assert study.parametrisation.name == expected
