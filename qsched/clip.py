@@ -25,8 +25,9 @@ from torchvision.transforms.functional import center_crop, pad, resize
 from qsched.errors import ScoreError
 from qsched.phrases import noun_phrases
 
-TEXTS = 256
-"""Texts that are encoded at once."""
+TEXTS = 16
+"""Texts that are encoded at once, always as many: the last bits of a product depend on its shape,
+and a caption's features must not depend on which captions came with it."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +118,10 @@ class ClipEncoder:
 
     def encoded(self, texts: Sequence[str]) -> Tensor:
         """`text_features` of texts that are not kept."""
-        parts = [texts[start : start + TEXTS] for start in range(0, len(texts), TEXTS)]
-        return torch.cat([self._towers.texts(part, self.device).float() for part in parts])
+        filled = [*texts, *texts[:1] * (-len(texts) % TEXTS)]
+        parts = [filled[start : start + TEXTS] for start in range(0, len(filled), TEXTS)]
+        features = torch.cat([self._towers.texts(part, self.device).float() for part in parts])
+        return features[: len(texts)]
 
 
 class ClipAlignment(ClipEncoder):

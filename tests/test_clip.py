@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qsched import clip, clip_models
+from qsched.catalog import DEMO_FOLDER
 from qsched.clip import AqMap, ClipAlignment, ClipEncoder, OpenClipTowers, Preprocess
-from qsched.clip_models import LOADERS, load_open_clip_scorer, load_pickscore
+from qsched.clip_models import LOADERS, load_open_clip, load_open_clip_scorer, load_pickscore
 from qsched.errors import ScoreError
 
 LONG = "a photograph of a red fox beside a tall house in the snow, " * 20
@@ -274,7 +275,7 @@ def test_half_precision_is_for_gpus_only() -> None:
 def test_each_caption_is_encoded_once() -> None:
     class Counted:
         def __init__(self) -> None:
-            self.read: list[str] = []
+            self.read: list[set[str]] = []
 
         def to(self, device: torch.device, dtype: torch.dtype) -> None:
             pass
@@ -283,7 +284,7 @@ def test_each_caption_is_encoded_once() -> None:
             return pixels.flatten(1)
 
         def texts(self, texts: Sequence[str], device: torch.device) -> Tensor:
-            self.read += texts
+            self.read.append(set(texts))
             return torch.ones(len(texts), 3)
 
     towers = Counted()
@@ -291,7 +292,15 @@ def test_each_caption_is_encoded_once() -> None:
     image = torch.full((2, 3, 1, 1), 0.5)
     for captions in (["a", "b"], ["b", "c"], ["a", "a"]):
         assert scored(scorer, image, captions).tolist() == pytest.approx([100, 100])
-    assert towers.read == ["a", "b", "c"]
+    assert towers.read == [{"a", "b"}, {"c"}]
+
+
+def test_a_captions_features_do_not_depend_on_its_company() -> None:
+    captions = [f"a small red circle number {index}" for index in range(21)]
+    together, alone = (load_open_clip(DEMO_FOLDER / "alignment") for _ in range(2))
+    features = together.text_features(captions)
+    for caption, row in reversed(list(zip(captions, features, strict=True))):
+        assert torch.equal(alone.text_features([caption])[0], row)
 
 
 def test_a_cosine_below_zero_scores_zero() -> None:
