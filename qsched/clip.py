@@ -118,7 +118,7 @@ class ClipEncoder:
 
     def encoded(self, texts: Sequence[str]) -> Tensor:
         """`text_features` of texts that are not kept."""
-        filled = [*texts, *texts[:1] * (-len(texts) % TEXTS)]
+        filled = [*texts, *list(texts[:1]) * (-len(texts) % TEXTS)]
         parts = [filled[start : start + TEXTS] for start in range(0, len(filled), TEXTS)]
         features = torch.cat([self._towers.texts(part, self.device).float() for part in parts])
         return features[: len(texts)]

@@ -33,6 +33,7 @@ class Box:
         self.seed = seed
         self._low, self._high = np.array(space.box(bounds)).T
         self.identity = self.to_unit(space.identity)
+        self._pins = {space.names.index(name): v for name, v in space.pinned.items()}
 
     def to_unit(self, vector: Sequence[float]) -> Array:
         """A vector in [0, 1]^d."""
@@ -40,9 +41,12 @@ class Box:
         return unit
 
     def from_unit(self, unit: Array) -> Vector:
-        """The inverse of `to_unit`, never outside the box."""
+        """The inverse of `to_unit`, never outside the box, with what the space pins."""
         low, high = self._low, self._high
-        return tuple(map(float, np.clip(low + unit * (high - low), low, high)))
+        vector = list(map(float, np.clip(low + unit * (high - low), low, high)))
+        for index, value in self._pins.items():
+            vector[index] = value
+        return tuple(vector)
 
     def slot_seed(self, slot: int, purpose: str = "sampler") -> int:
         """The seed of a slot, for 32 bits."""

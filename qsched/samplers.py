@@ -185,14 +185,16 @@ class _Model:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._name = name
         self._box = box
-        self._distributions = distributions(box.space, box.bounds)
+        self._pinned = box.space.pinned
+        every = distributions(box.space, box.bounds)
+        self._distributions = {name: every[name] for name in every if name not in self._pinned}
         self._study = optuna.create_study(direction="maximize")
         self._told: list[Trial] = []
 
     def propose(self, history: History, slot: int) -> Vector:
         if len(history.finished) < STARTUP[self._name]:
             return self._box.design(slot)
-        self._tell(self._evidence(history.finished))
+        self._tell(self._evidence([trial for trial in history.finished if self._kept(trial[1])]))
         known = len(self._study.get_trials(deepcopy=False))
         for vector in history.running.values():
             self._add(vector, None)
@@ -201,7 +203,8 @@ class _Model:
         running = len(history.running) + 1
         for number in range(known, known + running):
             self._study.tell(number, state=TrialState.FAIL)
-        vector = tuple(float(asked.params[name]) for name in self._box.space.names)
+        chosen = asked.params | self._pinned
+        vector = tuple(float(chosen[name]) for name in self._box.space.names)
         if self._name == "gp":  # its optimum is one point, whatever the seed
             return self._box.near(vector, self._box.rng(slot, "gp"), GP_SPREAD)
         return vector
@@ -221,12 +224,17 @@ class _Model:
             self._add(trial[1], trial[2])
             self._told.append(trial)
 
+    def _kept(self, vector: Vector) -> bool:
+        """Whether it has what the space pins: all but the identity."""
+        return self._pinned.items() <= named(self._box.space, vector).items()
+
     def _add(self, vector: Vector, value: float | None) -> None:
+        values = named(self._box.space, vector)
         self._study.add_trial(
             create_trial(
                 state=TrialState.RUNNING if value is None else TrialState.COMPLETE,
                 value=value,
-                params=named(self._box.space, vector),
+                params={name: values[name] for name in self._distributions},
                 distributions=self._distributions,
             )
         )

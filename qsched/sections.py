@@ -290,8 +290,7 @@ class StudyFile(Section):
         """What is searched."""
         name, steps = self.search.parametrisation, self.sampling.steps
         if name == "auto":
-            scheme = Scheme.parse(self.quantization.scheme)
-            name = automatic(steps, scheme.activation_bits)
+            name = automatic(steps)
         return parametrisation(name, steps)
 
     @model_validator(mode="after")
@@ -330,7 +329,8 @@ def in_words(problem: Mapping[str, Any]) -> str:
     shown = problem["input"]
     if not key:
         return rule
-    return f"{key}: {rule}" if isinstance(shown, dict) else f"{key} = {shown!r}; {rule}"
+    here = f"{key} = {shown!r}; "
+    return f"{key}: {rule}" if isinstance(shown, dict) else here + rule.removeprefix(here)
 
 
 def _keys(place: Iterable[str | int]) -> list[str]:

@@ -53,9 +53,9 @@ class Parametrisation:
 
     What a search, a study and an export use: `name`, `steps`, ordered `names`, `dimension`,
     `identity` (the vector that changes nothing), `box` (the interval of each number), `guess` (a
-    vector worth trying first, if there is one), `coefficients` (vector, or mapping by name, to
-    correction) and its inverse `vector`. Raises `CoefficientsError` for an unknown name or too few
-    steps.
+    vector worth trying first, if there is one), `pinned` (what every trial but the identity has),
+    `coefficients` (vector, or mapping by name, to correction) and its inverse `vector`. Raises
+    `CoefficientsError` for an unknown name or too few steps.
     """
 
     name: str
@@ -96,8 +96,14 @@ class Parametrisation:
         """The vector whose weights fall by `DECAY` a step; None in spaces without an average."""
         if self._average is None:
             return None
-        fading = self._average.read(_fading(DECAY, steps=self.steps))
+        ratio = self._average is _DECAY
+        fading = (DECAY,) if ratio else self._average.read(_fading(DECAY, steps=self.steps))
         return (1.0,) * self._scalars + tuple(fading)
+
+    @property
+    def pinned(self) -> dict[str, float]:
+        """The numbers that are not searched: with `x0-fade` every trial but the identity fades."""
+        return {"x0_decay": DECAY} if self.name.endswith("+x0-fade") else {}
 
     def box(self, bounds: Bounds) -> tuple[Pair, ...]:
         """The closed interval of each number; `bounds` are those of c_eps and c_x."""
@@ -167,11 +173,9 @@ def parametrisation(name: str, steps: int) -> Parametrisation:
     return Parametrisation(name, steps)
 
 
-def automatic(steps: int, activation_bits: int) -> str:
+def automatic(steps: int) -> str:
     """The name of the parametrisation that repaired most on the demo model: docs/repair.md."""
-    if steps == 1:
-        return "constant"
-    return "per-step" if activation_bits < 8 else "ramp"
+    return {1: "constant", 2: "per-step+x0-average"}.get(steps, "per-step")
 
 
 @dataclass(frozen=True)
@@ -227,10 +231,13 @@ _PROFILES: Mapping[str, _Profile] = {
     "per-step": _Profile(lambda n: [f"[{i}]" for i in range(n)], lambda *c, steps: c, lambda c: c),
 }
 
+_DECAY = _Average(
+    lambda n: ("x0_decay",), (0.0, 0.5), _fading, lambda w: (w[-2] / (w[-1] or math.inf),)
+)
+
 _AVERAGES: Mapping[str, _Average] = {
-    "x0-decay": _Average(
-        lambda n: ("x0_decay",), (0.0, 0.5), _fading, lambda w: (w[-2] / (w[-1] or math.inf),)
-    ),
+    "x0-decay": _DECAY,
+    "x0-fade": _DECAY,
     "x0-average": _Average(
         lambda n: [f"x0[{i}]" for i in range(n - 1)], (0.0, 0.75), _free, lambda w: w[:-1]
     ),
@@ -238,7 +245,7 @@ _AVERAGES: Mapping[str, _Average] = {
 
 NAMES = (
     *_PROFILES,
-    *_AVERAGES,
+    *(name for name in _AVERAGES if name != "x0-fade"),  # which has nothing to search by itself
     *(f"{profile}+{average}" for profile in _PROFILES for average in _AVERAGES),
 )
 """All parametrisations: of c_eps and c_x, of the average over x0 predictions, of both."""

@@ -111,16 +111,18 @@ class StoredStudy:
     def penalty(self, vector: Sequence[float]) -> float:
         """What the prior takes: `search.prior` at an edge of the box, nothing at the identity.
 
-        The mean over the vector of ((v - v0) / (edge - v0))**2, a Gaussian prior's logarithm; v0 is
-        the identity's.
+        The mean over what is searched of ((v - v0) / (edge - v0))**2, a Gaussian prior's logarithm;
+        v0 is the identity's.
         """
         prior, space = self.definition.tables.search.prior, self.definition.parametrisation
         if prior == 0.0:
             return 0.0
-        sides = zip(vector, space.identity, space.box(self.definition.bounds), strict=True)
+        box = space.box(self.definition.bounds)
+        sides = zip(space.names, vector, space.identity, box, strict=True)
         shares = [
             ((v - v0) / ((high if v > v0 else low) - v0)) ** 2 if v != v0 else 0.0
-            for v, v0, (low, high) in sides
+            for name, v, v0, (low, high) in sides
+            if name not in space.pinned
         ]
         return prior * sum(shares) / len(shares)
 

@@ -1,20 +1,17 @@
 """A worker: claim a slot, score its coefficients, finish it; again until none is left."""
 
 import logging
-import math
 import os
-import signal
 import socket
-import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from qsched.errors import GenerationError, LeaseLost, ScoreError, StorageError, StudyError
+from qsched.interrupts import Interrupts
 from qsched.lease import Heartbeat
 from qsched.schema import Score, Slot
 from qsched.study import StoredStudy
@@ -65,15 +62,13 @@ class Worker:
         self.evaluator = evaluator
         self.hardware = dict(hardware or {})
         self.lease = lease
-        self.grace = grace
         self.on_batch = on_batch
         self.on_trial = on_trial
         self.on_wait = on_wait
         self.gallery = gallery
         self.memory = memory
         self.id = f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-        self.stopping = False
-        self._stop_by = math.inf
+        self.interrupts = Interrupts(grace)
         self._batch_seconds = 0.0
         self._heartbeat = Heartbeat(study.storage, study.queue, self.id, lease)
 
@@ -88,9 +83,9 @@ class Worker:
         self._join()
         logger.info("worker %s begins on %s", self.id, self.hardware)
         worked = 0
-        with self._signals(), self._heartbeat:
+        with self.interrupts.handled(), self._heartbeat:
             try:
-                while not self.stopping and worked != max_trials:
+                while not self.interrupts.asked and worked != max_trials:
                     if self.run_one():
                         worked += 1
                         self.on_trial()
@@ -102,7 +97,7 @@ class Worker:
                     self.study.storage.seen(
                         self.id, self._heartbeat.images, self._heartbeat.seconds, "stopped"
                     )
-        return not self.stopping
+        return not self.interrupts.asked
 
     def run_one(self) -> bool:
         """Claims one slot and brings it as far as it goes; False if none was free."""
@@ -166,7 +161,7 @@ class Worker:
             if (estimate := study.hopeless(slot.number, scores, vector)) is not None:
                 self._stop(slot, trial, scores, estimate)
                 return True
-            if not self._time_for_more():
+            if not self.interrupts.time_for(self._batch_seconds):
                 return False
         self._finish(slot, trial, vector, scores, made)
         return True
@@ -230,10 +225,6 @@ class Worker:
         self._heartbeat.count(len(batch.prompts), batch.seconds)
         self._batch_seconds = batch.seconds
 
-    def _time_for_more(self) -> bool:
-        """Whether another batch fits into what is left of the grace."""
-        return not self.stopping or time.monotonic() + self._batch_seconds < self._stop_by
-
     def _wait(self, stay: bool) -> bool:
         """Nothing is free: returns what expired, and waits a little; False if all is done."""
         self.study.storage.bury(self.study.name, _machine(), _alive)
@@ -247,7 +238,7 @@ class Worker:
             return False
         self.on_wait()
         until = time.monotonic() + POLL
-        while not self.stopping and time.monotonic() < until:
+        while not self.interrupts.asked and time.monotonic() < until:
             time.sleep(0.1)
         return True
 
@@ -275,59 +266,6 @@ class Worker:
                 f"study {self.study.name!r} was begun on other hardware, and values differ between "
                 f"them: {'; '.join(differing)}; set execution.allow_mixed_hardware = true to mix"
             )
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """SIGTERM and the first SIGINT set a flag, read between batches, and start the grace;
-        when it is over, or at a second SIGINT, the trial in hand is given up and its slot released.
-
-        A handler that did more could run between any two instructions of a transaction; even so,
-        what it interrupts is rolled back. Python drops what is raised while it runs a finalizer
-        or a callback of its own: then it is raised again a moment later.
-        """
-        reason: type[BaseException] = GraceOver
-        drop = sys.unraisablehook
-
-        def ask_to_stop(number: int, frame: FrameType | None) -> None:
-            nonlocal reason
-            if self.stopping and number == signal.SIGINT:
-                reason = KeyboardInterrupt
-                raise reason
-            if not self.stopping:
-                self.stopping = True
-                self._stop_by = time.monotonic() + self.grace
-                if self.grace:
-                    signal.setitimer(signal.ITIMER_REAL, self.grace)
-
-        def give_up(number: int, frame: FrameType | None) -> None:
-            raise reason
-
-        def dropped(unraisable: "sys.UnraisableHookArgs") -> None:
-            if self.stopping and isinstance(unraisable.exc_value, reason):
-                signal.setitimer(signal.ITIMER_REAL, 0.01)
-            else:
-                drop(unraisable)
-
-        handlers = {
-            signal.SIGINT: ask_to_stop,
-            signal.SIGTERM: ask_to_stop,
-            signal.SIGALRM: give_up,
-        }
-        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
-        sys.unraisablehook = dropped
-        try:
-            yield
-        except GraceOver:
-            logger.warning("the grace of %.0f s is over", self.grace)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            sys.unraisablehook = drop
-
-
-class GraceOver(BaseException):
-    """The trial in hand took longer than the grace; its slot is released."""
 
 
 def _machine() -> str:

@@ -244,6 +244,7 @@ class TestParametrisation:
             ratios = [a / b for a, b in pairwise(guess.average)]
             assert ratios == pytest.approx([DECAY] * (steps - 1))
             assert guess.scalars.is_identity
+            assert space.pinned.items() <= dict(zip(space.names, space.guess, strict=True)).items()
 
     def test_is_a_value(self, name: str, steps: int) -> None:
         space = parametrisation(name, steps)
@@ -266,6 +267,7 @@ def test_names_and_meanings() -> None:
         **{"constant+x0-decay": 3, "ramp+x0-decay": 3, "ramp2+x0-decay": 5},
         **{"constant+x0-average": 5, "ramp+x0-average": 5, "ramp2+x0-average": 7},
         **{"per-step+x0-decay": 9, "per-step+x0-average": 11},
+        **{"constant+x0-fade": 3, "ramp+x0-fade": 3, "ramp2+x0-fade": 5, "per-step+x0-fade": 9},
     }
     averages = parametrisation("ramp+x0-average", 3)
     assert averages.names == ("c_eps_first", "c_x_first", "x0[0]", "x0[1]")

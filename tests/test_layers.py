@@ -66,6 +66,7 @@ LAYERS = (
     "study",
     "objective",
     "lease",
+    "interrupts",
     "worker",
     "verdict",
     "controls",

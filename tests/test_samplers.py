@@ -12,7 +12,7 @@ import pytest
 from qsched.errors import ConfigError, QschedError
 from qsched.sampler_names import AUTO, NEVERGRAD, SAMPLERS, check_sampler, resolved
 from qsched.samplers import Proposer
-from qsched.spaces import Bounds, Parametrisation, parametrisation
+from qsched.spaces import DECAY, Bounds, Parametrisation, parametrisation
 
 SPACE = parametrisation("ramp", 4)
 WIDE = parametrisation("per-step", 4)
@@ -62,6 +62,26 @@ def search(
             done = held.pop(slot * 2 % workers)
             made.add(done, tried[done], -sum((x - goal) ** 2 for x in tried[done]))
     return tried
+
+
+@pytest.mark.parametrize("sampler", [name for name in KINDS if name != "grid"])
+def test_what_a_space_pins_is_in_every_trial_but_the_identity(sampler: str) -> None:
+    space = parametrisation("constant+x0-fade", 4)
+    tried = search(sampler, space, 0.95, seed=0, count=24, workers=2)
+    assert tried[:2] == [(1.0, 1.0, 0.0), (1.0, 1.0, DECAY)]
+    assert {vector[2] for vector in tried[1:]} == {DECAY}
+    assert len(set(tried)) == 24
+
+
+def test_the_identity_does_not_mislead_a_model_about_a_pinned_space() -> None:
+    tried = {}
+    for value in (-1e6, 1e6):
+        made = Proposer("gp", parametrisation("constant+x0-fade", 4), BOUNDS, seed=0)
+        for slot in range(12):
+            vector = made.vector(slot)
+            made.add(slot, vector, -((vector[0] - 0.9) ** 2) if slot else value)
+        tried[value] = made.vector(12)
+    assert len(set(tried.values())) == 1
 
 
 @pytest.mark.parametrize("sampler", [name for name in KINDS if name != "grid"])

@@ -122,7 +122,7 @@ def test_stopped_and_resumed_equals_undisturbed(
         def stop_after(slot: int, scored: int) -> None:
             nonlocal left
             left -= 1
-            first.stopping = first.stopping or left <= 0  # noqa: B023 - called in this iteration
+            first.interrupts.asked = first.interrupts.asked or left <= 0  # noqa: B023 - called in this iteration
 
         first.on_batch = stop_after
         if first.run():
