@@ -1,7 +1,7 @@
 """How much of the lost quality a search wins back, and how much of its gain is taste.
 
     python bench/repair.py run [--processes 2] [--only w4a4-4]     # hours; resumable
-    python bench/repair.py                                          # the tables
+    python bench/repair.py                                          # tables and docs/repair.png
 
 The demo model at 1, 2 and 4 steps and three widths. A search sees JAQ on 32 calibration prompts (a
 draw of its own for each seed), 32 trials, `auto`; its best trial is measured on 128 held-out
@@ -36,6 +36,7 @@ from qsched.spaces import Bounds, parametrisation
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data" / "repair"
+PLOT = ROOT / "docs" / "repair.png"
 SCHEMES = ("none", "w4a4", "w4a8", "w8a8")
 STEPS = (4, 2, 1)
 SEEDS = range(5)
@@ -43,12 +44,15 @@ TRIALS = 32
 CALIBRATION = 32
 UNSEARCHED = {"mean of all x0": 1.0, "x0 decay of 0.4": 0.4}
 """Averages that nothing is searched for."""
-WIDE, CLOSE = Bounds(0.6, 1.4), Bounds(0.8, 1.2)
-NEAR = " in [0.8, 1.2]"
-SEVERAL = ("ramp", "per-step", "per-step+x0-average")
+WIDE = Bounds(0.6, 1.4)
+BOXES = {" in [0.8, 1.2]": Bounds(0.8, 1.2), " in [0.9, 1.1]": Bounds(0.9, 1.1)}
+"""Boxes other than WIDE, by what stands behind the parametrisation."""
+NEAR, NARROW = BOXES
+SEVERAL = ("ramp", "per-step", "per-step+x0-average", f"per-step+x0-fade{NARROW}")
 MANY = (
-    *("ramp", "per-step", f"per-step{NEAR}", "x0-average", "x0-decay"),
+    *("ramp", "per-step", f"per-step{NEAR}", f"per-step{NARROW}", "x0-average", "x0-decay"),
     *("per-step+x0-average", "per-step+x0-decay", f"per-step+x0-decay{NEAR}"),
+    *(f"per-step+x0-fade{NEAR}", f"per-step+x0-fade{NARROW}"),
 )
 JAQ, FRECHET = "jaq", "frechet"
 CEILINGS = ("similarity", "attributes")
@@ -60,6 +64,8 @@ SIZES = (4, 8, 16, 64)
 PATIENT = ("per-step",)
 """At w4a4 and 4 steps with three times the trials as well."""
 UNSEEN = ("similarity", "attributes")
+SLIGHT = ("w8a8",)
+"""Schemes that cost so little that a gain is no share of it."""
 Values = NDArray[np.float64]
 
 
@@ -188,8 +194,9 @@ def search(lab: Lab, cell: Cell) -> Coefficients:
     prompts = calibration(cell.seed, cell.prompts)
     if cell.method in UNSEARCHED:
         return parametrisation("x0-decay", cell.steps).coefficients([UNSEARCHED[cell.method]])
-    space = parametrisation(cell.method.removesuffix(NEAR), cell.steps)
-    bounds = CLOSE if cell.method.endswith(NEAR) else WIDE
+    box = next((box for box in BOXES if cell.method.endswith(box)), "")
+    space = parametrisation(cell.method.removesuffix(box), cell.steps)
+    bounds = BOXES.get(box, WIDE)
     proposer = Proposer("auto", space, bounds, seed=cell.seed, budget=cell.trials)
     objective = lab.study.objective
     best: tuple[float, Coefficients] | None = None
@@ -338,15 +345,21 @@ class Pair:
 
     quantized: Network
     whole: Network
+    slight: bool = False
 
-    def lost(self, metric: str) -> float:
+    def lost(self, metric: str) -> jaq.Interval:
         """What quantization cost, in the mean of the units of all seeds."""
         each = [
             self.whole.values("identity", metric, seed)
             - self.quantized.values("identity", metric, seed)
             for seed in SEEDS
         ]
-        return interval(metric, each).mean
+        return interval(metric, each)
+
+    def share_of(self, metric: str) -> float | None:
+        """What a gain is a share of; None if quantization cost nothing to speak of."""
+        lost = self.lost(metric)
+        return None if self.slight or not lost.above_zero else lost.mean
 
     def row(self, plan: Sequence[Cell], metrics: Sequence[str]) -> dict[str, Any] | None:
         """What the searches of `plan` won back, and what of it is repair; None without one."""
@@ -357,7 +370,7 @@ class Pair:
             if not won:
                 return None
             row["seeds"] = len(won)
-            row[f"{metric} won back"] = written(interval(metric, won), self.lost(metric))
+            row[f"{metric} won back"] = written(interval(metric, won), self.share_of(metric))
             repaired = [a - b for a, b in gains if a is not None and b is not None]
             if repaired:
                 above = sum(interval(metric, [each]).above_zero for each in repaired)
@@ -372,7 +385,7 @@ def tables() -> dict[str, Table]:
     for steps, scheme in ((steps, scheme) for steps in STEPS for scheme in SCHEMES[1:]):
         if not (kept := load(scheme, steps)) or not (full := load("none", steps)):
             continue
-        pair = Pair(Network(kept, kept), Network(full, kept))
+        pair = Pair(Network(kept, kept), Network(full, kept), scheme in SLIGHT)
         plans = {
             method: [Cell(scheme, steps, method, seed) for seed in SEEDS]
             for method in methods(scheme, steps)
@@ -383,7 +396,7 @@ def tables() -> dict[str, Table]:
             label = f"{method}, {3 * TRIALS} trials"
             plans[label] = [patient(scheme, method, seed) for seed in SEEDS]
         metrics = (JAQ, FRECHET, *UNSEEN)
-        words = ", ".join(f"{metric} {pair.lost(metric):.3g}" for metric in metrics)
+        words = ", ".join(f"{metric} {pair.lost(metric).mean:.3g}" for metric in metrics)
         title = f"{scheme} at {steps} step{'s' * (steps > 1)}; lost by quantization: {words}"
         for chosen in (metrics[:2], metrics[2:]):
             rows = {name: pair.row(plan, chosen) for name, plan in plans.items()}
@@ -409,7 +422,7 @@ def ceilings(pair: Pair, scheme: str) -> Table:
             top = pair.quantized.gain(ceiling(scheme, method, goal), goal)
             own = pair.quantized.gain(Cell(scheme, 4, method, 0), goal)
             if top is not None and own is not None:
-                lost = pair.lost(goal)
+                lost = pair.share_of(goal)
                 rows.append(
                     {
                         "metric": goal,
@@ -419,6 +432,66 @@ def ceilings(pair: Pair, scheme: str) -> Table:
                     }
                 )
     return rows
+
+
+SHOWN = {
+    "ramp": "#8c8c8c",
+    "per-step": "#c2410c",
+    f"per-step{NEAR}": "#1d6fb8",
+    "per-step+x0-average": "#7c3aed",
+    f"per-step+x0-fade{NARROW}": "#15803d",
+}
+"""Methods and their colours."""
+
+
+def plot() -> None:
+    """docs/repair.png: each search's gain at w4a4 and four steps, beside full precision's own."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    kept, full = load(*MEASURED), load("none", MEASURED[1])
+    quantized, whole = Network(kept, kept), Network(full, kept)
+    figure = Figure(figsize=(11, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, metric, title in zip(
+        figure.subplots(1, 2),
+        (JAQ, FRECHET),
+        ("held-out JAQ, which was searched", "less Fréchet distance, which was not"),
+        strict=True,
+    ):
+        for method, colour in SHOWN.items():
+            plan = [Cell(*MEASURED, method, seed) for seed in SEEDS]
+            pairs = [
+                [interval(metric, [gain]).mean for gain in (other, mine)]
+                for cell in plan
+                if (mine := quantized.gain(cell, metric)) is not None
+                and (other := whole.gain(cell, metric)) is not None
+            ]
+            across, up = np.transpose(pairs)
+            axes.scatter(across, up, s=18, color=colour, alpha=0.45, linewidths=0)
+            axes.scatter(across.mean(), up.mean(), s=90, color=colour, label=method, linewidths=0)
+        axes.margins(0.12)
+        ends, (low, high) = np.array(axes.get_xlim()), axes.get_ylim()
+        axes.plot(ends, ends, color="#444444", linewidth=1)
+        axes.fill_between(ends, ends, high, color="#15803d", alpha=0.06, linewidth=0)
+        axes.text(0.03, 0.95, "repair: more than full precision", transform=axes.transAxes)
+        axes.text(0.97, 0.03, "taste", transform=axes.transAxes, horizontalalignment="right")
+        axes.set(xlim=ends, ylim=(low, high))
+        axes.axhline(0, color="#cccccc", linewidth=1, zorder=0)
+        axes.axvline(0, color="#cccccc", linewidth=1, zorder=0)
+        axes.set_xlabel("gain of its own search on full precision")
+        axes.set_title(title, loc="left", fontsize=11)
+        axes.spines[["top", "right"]].set_visible(False)
+        if metric == JAQ:
+            axes.set_ylabel("gain on the quantized model")
+            axes.legend(
+                edgecolor="none",
+                framealpha=1,
+                fontsize=9,
+                loc="lower right",
+                bbox_to_anchor=(1, 0.06),
+            )
+    figure.savefig(PLOT)
 
 
 def main() -> None:
@@ -436,6 +509,7 @@ def main() -> None:
         work(scheme, int(steps))
     else:
         show(tables(), as_json=options.json)
+        plot()
 
 
 if __name__ == "__main__":

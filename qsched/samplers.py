@@ -104,12 +104,6 @@ class Proposer:
         vector = self._engine.propose(History(self._history.finished, others), slot)
         return self._box.beside(vector, taken, slot)
 
-    def mean(self) -> Vector | None:
-        """The centre of what `cmaes` samples from, inside the bounds; None for other samplers."""
-        if not isinstance(self._engine, _Evolution):
-            return None
-        return self._engine.mean(self._history)
-
 
 def distributions(space: Parametrisation, bounds: Bounds) -> dict[str, BaseDistribution]:
     """The search space in Optuna's terms, by parameter name."""
@@ -266,7 +260,7 @@ class _Evolution:
         sigma = 0.25 * math.sqrt(2 / self._box.space.dimension)
         return CMA(mean=self._box.identity.copy(), sigma=sigma, bounds=bounds, seed=0)
 
-    def _catch_up(self, history: History) -> None:
+    def propose(self, history: History, slot: int) -> Vector:
         size = self._cma.population_size
         while len(history.finished) - self._told >= size:
             generation = history.finished[self._told : self._told + size]
@@ -274,12 +268,5 @@ class _Evolution:
             self._told += size
             if self._cma.should_stop():
                 self._cma = self._begin()
-
-    def propose(self, history: History, slot: int) -> Vector:
-        self._catch_up(history)
         self._cma.reseed_rng(self._box.slot_seed(slot))
         return self._box.from_unit(self._cma.ask())
-
-    def mean(self, history: History) -> Vector:
-        self._catch_up(history)
-        return self._box.from_unit(self._cma.mean)
