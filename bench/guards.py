@@ -16,7 +16,8 @@ from printing import show
 
 from qsched.coefficients import Coefficients
 from qsched.config import Study, load_study
-from qsched.distribution import SCENES, Cloud, Statistics, demo_features
+from qsched.distances import Cloud, Statistics
+from qsched.distribution import demo_features, demo_scenes
 from qsched.generate import ImageGenerator
 from qsched.guards import Appearance, guards
 from qsched.models import load
@@ -42,7 +43,7 @@ def measure(study: Study, scheme: str, wanted: list[Coefficients]) -> list[dict[
         images = eight_bit(generator.generate(study.held_out, coefficients))
         appearance = Appearance()
         appearance.add(images / 255)
-        distance = Cloud(features(images), Statistics.load(SCENES)).distance()
+        distance = Cloud(features(images), Statistics(demo_scenes())).distance()
         rows.append({**appearance.values(captions), "frechet": distance})
     return rows
 

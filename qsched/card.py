@@ -6,6 +6,7 @@ from typing import Any
 from qsched import standalone
 from qsched.coefficients import Coefficients
 from qsched.config import Study
+from qsched.numerals import Change, figure
 from qsched.sample_code import sample_code
 from qsched.sections import Model
 
@@ -144,12 +145,12 @@ def _numbers(coefficients: Coefficients) -> list[str]:
 
 
 def _held_out(metrics: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    rows = [
-        f"| {name}{_marks(row)} | {row['full_precision']:.3f} "
-        f"| {row['identity']:.3f} | {row['calibrated']:.3f} | {row['difference']:+.3f} "
-        f"[{row['interval'][0]:+.3f}, {row['interval'][1]:+.3f}] |"
-        for name, row in metrics.items()
-    ]
+    rows = []
+    for name, row in metrics.items():
+        means = [figure(row[key]) for key in ("full_precision", "identity", "calibrated")]
+        gain = Change.of(row)
+        cells = (f"{name}{_marks(row)}", *means, f"{gain.number} {gain.interval}")
+        rows.append(f"| {' | '.join(cells)} |")
     return ["| | full precision | quantized | calibrated | gain |", "|---|---|---|---|---|", *rows]
 
 

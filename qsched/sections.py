@@ -241,7 +241,7 @@ class Validation(Section):
 
     `candidates`: so many of the best trials go through it; they share the 5 % of doubt. `limits`:
     of the guards against a cheated metric. `reference`: a folder of real images, or "demo" for the
-    scenes that the demo model learned from, for the Frechet distance to them.
+    scenes that the demo model learned from, for FID's and KID's distance to them.
     """
 
     metrics: tuple[Annotated[str, _accepted_by(metric_entry)], ...]

@@ -62,18 +62,21 @@ def held_out(
             f"{metric.repair.mean:+.3f}",
         )
     for name, distance in distributions.items():
+        decimals = 1 if distance.identity >= 10 else 4
         table.add_row(
-            f"{name}*",
-            f"{distance.full_precision:.1f}",
-            f"{distance.identity:.1f}",
-            f"{distance.calibrated:.1f}",
-            _interval(distance.gain, 1, lower_is_better=True),
-            f"{distance.repair.mean:+.1f}",
+            f"{name}*" if distance.independent else name,
+            f"{distance.full_precision:.{decimals}f}",
+            f"{distance.identity:.{decimals}f}",
+            f"{distance.calibrated:.{decimals}f}",
+            _interval(distance.gain, decimals, lower_is_better=True),
+            f"{distance.repair.mean:+.{decimals}f}",
         )
     taste = "its own search" if own_search else "the same coefficients"
-    notes = [f"{name}: distance to real images, less is better" for name in distributions]
+    notes = ["*: unseen by the search"]
+    if distributions:
+        notes += [f"{', '.join(distributions)}: distances to real images, less is better"]
     notes += [f"repair: the gain less what full precision gains by {taste}"]
-    table.caption = "; ".join(["*: unseen by the search", *notes])
+    table.caption = "; ".join(notes)
     table.caption_justify = "left"
     return table
 

@@ -16,7 +16,8 @@ from qsched import jaq, verdict
 from qsched.coefficients import Coefficients
 from qsched.config import Study
 from qsched.controls import Control, full_precision
-from qsched.distribution import Distribution, distances, interval
+from qsched.distances import distances, interval
+from qsched.distribution import Distribution
 from qsched.guards import guards
 from qsched.jaq import Interval, Values, paired_interval
 from qsched.models import Loaded, load
@@ -53,13 +54,14 @@ class Companion:
 @dataclass(frozen=True)
 class Distance:
     """A distance of image sets to real images, lower is better. `gain`: calibrated - identity;
-    `repair`: that less what full precision gains."""
+    `repair`: that less what full precision gains. `independent`: counts in the verdict."""
 
     full_precision: float
     identity: float
     calibrated: float
     gain: Interval
     repair: Interval
+    independent: bool
 
     def to_dict(self) -> dict[str, Any]:
         """As `report.json` has it."""
@@ -69,7 +71,7 @@ class Distance:
             "calibrated": self.calibrated,
             **self.gain.to_dict(),
             "repair": self.repair.to_dict(),
-            "independent": True,
+            "independent": self.independent,
             "lower_is_better": True,
         }
 
@@ -218,7 +220,7 @@ class _Comparison:
         )
         gains = self._gains(after, before)
         if self.distribution:
-            apart = self._distances(before) - self._distances(after)
+            apart = self._distances(before)[FRECHET] - self._distances(after)[FRECHET]
             gains[FRECHET] = interval(apart, self._confidence(FRECHET))
         return Judged(candidate, gains, looks, verdict.verdict_of(gains, self.unseen, looks))
 
@@ -255,35 +257,41 @@ class _Comparison:
     def distances(
         self, four: Mapping[str, Measured], own: Coefficients | None
     ) -> dict[str, Distance]:
-        """The Frechet distance, where there are real images; `own` as in `held_out`."""
+        """Those to the real images, where there are some; `own` as in `held_out`."""
         if self.distribution is None:
             return {}
         drawn = {key: self._distances(measured) for key, measured in four.items()}
-        gain = drawn["calibrated"] - drawn["identity"]
-        tasted = drawn["full_precision_calibrated"]
-        taste = tasted if own is None else self._distances(self.full[own])
-        confidence = self._confidence(FRECHET)
-        rows = ("full_precision", "identity", "calibrated")
-        means = {key: float(drawn[key][0]) for key in rows}
+        if own is not None:
+            drawn["own_search"] = self._distances(self.full[own])
         return {
-            FRECHET: Distance(
-                **means,
-                gain=interval(gain, confidence),
-                repair=interval(gain - taste + drawn["full_precision"], confidence),
-            )
+            name: self._distance(name, {key: each[name] for key, each in drawn.items()})
+            for name in drawn["identity"]
         }
 
-    def _distances(self, measured: Measured) -> Values:
-        """An image set's distance to the real images, and those of resampled captions."""
+    def _distance(self, name: str, drawn: Mapping[str, Values]) -> Distance:
+        gain = drawn["calibrated"] - drawn["identity"]
+        tasted = drawn.get("own_search", drawn["full_precision_calibrated"])
+        confidence = self._confidence(name)
+        return Distance(
+            **{key: float(drawn[key][0]) for key in ("full_precision", "identity", "calibrated")},
+            gain=interval(gain, confidence),
+            repair=interval(gain - tasted + drawn["full_precision"], confidence),
+            independent=name in self.unseen,
+        )
+
+    def _distances(self, measured: Measured) -> dict[str, Values]:
+        """An image set's distances to the real images, and those of resampled captions."""
         assert self.distribution is not None
         assert measured.features is not None
         if id(measured) not in self._drawn:
-            cloud = self.distribution.cloud(measured.features)
-            self._drawn[id(measured)] = distances(cloud, self._captions)
+            self._drawn[id(measured)] = {
+                name: distances(images, self._captions)
+                for name, images in self.distribution.sets(measured.features).items()
+            }
         return self._drawn[id(measured)]
 
     @cached_property
-    def _drawn(self) -> dict[int, Values]:
+    def _drawn(self) -> dict[int, dict[str, Values]]:
         return {}
 
 

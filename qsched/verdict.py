@@ -15,7 +15,9 @@ from qsched.status import Candidate
 
 JAQ = "jaq"
 FRECHET = "frechet"
-"""The distance to real images; as a gain, how much nearer."""
+"""FID's distance to real images; as a gain, how much nearer."""
+KID = "kid"
+"""The kernel distance, a second look at the same features, which isn't counted twice as proof."""
 DOUBT = 0.05
 
 SAME_COEFFICIENTS = "the same coefficients"

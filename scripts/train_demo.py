@@ -49,7 +49,8 @@ from qsched.clip_models import load_open_clip
 from qsched.demo import captions as language
 from qsched.demo.captions import Caption
 from qsched.demo.critic import Critic, load_critic
-from qsched.distribution import SCENES, Cloud, Statistics, demo_features
+from qsched.distances import Cloud, Statistics
+from qsched.distribution import SCENES, demo_features
 from qsched.judges import Attributes
 from qsched.quantize import quantize
 from qsched.score import load_metrics
@@ -205,9 +206,9 @@ def make_data(work: Path, sprites_folder: Path, seed: int) -> None:
     save(data, work / "data.pt")
 
 
-def make_statistics(work: Path, sprites_folder: Path, seed: int) -> None:
-    """Writes scenes.npz, what the Frechet distance of a validation is measured to: mean and
-    covariance of scenes whose captions are drawn as the studies' are.
+def make_scenes(work: Path, sprites_folder: Path, seed: int) -> None:
+    """Writes scenes.npz, what the distances of a validation are measured to: the features, in half
+    precision, of scenes whose captions are drawn as the studies' are.
 
     A caption may come again, its scene is another one: so many different captions would hold few
     of the large single things, of which there are some 200.
@@ -224,7 +225,7 @@ def make_statistics(work: Path, sprites_folder: Path, seed: int) -> None:
         for start in range(0, REFERENCE, 250)
     ]
     work.mkdir(parents=True, exist_ok=True)
-    Statistics.of(np.concatenate(seen)).save(work / SCENES.name)
+    np.savez_compressed(work / SCENES.name, features=np.concatenate(seen).astype(np.float16))
 
 
 def save(value: object, path: Path) -> None:
@@ -865,7 +866,7 @@ def evaluate(work: Path, seed: int, steps: int = 4) -> None:
     def pooled(images: Tensor) -> Tensor:
         return in_chunks(lambda part: similarity.features(part)[-1].mean((2, 3)), images)
 
-    scenes = Statistics.of(pooled(reference).double().numpy())
+    scenes = Statistics(pooled(reference).double().numpy())
     full = sets[f"{steps} steps"]
     table = {}
     for name, images in sets.items():
@@ -950,7 +951,7 @@ def main() -> None:
     chosen, folder = options.stage, options.sprites or options.work / "sprites"
     for stage, file, make in (
         ("data", "data.pt", make_data),
-        ("scenes", SCENES.name, make_statistics),
+        ("scenes", SCENES.name, make_scenes),
     ):
         if chosen == stage or (chosen == "all" and not (options.work / file).exists()):
             make(options.work, folder, options.seed)

@@ -235,10 +235,14 @@ def test_a_validation_with_its_controls(tmp_path: Path, monkeypatch: pytest.Monk
             row["difference"] - own["difference"], abs=1e-9
         )
         assert own["mean"] - own["difference"] == pytest.approx(row["full_precision"], abs=1e-9)
-    distance = document["distributions"]["frechet"]
-    assert distance["lower_is_better"] is True
-    assert distance["full_precision"] < distance["identity"]
-    assert distance["difference"] == pytest.approx(distance["calibrated"] - distance["identity"])
+    assert set(document["distributions"]) == {"frechet", "kid"}
+    for name, distance in document["distributions"].items():
+        assert distance["lower_is_better"] is True
+        assert distance["independent"] is (name == "frechet")  # the same features count once
+        assert distance["full_precision"] < distance["identity"]
+        assert distance["difference"] == pytest.approx(
+            distance["calibrated"] - distance["identity"]
+        )
     again = Watcher()
     later = api.validate(studies.load(storage, "little"), out=tmp_path / "later", observer=again)
     assert again.trials == 0

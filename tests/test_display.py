@@ -191,14 +191,20 @@ def test_controls_and_distances_have_their_place() -> None:
         controls=(Companion(control, {"jaq": (2.0, gain), "pixels": (-3.0, gain)}),),
         distributions={
             "frechet": Distance(
-                30.0, 50.0, 45.0, Interval(-5.0, -7.0, -3.0), Interval(-4.0, -6.5, -1.5)
-            )
+                30.0, 50.0, 45.0, Interval(-5.0, -7.0, -3.0), Interval(-4.0, -6.5, -1.5), True
+            ),
+            "kid": Distance(
+                0.01, 0.03, 0.0289, Interval(-0.0011, -0.002, 0.0), Interval(0, 0, 0), False
+            ),
         },
         repair_against="its own search",
     )
     assert "full-precision  full  +0.500 [+0.250, +0.750]  +0.500" in out
     assert "-5.0 [-7.0, -3.0]" in out
-    assert "frechet: distance to real images, less is better" in words(out)
+    assert "frechet*" in out
+    assert "kid " in out
+    assert "-0.0011 [-0.0020, +0.0000]" in out
+    assert "frechet, kid: distances to real images, less is better" in words(out)
     assert "gains by its own search" in words(out)
     assert "gains by the same coefficients" in words(proven())
 

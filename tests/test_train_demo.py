@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from qsched.demo import captions as language
-from qsched.distribution import Statistics
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_damage_grows_from_nothing(recipe: ModuleType) -> None:
         assert change[0] < change[1] < change[2], name
 
 
-def test_the_statistics_of_scenes_repeat(
+def test_the_features_of_scenes_repeat(
     recipe: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sprites = torch.rand(2, len(language.OBJECTS), 4, 64, 64)
@@ -128,11 +128,11 @@ def test_the_statistics_of_scenes_repeat(
     monkeypatch.setattr(recipe, "render", rendered)
     monkeypatch.setattr(recipe, "REFERENCE", 40)
     for name in ("a", "b"):
-        recipe.make_statistics(tmp_path / name, tmp_path, 0)
+        recipe.make_scenes(tmp_path / name, tmp_path, 0)
     assert (tmp_path / "a" / "scenes.npz").read_bytes() == (
         tmp_path / "b" / "scenes.npz"
     ).read_bytes()
-    assert Statistics.load(tmp_path / "a" / "scenes.npz").count == 40
+    assert np.load(tmp_path / "a" / "scenes.npz")["features"].shape == (40, 112)
     assert len(drawn) == 80
     assert all(caption.held_out for caption in drawn)
 
