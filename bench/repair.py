@@ -419,7 +419,33 @@ def tables() -> dict[str, Table]:
                 for size in sorted((CALIBRATION, *SIZES))
                 if (row := pair.row([sized(scheme, size, s) for s in SEEDS], (JAQ, FRECHET)))
             ]
+    found["gains in KID beside gains in the Frechet distance"] = kernel_distances()
     return {title: rows for title, rows in found.items() if rows}
+
+
+def kernel_distances() -> Table:
+    """Whether another distance, KID, tells the same of the same features, network by network."""
+    scenes = distribution.demo_scenes()
+    statistics, kernel = distances.Statistics(scenes), distances.Kernel(scenes)
+    rows: Table = []
+    for steps, scheme in ((steps, scheme) for steps in STEPS for scheme in SCHEMES):
+        kept = load(scheme, steps)
+        seen = {name: kept[name].astype(float) for name in kept if name.endswith("|features")}
+        sets = [seen.pop("identity|features"), *seen.values()] if len(seen) > 2 else []
+        if sets:
+            network = "full precision" if scheme == "none" else scheme
+            fid = np.array([distances.Cloud(each, statistics).distance() for each in sets])
+            kid = np.array([distances.KernelCloud(each, kernel).distance() for each in sets])
+            gains = fid[0] - fid[1:], kid[0] - kid[1:]
+            rows.append(
+                {
+                    "network": f"{network} at {steps} step{'s' * (steps > 1)}",
+                    "searches": len(seen),
+                    "correlation": f"{np.corrcoef(*gains)[0, 1]:.2f}",
+                    "same sign": f"{np.mean(np.sign(gains[0]) == np.sign(gains[1])):.0%}",
+                }
+            )
+    return rows
 
 
 def ceilings(pair: Pair, scheme: str) -> Table:
