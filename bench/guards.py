@@ -38,12 +38,13 @@ def measure(study: Study, scheme: str, wanted: list[Coefficients]) -> list[dict[
     sampling, features = study.tables.sampling, demo_features()
     generator = ImageGenerator(loaded.pipeline, sampling, batch_size=16)
     captions = [prompt.text for prompt in study.held_out]
+    scenes = Statistics(demo_scenes())
     rows = []
     for coefficients in wanted:
         images = eight_bit(generator.generate(study.held_out, coefficients))
         appearance = Appearance()
         appearance.add(images / 255)
-        distance = Cloud(features(images), Statistics(demo_scenes())).distance()
+        distance = Cloud(features(images), scenes).distance()
         rows.append({**appearance.values(captions), "frechet": distance})
     return rows
 

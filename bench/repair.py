@@ -12,7 +12,6 @@ and features are kept by image in bench/data/repair, so that every interval can 
 """
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -20,273 +19,46 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
+from itertools import product
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from printing import Table, show
+from repairs import (
+    CALIBRATION,
+    CEILED,
+    CEILINGS,
+    DEEP,
+    LONG,
+    MEASURED,
+    NARROW,
+    NEAR,
+    PATIENT,
+    ROOT,
+    SCHEMES,
+    SEEDS,
+    SIZES,
+    STEPS,
+    TRIALS,
+    UNSEARCHED,
+    UNSEEN,
+    Cell,
+    ceiling,
+    demo,
+    load,
+    methods,
+    patient,
+    sized,
+    work,
+)
 
 from qsched import distances, distribution, jaq
-from qsched.coefficients import Coefficients
-from qsched.config import Study, load_study
-from qsched.prompts import Prompt
-from qsched.samplers import Proposer
-from qsched.spaces import Bounds, parametrisation
+from qsched.jaq import Values
+from qsched.verdict import FRECHET, JAQ
 
-ROOT = Path(__file__).parents[1]
-DATA = Path(__file__).parent / "data" / "repair"
 PLOT = ROOT / "docs" / "repair.png"
-SCHEMES = ("none", "w4a4", "w4a8", "w8a8")
-STEPS = (4, 2, 1)
-SEEDS = range(5)
-TRIALS = 32
-CALIBRATION = 32
-UNSEARCHED = {"mean of all x0": 1.0, "x0 decay of 0.4": 0.4}
-"""Averages that nothing is searched for."""
-WIDE = Bounds(0.6, 1.4)
-BOXES = {" in [0.8, 1.2]": Bounds(0.8, 1.2), " in [0.9, 1.1]": Bounds(0.9, 1.1)}
-"""Boxes other than WIDE, by what stands behind the parametrisation."""
-NEAR, NARROW = BOXES
-SEVERAL = ("ramp", "per-step", "per-step+x0-average", f"per-step+x0-fade{NARROW}")
-MANY = (
-    *("ramp", "per-step", f"per-step{NEAR}", f"per-step{NARROW}", "x0-average", "x0-decay"),
-    *("per-step+x0-average", "per-step+x0-decay", f"per-step+x0-decay{NEAR}"),
-    *(f"per-step+x0-fade{NEAR}", f"per-step+x0-fade{NARROW}"),
-)
-JAQ, FRECHET = "jaq", "frechet"
-CEILINGS = ("similarity", "attributes")
-MEASURED = ("w4a4", 4)
-"""Where ceilings are searched, for these."""
-CEILED = ("ramp", "per-step", "x0-average", "per-step+x0-average")
-DEEP = 1_000
-"""Trials of the ceilings of similarity of the last and the second of these once more, by CMA-ES."""
-SIZES = (4, 8, 16, 64)
-"""Calibration prompts beside 32, at w4a4 and 4 steps."""
-PATIENT = ("per-step",)
-"""At w4a4 and 4 steps with three times the trials as well."""
-UNSEEN = ("similarity", "attributes")
 SLIGHT = ("w8a8",)
 """Schemes that cost so little that a gain is no share of it."""
-Values = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One search: of `method` on `scheme` at `steps`, for `goal` ("jaq" or an unseen metric)."""
-
-    scheme: str
-    steps: int
-    method: str
-    seed: int
-    goal: str = JAQ
-    trials: int = TRIALS
-    prompts: int = CALIBRATION
-
-    @property
-    def key(self) -> str:
-        return f"{self.goal}|{self.method}|{self.seed}|{self.trials}|{self.prompts}"
-
-
-def methods(scheme: str, steps: int) -> Sequence[str]:
-    """What is searched; most of it where rounding costs most."""
-    if steps == 1:
-        return ("constant",)
-    return MANY if scheme in ("none", "w4a4") and steps == 4 else SEVERAL
-
-
-def cells(scheme: str, steps: int) -> list[Cell]:
-    """What is searched, seed by seed; then other calibration sets, ceilings and more trials."""
-    found = [Cell(scheme, steps, name, seed) for seed in SEEDS for name in methods(scheme, steps)]
-    if steps > 1:
-        found += [Cell(scheme, steps, name, 0) for name in UNSEARCHED]
-    if scheme in ("none", "w4a4") and steps == 4:
-        found += [sized(scheme, size, seed) for size in SIZES for seed in SEEDS]
-    if (scheme, steps) == MEASURED:
-        found += [ceiling(scheme, name, goal) for goal in CEILINGS for name in CEILED]
-        found += [deep(scheme, name) for name in CEILED[1::2]]
-    if scheme in ("none", "w4a4") and steps == 4:
-        found += [patient(scheme, name, seed) for name in PATIENT for seed in SEEDS]
-    return found
-
-
-def patient(scheme: str, method: str, seed: int) -> Cell:
-    return Cell(scheme, 4, method, seed, trials=3 * TRIALS)
-
-
-def ceiling(scheme: str, method: str, goal: str) -> Cell:
-    return Cell(scheme, 4, method, 0, goal, trials=3 * TRIALS)
-
-
-def deep(scheme: str, method: str) -> Cell:
-    return Cell(scheme, 4, method, 0, CEILINGS[0], trials=DEEP)
-
-
-def sized(scheme: str, size: int, seed: int) -> Cell:
-    return Cell(scheme, 4, "per-step", seed, prompts=size)
-
-
-def calibration(seed: int, count: int = CALIBRATION) -> tuple[Prompt, ...]:
-    """`count` of the 64 calibration captions, with noise of their own; more begin with fewer."""
-    captions = (ROOT / "studies/prompts/demo-calibration.txt").read_text().splitlines()
-    chosen = np.random.default_rng(seed).permutation(len(captions))[:count]
-    return tuple(Prompt(captions[i], 10_000 * (seed + 1) + int(i)) for i in sorted(chosen))
-
-
-# --- measured with the model --------------------------------------------------------------------
-
-
-class Lab:
-    """The demo model under one scheme at one number of steps, and the judges."""
-
-    def __init__(self, scheme: str, steps: int) -> None:
-        import torch
-
-        from qsched.defaults import sampling_of
-        from qsched.generate import ImageGenerator
-        from qsched.models import load
-        from qsched.score import Metrics, load_metrics, load_scorers
-        from qsched.sections import Quantization, Sampling
-
-        torch.set_num_threads(1)
-        self.study = demo()
-        tables = self.study.tables
-        self.held_out = self.study.held_out[:: tables.prompts.held_out_seeds]
-        how = None if scheme == "none" else Quantization(scheme=scheme, skip=())
-        sampling = sampling_of("demo", Sampling(steps=steps))
-        draws = {p for seed in SEEDS for p in calibration(seed, max(SIZES))}
-        compared = sorted({*calibration(0), *self.held_out})
-        self._features = distribution.demo_features()
-        self._scorers = load_scorers(self.study.scorers)
-        self._metrics = Metrics(load_metrics(UNSEEN), torch.device("cpu"))
-        self._references: dict[Prompt, Any] = {}
-
-        def generator(scheme: Any) -> ImageGenerator:
-            pipeline = load(tables.model, scheme, execution=tables.execution).pipeline
-            made = ImageGenerator(pipeline, sampling, part=tables.model.part, batch_size=16)
-            made.prepare(sorted({*draws, *self.held_out}))
-            return made
-
-        identity = Coefficients.identity(steps)
-        reference = generator(None)
-        for start in range(0, len(compared), 16):
-            batch = compared[start : start + 16]
-            images = reference.generate(batch, identity)
-            self._references |= dict(zip(batch, images, strict=True))
-        self._generator = generator(how)
-
-    def measure(
-        self, prompts: Sequence[Prompt], coefficients: Coefficients, *, unseen: bool
-    ) -> dict[str, Values]:
-        """{metric: (N,)}; `unseen`: beside the scorers those that the search never sees, and the
-        features (N, D) of the Frechet distance."""
-        import torch
-
-        values: dict[str, list[Any]] = {}
-        for start in range(0, len(prompts), 16):
-            batch = prompts[start : start + 16]
-            images = self._generator.generate(batch, coefficients)
-            scored = self._scorers.score(images, batch)
-            if unseen:
-                beside = torch.stack([self._references[prompt] for prompt in batch])
-                scored |= self._metrics.score(images, batch, beside)
-                scored["features"] = list(self._features((images * 255).round().byte()))
-            for name, listed in scored.items():
-                values.setdefault(name, []).extend(listed)
-        return {name: np.asarray(listed) for name, listed in values.items()}
-
-
-def search(lab: Lab, cell: Cell) -> Coefficients:
-    """The best trial's coefficients."""
-    prompts = calibration(cell.seed, cell.prompts)
-    if cell.method in UNSEARCHED:
-        return parametrisation("x0-decay", cell.steps).coefficients([UNSEARCHED[cell.method]])
-    box = next((box for box in BOXES if cell.method.endswith(box)), "")
-    space = parametrisation(cell.method.removesuffix(box), cell.steps)
-    bounds = BOXES.get(box, WIDE)
-    sampler = "cmaes" if cell.trials == DEEP else "auto"
-    proposer = Proposer(sampler, space, bounds, seed=cell.seed, budget=cell.trials)
-    objective = lab.study.objective
-    best: tuple[float, Coefficients] | None = None
-    for slot in range(cell.trials):
-        vector = proposer.vector(slot)
-        coefficients = space.coefficients(vector)
-        scores = lab.measure(prompts, coefficients, unseen=cell.goal != JAQ)
-        if slot == 0:
-            objective = objective.calibrated(scores)
-        value = objective.value(scores) if cell.goal == JAQ else float(scores[cell.goal].mean())
-        proposer.add(slot, vector, value)
-        if best is None or value > best[0]:
-            best = value, coefficients
-    assert best
-    return best[1]
-
-
-def work(scheme: str, steps: int) -> None:
-    """Every cell of one network that isn't there yet."""
-    kept = load(scheme, steps)
-    todo = [cell for cell in cells(scheme, steps) if f"{cell.key}|coefficients" not in kept]
-    if not todo:
-        return
-    lab = Lab(scheme, steps)
-    identity = Coefficients.identity(steps)
-
-    def keep(key: str, measured: dict[str, Values]) -> None:
-        kept.update({f"{key}|{name}": _small(name, v) for name, v in measured.items()})
-
-    if "identity|similarity" not in kept:
-        keep("identity", lab.measure(lab.held_out, identity, unseen=True))
-        for seed in SEEDS:
-            units = lab.measure(calibration(seed), identity, unseen=False)
-            keep(f"units|{seed}", units)
-    for done, cell in enumerate(todo, 1):
-        found = search(lab, cell)
-        keep(cell.key, lab.measure(lab.held_out, found, unseen=True))
-        kept[f"{cell.key}|coefficients"] = np.array(json.dumps(found.to_dict()))
-        save(scheme, steps, kept)
-        print(f"{scheme} at {steps} steps: {cell.key} ({done}/{len(todo)})", flush=True)
-
-
-def _small(name: str, values: Values) -> NDArray[Any]:
-    return values.astype(np.float16 if name == "features" else np.float32)
-
-
-def path_of(scheme: str, steps: int) -> Path:
-    return DATA / f"{scheme}-{steps}.npz"
-
-
-def load(scheme: str, steps: int) -> dict[str, Any]:
-    """What is kept of one network: {"goal|method|seed|trials|prompts|metric": (prompts,)}."""
-    path = path_of(scheme, steps)
-    if not path.exists():
-        return {}
-    with np.load(path) as found:
-        return {name: found[name] for name in found.files}
-
-
-def save(scheme: str, steps: int, kept: dict[str, Any]) -> None:
-    """Writes the file whole or not at all."""
-    path = path_of(scheme, steps)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_suffix(".part")
-    with whole.open("wb") as file:
-        np.savez_compressed(file, **kept)
-    whole.replace(path)
-
-
-def run(processes: int, only: Sequence[str]) -> None:
-    """Every network in a process of its own, `processes` at a time."""
-    jobs = [f"{scheme}-{steps}" for steps in STEPS for scheme in SCHEMES]
-    queue = [job for job in jobs if not only or job in only]
-    running: list[subprocess.Popen[bytes]] = []
-    while queue or running:
-        while queue and len(running) < processes:
-            running.append(subprocess.Popen([sys.executable, __file__, "network", queue.pop(0)]))
-        time.sleep(1)
-        running = [process for process in running if process.poll() is None]
-
-
-# --- the tables ---------------------------------------------------------------------------------
 
 
 def interval(metric: str, differences: Sequence[Values]) -> jaq.Interval:
@@ -335,16 +107,18 @@ class Network:
 
 
 @cache
-def demo() -> Study:
-    return load_study(ROOT / "studies/demo.toml")
+def scenes() -> tuple[distances.Statistics, distances.Kernel]:
+    """The real images, for either distance."""
+    features = distribution.demo_scenes()
+    return distances.Statistics(features), distances.Kernel(features)
 
 
 @cache
 def frechet(features: bytes) -> Values:
-    real = distances.Statistics(distribution.demo_scenes())
-    seen = np.frombuffer(features).reshape(-1, len(real.mean)).copy()
+    statistics, _ = scenes()
+    seen = np.frombuffer(features).reshape(-1, len(statistics.mean)).copy()
     captions = [str(index) for index in range(len(seen))]
-    return distances.distances(distances.Cloud(seen, real), captions, resamples=400)
+    return distances.distances(distances.Cloud(seen, statistics), captions, resamples=400)
 
 
 @dataclass(frozen=True)
@@ -390,7 +164,7 @@ class Pair:
 def tables() -> dict[str, Table]:
     """What is won back of what was lost, and what of it is repair; ceilings; calibration sets."""
     found: dict[str, Table] = {}
-    for steps, scheme in ((steps, scheme) for steps in STEPS for scheme in SCHEMES[1:]):
+    for steps, scheme in product(STEPS, SCHEMES[1:]):
         if not (kept := load(scheme, steps)) or not (full := load("none", steps)):
             continue
         pair = Pair(Network(kept, kept), Network(full, kept), scheme in SLIGHT)
@@ -401,7 +175,7 @@ def tables() -> dict[str, Table]:
         for method in UNSEARCHED if steps > 1 else ():
             plans[f"{method}, no search"] = [Cell(scheme, steps, method, 0)]
         for method in PATIENT if steps == 4 else ():
-            label = f"{method}, {3 * TRIALS} trials"
+            label = f"{method}, {LONG} trials"
             plans[label] = [patient(scheme, method, seed) for seed in SEEDS]
         metrics = (JAQ, FRECHET, *UNSEEN)
         words = ", ".join(f"{metric} {pair.lost(metric).mean:.3g}" for metric in metrics)
@@ -425,26 +199,26 @@ def tables() -> dict[str, Table]:
 
 def kernel_distances() -> Table:
     """Whether another distance, KID, tells the same of the same features, network by network."""
-    scenes = distribution.demo_scenes()
-    statistics, kernel = distances.Statistics(scenes), distances.Kernel(scenes)
+    statistics, kernel = scenes()
     rows: Table = []
-    for steps, scheme in ((steps, scheme) for steps in STEPS for scheme in SCHEMES):
+    for steps, scheme in product(STEPS, SCHEMES):
         kept = load(scheme, steps)
         seen = {name: kept[name].astype(float) for name in kept if name.endswith("|features")}
-        sets = [seen.pop("identity|features"), *seen.values()] if len(seen) > 2 else []
-        if sets:
-            network = "full precision" if scheme == "none" else scheme
-            fid = np.array([distances.Cloud(each, statistics).distance() for each in sets])
-            kid = np.array([distances.KernelCloud(each, kernel).distance() for each in sets])
-            gains = fid[0] - fid[1:], kid[0] - kid[1:]
-            rows.append(
-                {
-                    "network": f"{network} at {steps} step{'s' * (steps > 1)}",
-                    "searches": len(seen),
-                    "correlation": f"{np.corrcoef(*gains)[0, 1]:.2f}",
-                    "same sign": f"{np.mean(np.sign(gains[0]) == np.sign(gains[1])):.0%}",
-                }
-            )
+        if len(seen) < 3:
+            continue
+        sets = [seen.pop("identity|features"), *seen.values()]
+        fid = np.array([distances.Cloud(each, statistics).distance() for each in sets])
+        kid = np.array([distances.KernelCloud(each, kernel).distance() for each in sets])
+        gains = fid[0] - fid[1:], kid[0] - kid[1:]
+        network = "full precision" if scheme == "none" else scheme
+        rows.append(
+            {
+                "network": f"{network} at {steps} step{'s' * (steps > 1)}",
+                "searches": len(seen),
+                "correlation": f"{np.corrcoef(*gains)[0, 1]:.2f}",
+                "same sign": f"{np.mean(np.sign(gains[0]) == np.sign(gains[1])):.0%}",
+            }
+        )
     return rows
 
 
@@ -456,11 +230,11 @@ def ceilings(pair: Pair, scheme: str) -> Table:
             lost = pair.share_of(goal)
             row = {"metric": goal, "parametrisation": method}
             for label, cell in (
-                (f"searched itself, {3 * TRIALS} trials", ceiling(scheme, method, goal)),
-                (f"searched itself, {DEEP:,} trials", deep(scheme, method)),
+                (f"searched itself, {LONG} trials", ceiling(scheme, method, goal)),
+                (f"searched itself, {DEEP:,} trials", ceiling(scheme, method, goal, DEEP)),
                 (f"searched by JAQ, {TRIALS} trials", Cell(scheme, 4, method, 0)),
             ):
-                gain = pair.quantized.gain(cell, goal) if cell.goal in (goal, JAQ) else None
+                gain = pair.quantized.gain(cell, goal)
                 row[label] = "" if gain is None else written(interval(goal, [gain]), lost)
             rows.append(row)
     return rows
@@ -524,6 +298,18 @@ def plot() -> None:
                 bbox_to_anchor=(1, 0.06),
             )
     figure.savefig(PLOT)
+
+
+def run(processes: int, only: Sequence[str]) -> None:
+    """Every network in a process of its own, `processes` at a time."""
+    jobs = [f"{scheme}-{steps}" for steps in STEPS for scheme in SCHEMES]
+    queue = [job for job in jobs if not only or job in only]
+    running: list[subprocess.Popen[bytes]] = []
+    while queue or running:
+        while queue and len(running) < processes:
+            running.append(subprocess.Popen([sys.executable, __file__, "network", queue.pop(0)]))
+        time.sleep(1)
+        running = [process for process in running if process.poll() is None]
 
 
 def main() -> None:
