@@ -5,7 +5,7 @@ model learned from, whose features are shipped; for real models it is FID's own 
 as torchmetrics has it, and a folder of real images.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,12 +74,11 @@ class Distribution:
     features: Features
     real: Values
 
-    def sets(self, features: Values) -> Mapping[str, ImageSet]:
-        """{distance: an image set of these features beside the real ones}."""
-        return {
-            FRECHET: Cloud(features, self._statistics),
-            KID: KernelCloud(features, self._kernel),
-        }
+    def image_set(self, distance: str, features: Values) -> ImageSet:
+        """Features (N, D) beside the real ones, for one of FRECHET and KID."""
+        if distance == KID:
+            return KernelCloud(features, self._kernel)
+        return Cloud(features, self._statistics)
 
     @cached_property
     def _statistics(self) -> Statistics:

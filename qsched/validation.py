@@ -24,7 +24,16 @@ from qsched.models import Loaded, load
 from qsched.proof import ImageSets, Judge, Measured, free_memory, unseen
 from qsched.schedule import precondition
 from qsched.status import Candidate
-from qsched.verdict import FRECHET, JAQ, OWN_SEARCH, SAME_COEFFICIENTS, Guard, HeldOut, Judged
+from qsched.verdict import (
+    FRECHET,
+    JAQ,
+    KID,
+    OWN_SEARCH,
+    SAME_COEFFICIENTS,
+    Guard,
+    HeldOut,
+    Judged,
+)
 
 IMPROVED = "improved"
 
@@ -220,7 +229,7 @@ class _Comparison:
         )
         gains = self._gains(after, before)
         if self.distribution:
-            apart = self._distances(before)[FRECHET] - self._distances(after)[FRECHET]
+            apart = self._distances(FRECHET, before) - self._distances(FRECHET, after)
             gains[FRECHET] = interval(apart, self._confidence(FRECHET))
         return Judged(candidate, gains, looks, verdict.verdict_of(gains, self.unseen, looks))
 
@@ -260,17 +269,16 @@ class _Comparison:
         """Those to the real images, where there are some; `own` as in `held_out`."""
         if self.distribution is None:
             return {}
-        drawn = {key: self._distances(measured) for key, measured in four.items()}
-        if own is not None:
-            drawn["own_search"] = self._distances(self.full[own])
-        return {
-            name: self._distance(name, {key: each[name] for key, each in drawn.items()})
-            for name in drawn["identity"]
-        }
+        return {name: self._distance(name, four, own) for name in (FRECHET, KID)}
 
-    def _distance(self, name: str, drawn: Mapping[str, Values]) -> Distance:
+    def _distance(
+        self, name: str, four: Mapping[str, Measured], own: Coefficients | None
+    ) -> Distance:
+        drawn = {key: self._distances(name, measured) for key, measured in four.items()}
         gain = drawn["calibrated"] - drawn["identity"]
-        tasted = drawn.get("own_search", drawn["full_precision_calibrated"])
+        tasted = drawn["full_precision_calibrated"]
+        if own is not None:
+            tasted = self._distances(name, self.full[own])
         confidence = self._confidence(name)
         return Distance(
             **{key: float(drawn[key][0]) for key in ("full_precision", "identity", "calibrated")},
@@ -279,19 +287,18 @@ class _Comparison:
             independent=name in self.unseen,
         )
 
-    def _distances(self, measured: Measured) -> dict[str, Values]:
-        """An image set's distances to the real images, and those of resampled captions."""
+    def _distances(self, name: str, measured: Measured) -> Values:
+        """An image set's distance to the real images, and those of resampled captions."""
         assert self.distribution is not None
         assert measured.features is not None
-        if id(measured) not in self._drawn:
-            self._drawn[id(measured)] = {
-                name: distances(images, self._captions)
-                for name, images in self.distribution.sets(measured.features).items()
-            }
-        return self._drawn[id(measured)]
+        key = name, id(measured)
+        if key not in self._drawn:
+            images = self.distribution.image_set(name, measured.features)
+            self._drawn[key] = distances(images, self._captions)
+        return self._drawn[key]
 
     @cached_property
-    def _drawn(self) -> dict[int, dict[str, Values]]:
+    def _drawn(self) -> dict[tuple[str, int], Values]:
         return {}
 
 

@@ -48,3 +48,9 @@ class FakeScorers:
             "demo-alignment": (level - (model - 1.1) ** 2).tolist(),
             "demo-quality": (level - (sample - 0.9) ** 2).tolist(),
         }
+
+
+def pixels(count: int, seed: int) -> Tensor:
+    """Random uint8 images (count, 3, 16, 16)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
+import fakes
 from qsched import distances as module
 from qsched.distances import (
     Cloud,
@@ -68,14 +69,9 @@ class Pooled(nn.Module):
         return self.layer(images / 255).relu().mean(dim=(2, 3))
 
 
-def pixels(count: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
-
-
 def test_it_is_the_frechet_distance_that_torchmetrics_computes() -> None:
     network = Pooled()
-    real, made = pixels(80, 0), pixels(50, 1) // 2
+    real, made = fakes.pixels(80, 0), fakes.pixels(50, 1) // 2
     theirs = FrechetInceptionDistance(feature=network, input_img_size=(3, 16, 16))
     theirs.update(real, real=True)
     theirs.update(made, real=False)
@@ -88,7 +84,7 @@ def test_it_is_the_kernel_distance_that_torchmetrics_computes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     features = Features(Pooled())
-    real, made = features(pixels(50, 0)), features(pixels(50, 1) // 2)
+    real, made = features(fakes.pixels(50, 0)), features(fakes.pixels(50, 1) // 2)
     theirs = float(poly_mmd(torch.from_numpy(real), torch.from_numpy(made)))
     assert kid(made, real).distance() == pytest.approx(theirs, rel=1e-9)
     monkeypatch.setattr(module, "PIECE", 7)  # the kernel of many real images is made piece by piece

@@ -22,11 +22,6 @@ from qsched.distribution import (
 from qsched.errors import ConfigError, GenerationError, ScoreError
 
 
-def pixels(count: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
-
-
 def test_the_demos_scenes_are_shipped() -> None:
     real = demo_scenes()
     assert real.shape == (4000, 112)
@@ -72,11 +67,10 @@ def test_a_twin_sees_the_real_images_with_a_random_network(
     distribution = load_distribution(tables)
     assert distribution is not None
     assert distribution.real.shape == (4, 8)
-    features = distribution.features(pixels(5, 0))
+    features = distribution.features(fakes.pixels(5, 0))
     assert features.shape == (5, 8)
-    sets = distribution.sets(features)
-    assert sets["frechet"].distance() > 0
-    assert sets["kid"].distance() != 0
+    assert distribution.image_set("frechet", features).distance() > 0
+    assert distribution.image_set("kid", features).distance() != 0
 
 
 def test_what_is_no_reference_is_said_in_words(tmp_path: Path, real_folder: Path) -> None:
@@ -107,7 +101,7 @@ def test_smaller_pieces_where_memory_is_short() -> None:
         sizes.append(len(images))
         return images.float().mean(dim=(2, 3))
 
-    images = pixels(10, 0)
+    images = fakes.pixels(10, 0)
     assert np.allclose(Features(network)(images), images.float().mean(dim=(2, 3)))
     assert max(sizes) <= 3
 
