@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 from printing import show
 
-from qsched.coefficients import Coefficients
-from qsched.config import Study, load_study
-from qsched.distances import Cloud, Statistics
-from qsched.distribution import demo_features, demo_scenes
-from qsched.generate import ImageGenerator
-from qsched.guards import Appearance, guards
-from qsched.models import load
-from qsched.proof import eight_bit
-from qsched.sections import Quantization
+from qsched.evidence.appearance import Appearance, guards
+from qsched.evidence.distances import Cloud, Statistics
+from qsched.evidence.real_images import demo_features, demo_scenes
+from qsched.pipelines.generator import ImageGenerator
+from qsched.pipelines.loading import load
+from qsched.proof.image_sets import eight_bit
+from qsched.schedule.coefficients import Coefficients
+from qsched.study.sections import Quantization
+from qsched.study.study import Study, load_study
 
 STUDY = Path(__file__).parents[1] / "studies" / "demo.toml"
 RAMPS = ((1.1, 1.0), (1.2, 1.0), (0.9, 1.0), (1.0, 1.1), (1.0, 0.9))

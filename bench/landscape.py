@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qsched.catalog import model_entry
-from qsched.coefficients import Coefficients
-from qsched.defaults import sampling_of
 from qsched.demo.captions import prompt_lists
-from qsched.generate import ImageGenerator
-from qsched.models import denoiser, load_pipeline
+from qsched.pipelines.catalog import model_entry
+from qsched.pipelines.generator import ImageGenerator
+from qsched.pipelines.loading import denoiser, load_pipeline
 from qsched.prompts import with_seeds
-from qsched.quantize import quantize
-from qsched.score import checked, load_metrics, load_scorers
-from qsched.sections import Sampling
+from qsched.quantization.quantize import quantize
+from qsched.schedule.coefficients import Coefficients
+from qsched.scoring.scorers import checked, load_metrics, load_scorers
+from qsched.study.defaults import sampling_of
+from qsched.study.sections import Sampling
 
 STEPS = 4
 PROMPTS = 64

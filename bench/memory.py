@@ -18,9 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from qsched import api
-from qsched.config import load_study
-from qsched.status import Status
-from qsched.storage import Storage
+from qsched.service.status import Status
+from qsched.service.storage import Storage
+from qsched.study.study import load_study
 
 STUDY = Path(__file__).parents[1] / "studies" / "demo.toml"
 WARM = 0.2

@@ -29,8 +29,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from qsched.config import Study, load_study
-from qsched.spaces import parametrisation
+from qsched.schedule.parametrisations import parametrisation
+from qsched.study.study import Study, load_study
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "bench" / "data"
@@ -141,9 +141,9 @@ class Trial:
     def __init__(self, space: str) -> None:
         import torch
 
-        from qsched.generate import ImageGenerator
-        from qsched.models import load
-        from qsched.score import load_scorers
+        from qsched.pipelines.generator import ImageGenerator
+        from qsched.pipelines.loading import load
+        from qsched.scoring.scorers import load_scorers
 
         torch.set_num_threads(1)
         study = demo()

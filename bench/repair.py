@@ -52,9 +52,11 @@ from repairs import (
     work,
 )
 
-from qsched import distances, distribution, jaq
-from qsched.jaq import Values
-from qsched.verdict import FRECHET, JAQ
+from qsched.evidence import distances
+from qsched.evidence import real_images as distribution
+from qsched.proof.verdict import FRECHET, JAQ
+from qsched.scoring import jaq
+from qsched.scoring.jaq import Values
 
 PLOT = ROOT / "docs" / "repair.png"
 SLIGHT = ("w8a8",)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qsched import distribution
-from qsched.coefficients import Coefficients
-from qsched.config import Study, load_study
-from qsched.jaq import Values
+from qsched.evidence import real_images as distribution
 from qsched.prompts import Prompt
-from qsched.samplers import Proposer
-from qsched.spaces import Bounds, parametrisation
-from qsched.verdict import JAQ
+from qsched.proof.verdict import JAQ
+from qsched.schedule.coefficients import Coefficients
+from qsched.schedule.parametrisations import Bounds, parametrisation
+from qsched.scoring.jaq import Values
+from qsched.search.samplers import Proposer
+from qsched.study.study import Study, load_study
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data" / "repair"
@@ -123,11 +123,11 @@ class Lab:
     def __init__(self, scheme: str, steps: int) -> None:
         import torch
 
-        from qsched.defaults import sampling_of
-        from qsched.generate import ImageGenerator
-        from qsched.models import load
-        from qsched.score import Metrics, load_metrics, load_scorers
-        from qsched.sections import Quantization, Sampling
+        from qsched.pipelines.generator import ImageGenerator
+        from qsched.pipelines.loading import load
+        from qsched.scoring.scorers import Metrics, load_metrics, load_scorers
+        from qsched.study.defaults import sampling_of
+        from qsched.study.sections import Quantization, Sampling
 
         torch.set_num_threads(1)
         self.study = demo()
@@ -163,7 +163,7 @@ class Lab:
         features (N, D) of the Frechet distance."""
         import torch
 
-        from qsched.proof import eight_bit
+        from qsched.proof.image_sets import eight_bit
 
         values: dict[str, list[Any]] = {}
         for start in range(0, len(prompts), 16):

@@ -20,8 +20,8 @@ from recording import Recording
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
-from qsched.jaq import Objective, chance_to_lead
-from qsched.samplers import Proposer
+from qsched.scoring.jaq import Objective, chance_to_lead
+from qsched.search.samplers import Proposer
 
 Array = NDArray[np.float64]
 NEIGHBOURS = 25

@@ -37,8 +37,8 @@ from searches import (
     variants,
 )
 
-from qsched.jaq import paired_interval
-from qsched.sampler_names import SAMPLERS
+from qsched.scoring.jaq import paired_interval
+from qsched.search.catalog import SAMPLERS
 
 PLOT = ROOT / "docs" / "search.png"
 BUDGETS = (20, 25, 50, 100, 200)

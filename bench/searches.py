@@ -35,9 +35,9 @@ from replay import (
     search,
 )
 
-from qsched.sampler_names import SAMPLERS
-from qsched.samplers import Proposer
-from qsched.spaces import Bounds, parametrisation
+from qsched.schedule.parametrisations import Bounds, parametrisation
+from qsched.search.catalog import SAMPLERS
+from qsched.search.samplers import Proposer
 
 RESULTS = DATA / "search.json"
 SEEDS = 20

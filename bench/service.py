@@ -25,13 +25,13 @@ import numpy as np
 import optuna
 import sqlalchemy as sa
 
-from qsched import study as studies
-from qsched.config import load_study
-from qsched.samplers import distributions
-from qsched.schema import Score
-from qsched.storage import Storage
-from qsched.study import StoredStudy
-from qsched.worker import Worker
+from qsched.search.samplers import distributions
+from qsched.service import stored_study as studies
+from qsched.service.schema import Score
+from qsched.service.storage import Storage
+from qsched.service.stored_study import StoredStudy
+from qsched.service.worker import Worker
+from qsched.study.study import load_study
 
 PROMPTS, BATCH = 38, 19
 METRICS = ("demo-alignment", "demo-quality")

@@ -22,17 +22,17 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from qsched.catalog import model_entry
-from qsched.coefficients import Coefficients
-from qsched.defaults import sampling_of
 from qsched.demo.captions import prompt_lists
-from qsched.generate import ImageGenerator
-from qsched.models import denoiser, load_pipeline
+from qsched.pipelines.catalog import model_entry
+from qsched.pipelines.generator import ImageGenerator
+from qsched.pipelines.loading import denoiser, load_pipeline
 from qsched.prompts import Prompt, with_seeds
-from qsched.quantize import quantize
-from qsched.schedule import precondition
-from qsched.score import load_scorers
-from qsched.sections import Sampling
+from qsched.quantization.quantize import quantize
+from qsched.schedule.coefficients import Coefficients
+from qsched.schedule.preconditioning import precondition
+from qsched.scoring.scorers import load_scorers
+from qsched.study.defaults import sampling_of
+from qsched.study.sections import Sampling
 
 STEPS = (1, 2, 4, 8)
 BATCH = 16

@@ -28,15 +28,15 @@ if TYPE_CHECKING:
         work,
         write_report,
     )
-    from qsched.coefficients import Coefficients
-    from qsched.config import Study
     from qsched.errors import QschedError
-    from qsched.generate import ImageGenerator
-    from qsched.models import load_pipeline
+    from qsched.pipelines.generator import ImageGenerator
+    from qsched.pipelines.loading import load_pipeline
     from qsched.prompts import Prompt
-    from qsched.schedule import coefficients_of, precondition
-    from qsched.spaces import Bounds, Parametrisation, parametrisation
-    from qsched.storage import Storage
+    from qsched.schedule.coefficients import Coefficients
+    from qsched.schedule.parametrisations import Bounds, Parametrisation, parametrisation
+    from qsched.schedule.preconditioning import coefficients_of, precondition
+    from qsched.service.storage import Storage
+    from qsched.study.study import Study
 
 __all__ = [
     "Bounds",

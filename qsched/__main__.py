@@ -1,6 +1,6 @@
 """`python -m qsched` is `qsched`."""
 
-from qsched.cli import main
+from qsched.cli.main import main
 
 if __name__ == "__main__":
     main()

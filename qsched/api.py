@@ -11,22 +11,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsched import artifacts, gallery, pool, report
-from qsched import controls as companions
-from qsched.card import model_card
-from qsched.catalog import model_entry
-from qsched.coefficients import Coefficients
-from qsched.config import Study, load_study
 from qsched.errors import StudyError
-from qsched.export import export, stock_of
-from qsched.metrics import metric_entry
-from qsched.pictures import Pictures
-from qsched.status import Status
-from qsched.storage import Storage
-from qsched.study import StoredStudy, create, load
+from qsched.pictures.sheets import Pictures
+from qsched.pipelines.catalog import model_entry
+from qsched.proof import controls as companions
+from qsched.report import artifacts, gallery
+from qsched.report import writing as report
+from qsched.report.card import model_card
+from qsched.report.export import export, stock_of
+from qsched.schedule.coefficients import Coefficients
+from qsched.scoring.catalog import metric_entry
+from qsched.service import pool
+from qsched.service.status import Status
+from qsched.service.storage import Storage
+from qsched.service.stored_study import StoredStudy, create, load
+from qsched.study.study import Study, load_study
 
 if TYPE_CHECKING:
-    from qsched.validation import Validation
+    from qsched.proof.validation import Validation
 
 __all__ = [
     "Observer",
@@ -178,12 +180,12 @@ def work(
     if status.complete and not stay:
         return True
     observer.loading("the model, the scorers")
-    from qsched.generate import ImageGenerator
-    from qsched.models import PeakMemory, device_for, hardware
-    from qsched.models import load as load_model
-    from qsched.objective import Evaluator
-    from qsched.score import load_metrics, load_scorers
-    from qsched.worker import Worker
+    from qsched.pipelines.generator import ImageGenerator
+    from qsched.pipelines.loading import PeakMemory, device_for, hardware
+    from qsched.pipelines.loading import load as load_model
+    from qsched.scoring.scorers import load_metrics, load_scorers
+    from qsched.service.evaluator import Evaluator
+    from qsched.service.worker import Worker
 
     definition, tables = study.definition, study.definition.tables
     execution = tables.execution.model_copy(update={"device": device} if device else {})
@@ -254,7 +256,7 @@ def validate(
         observer.control(companion.name, companions.phrases(study.definition)[name])
         if not work(companion, observer=observer):
             return Outcome(companion.status(), False, report.grid_images(study))
-    from qsched import validation
+    from qsched.proof import validation
 
     candidates = companions.candidates(study, study.definition.tables.validation.candidates)
     finished = companions.finished(study)

@@ -18,8 +18,8 @@ from demo_model.evaluation import evaluate
 from demo_model.generator import train_generator
 from demo_model.quality import train_quality
 from demo_model.scenes import make_data, make_scenes
-from qsched.catalog import DEMO_FOLDER
-from qsched.distribution import SCENES
+from qsched.evidence.real_images import SCENES
+from qsched.pipelines.catalog import DEMO_FOLDER
 
 
 def export(work: Path, seed: int) -> None:

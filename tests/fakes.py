@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from fakes_light import load_study, study, study_file
-from qsched.coefficients import Coefficients
 from qsched.errors import GenerationError
 from qsched.prompts import Prompt
+from qsched.schedule.coefficients import Coefficients
 
 __all__ = ["FakeGenerator", "FakeScorers", "load_study", "study", "study_file"]
 

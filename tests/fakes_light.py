@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from qsched.config import Study, load_study
+from qsched.study.study import Study, load_study
 
 STUDY = """
 name = "{name}"

@@ -30,12 +30,12 @@ import sqlalchemy as sa
 
 import fakes_light as fakes
 from processes import FORKED
-from qsched import study as studies
-from qsched.database import Database
-from qsched.schema import Score
-from qsched.storage import Storage
-from qsched.study import StoredStudy
-from qsched.worker import Worker
+from qsched.service import stored_study as studies
+from qsched.service.database import Database
+from qsched.service.schema import Score
+from qsched.service.storage import Storage
+from qsched.service.stored_study import StoredStudy
+from qsched.service.worker import Worker
 
 WORKERS = 8
 LEASE = 1.5

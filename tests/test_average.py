@@ -23,10 +23,10 @@ from diffusers import (
 )
 from torch import Tensor
 
-from qsched.coefficients import Coefficients
 from qsched.errors import ScheduleError
-from qsched.generate import CACHES, ImageGenerator
-from qsched.schedule import coefficients_of, precondition
+from qsched.pipelines.generator import CACHES, ImageGenerator
+from qsched.schedule.coefficients import Coefficients
+from qsched.schedule.preconditioning import coefficients_of, precondition
 from test_generate import CASES, NO_CACHE, PROMPTS, Case, twin
 
 WEIGHTS = (0.3, -0.1, 0.2, 0.6)

@@ -15,9 +15,9 @@ from torch import nn
 from transformers import T5Config, T5EncoderModel
 
 from networks import by_hand, denoise, distance, flux, images, sd3, unet
-from qsched.backends import size_of, tensors_held
 from qsched.errors import QuantizationError
-from qsched.quantize import bitsandbytes_config, finish_loading, quantize
+from qsched.quantization.backends import size_of, tensors_held
+from qsched.quantization.quantize import bitsandbytes_config, finish_loading, quantize
 
 SCHEMES = {"torchao": ("w8a8", "w4a8", "w8", "w4"), "bitsandbytes": ("nf4", "fp4", "int8")}
 INSTALLED = {

@@ -11,12 +11,13 @@ import pytest
 import typer
 
 import fakes
-from qsched import __version__, cli
-from qsched import study as studies
-from qsched.coefficients import Coefficients
-from qsched.objective import Evaluator
-from qsched.storage import Storage
-from qsched.worker import Worker
+from qsched import __version__
+from qsched.cli import main as cli
+from qsched.schedule.coefficients import Coefficients
+from qsched.service import stored_study as studies
+from qsched.service.evaluator import Evaluator
+from qsched.service.storage import Storage
+from qsched.service.worker import Worker
 from test_export import outcome
 
 Qsched = Callable[..., tuple[int, str, str]]

@@ -19,11 +19,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from qsched import clip, clip_models
-from qsched.catalog import DEMO_FOLDER
-from qsched.clip import AqMap, ClipAlignment, ClipEncoder, OpenClipTowers, Preprocess
-from qsched.clip_models import LOADERS, load_open_clip, load_open_clip_scorer, load_pickscore
 from qsched.errors import ScoreError
+from qsched.pipelines.catalog import DEMO_FOLDER
+from qsched.scoring import clip, clip_models
+from qsched.scoring.clip import AqMap, ClipAlignment, ClipEncoder, OpenClipTowers, Preprocess
+from qsched.scoring.clip_models import (
+    LOADERS,
+    load_open_clip,
+    load_open_clip_scorer,
+    load_pickscore,
+)
 
 LONG = "a photograph of a red fox beside a tall house in the snow, " * 20
 CAPTIONS = ["a red fox", "An owl & a HOUSE, on snow!", "", LONG]

@@ -12,9 +12,16 @@ from typing import Any
 
 import pytest
 
-from qsched.coefficients import Coefficients
 from qsched.errors import CoefficientsError, QschedError, ScoreError
-from qsched.spaces import DECAY, DEFAULT_BOUNDS, NAMES, Bounds, Parametrisation, parametrisation
+from qsched.schedule.coefficients import Coefficients
+from qsched.schedule.parametrisations import (
+    DECAY,
+    DEFAULT_BOUNDS,
+    NAMES,
+    Bounds,
+    Parametrisation,
+    parametrisation,
+)
 
 RAGGED = Coefficients((1.1, 0.1 + 0.2, 1 / 3), (math.pi, 5e-324, 1.7976931348623157e308))
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 import fakes
-from qsched.catalog import MODELS, TWIN_SIDE
-from qsched.config import Study, differences, load_study
 from qsched.errors import ConfigError
+from qsched.pipelines.catalog import MODELS, TWIN_SIDE
+from qsched.study.study import Study, differences, load_study
 
 ROOT = Path(__file__).parents[1]
 

@@ -10,17 +10,19 @@ import pytest
 from torch import Tensor
 
 import fakes
-from qsched import api, controls, report
-from qsched import study as studies
-from qsched.coefficients import Coefficients
-from qsched.config import Study, load_study
+from qsched import api
 from qsched.demo.captions import prompt_lists
 from qsched.errors import ConfigError, StudyError
-from qsched.objective import Evaluator
 from qsched.prompts import Prompt
-from qsched.storage import Storage
-from qsched.study import StoredStudy
-from qsched.worker import Worker
+from qsched.proof import controls
+from qsched.report import writing as report
+from qsched.schedule.coefficients import Coefficients
+from qsched.service import stored_study as studies
+from qsched.service.evaluator import Evaluator
+from qsched.service.storage import Storage
+from qsched.service.stored_study import StoredStudy
+from qsched.service.worker import Worker
+from qsched.study.study import Study, load_study
 
 CALIBRATION, HELD_OUT = prompt_lists()
 
@@ -62,7 +64,7 @@ def test_candidates_are_the_best_trials_but_never_the_identity(study: StoredStud
 
 
 def test_equal_coefficients_are_one_candidate(study: StoredStudy) -> None:
-    from qsched.schema import SlotTable
+    from qsched.service.schema import SlotTable
 
     best = controls.candidates(study, 1)[0]
 

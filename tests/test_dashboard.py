@@ -13,15 +13,15 @@ from optuna_dashboard._custom_plot_data import list_graph_object_ids
 from PIL import Image
 
 import fakes
-from qsched import artifacts, gallery
-from qsched import study as studies
-from qsched.dashboard import application
+from qsched.cli.dashboard import application
 from qsched.errors import ConfigError
-from qsched.objective import Evaluator
-from qsched.pictures import ROWS, Pictures
-from qsched.storage import Storage
-from qsched.study import StoredStudy
-from qsched.worker import Worker
+from qsched.pictures.sheets import ROWS, Pictures
+from qsched.report import artifacts, gallery
+from qsched.service import stored_study as studies
+from qsched.service.evaluator import Evaluator
+from qsched.service.storage import Storage
+from qsched.service.stored_study import StoredStudy
+from qsched.service.worker import Worker
 
 
 @pytest.fixture

@@ -8,9 +8,9 @@ import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import OperationalError, PendingRollbackError, ProgrammingError
 
-from qsched import database as databases
-from qsched.database import Database, now
 from qsched.errors import StorageError
+from qsched.service import database as databases
+from qsched.service.database import Database, now
 
 
 @pytest.fixture

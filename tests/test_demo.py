@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from qsched.coefficients import Coefficients
 from qsched.demo.captions import prompt_lists
+from qsched.schedule.coefficients import Coefficients
 
 QSCHED = Path(sys.executable).with_name("qsched")
 CALIBRATION, HELD_OUT = prompt_lists()

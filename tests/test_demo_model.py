@@ -14,18 +14,18 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 from torch.nn import functional as F
 
-from qsched.catalog import DEMO_FOLDER, model_entry
-from qsched.coefficients import Coefficients
-from qsched.defaults import sampling_of
 from qsched.demo import captions as language
 from qsched.demo.captions import Caption, Thing
-from qsched.generate import ImageGenerator
-from qsched.jaq import paired_interval
-from qsched.models import denoiser, load_pipeline
+from qsched.pipelines.catalog import DEMO_FOLDER, model_entry
+from qsched.pipelines.generator import ImageGenerator
+from qsched.pipelines.loading import denoiser, load_pipeline
 from qsched.prompts import Prompt, read_captions, with_seeds
-from qsched.quantize import quantize
-from qsched.score import checked, load_metrics, load_scorers
-from qsched.sections import Sampling
+from qsched.quantization.quantize import quantize
+from qsched.schedule.coefficients import Coefficients
+from qsched.scoring.jaq import paired_interval
+from qsched.scoring.scorers import checked, load_metrics, load_scorers
+from qsched.study.defaults import sampling_of
+from qsched.study.sections import Sampling
 
 ROOT = Path(__file__).parents[1]
 CALIBRATION, HELD_OUT = language.prompt_lists()

@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from qsched import display, tables
 from qsched.api import Outcome
-from qsched.coefficients import Coefficients
-from qsched.controls import Control
-from qsched.jaq import Interval
-from qsched.schema import WorkerRecord
-from qsched.status import Candidate, Status
-from qsched.validation import Companion, Distance
-from qsched.verdict import Guard, Judged
+from qsched.cli import display
+from qsched.cli import proof as tables
+from qsched.proof.controls import Control
+from qsched.proof.validation import Companion, Distance
+from qsched.proof.verdict import Guard, Judged
+from qsched.schedule.coefficients import Coefficients
+from qsched.scoring.jaq import Interval
+from qsched.service.schema import WorkerRecord
+from qsched.service.status import Candidate, Status
 from test_report import validation
 
 IDENTITY = Candidate(0, 1.0, Coefficients.identity(4))

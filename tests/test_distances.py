@@ -10,8 +10,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import poly_mmd
 
 import fakes
-from qsched import distances as module
-from qsched.distances import (
+from qsched.evidence import distances as module
+from qsched.evidence.distances import (
     Cloud,
     ImageSet,
     Kernel,
@@ -20,8 +20,8 @@ from qsched.distances import (
     distances,
     interval,
 )
-from qsched.distribution import Features
-from qsched.jaq import Interval
+from qsched.evidence.real_images import Features
+from qsched.scoring.jaq import Interval
 
 Array = np.ndarray
 Beside = Callable[[Array, Array], ImageSet]

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 import fakes
-from qsched.config import Study, load_study
-from qsched.distribution import (
+from qsched.errors import ConfigError, GenerationError, ScoreError
+from qsched.evidence.real_images import (
     SCENES,
     Features,
     demo_scenes,
@@ -19,7 +19,7 @@ from qsched.distribution import (
     load_distribution,
     real_images,
 )
-from qsched.errors import ConfigError, GenerationError, ScoreError
+from qsched.study.study import Study, load_study
 
 
 def test_the_demos_scenes_are_shipped() -> None:

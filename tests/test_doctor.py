@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from qsched.doctor import Finding, device, examine
-from qsched.template import study_text
+from qsched.cli.doctor import Finding, device, examine
+from qsched.study.template import study_text
 
 A6000 = "NVIDIA RTX A6000, 535.230.02, 49140\n"
 

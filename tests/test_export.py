@@ -17,19 +17,22 @@ from PIL import Image
 
 import fakes
 from qsched import api
-from qsched import study as studies
-from qsched.card import model_card
-from qsched.catalog import DEMO_FOLDER
-from qsched.coefficients import Coefficients
-from qsched.config import Study, load_study
 from qsched.errors import CoefficientsError, StudyError
-from qsched.export import export
-from qsched.generate import ImageGenerator
-from qsched.models import load
-from qsched.sample_code import sample_code
-from qsched.schedule import PreconditionedFlowMatchEulerDiscreteScheduler, precondition
-from qsched.storage import Storage
-from qsched.study import StoredStudy
+from qsched.pipelines.catalog import DEMO_FOLDER
+from qsched.pipelines.generator import ImageGenerator
+from qsched.pipelines.loading import load
+from qsched.report.card import model_card
+from qsched.report.export import export
+from qsched.report.sample_code import sample_code
+from qsched.schedule.coefficients import Coefficients
+from qsched.schedule.preconditioning import (
+    PreconditionedFlowMatchEulerDiscreteScheduler,
+    precondition,
+)
+from qsched.service import stored_study as studies
+from qsched.service.storage import Storage
+from qsched.service.stored_study import StoredStudy
+from qsched.study.study import Study, load_study
 
 RAMP = Coefficients.ramp(4, 1.1, 0.9)
 AVERAGED = RAMP.averaged((0.25, 0.25, 0.25, 0.25))

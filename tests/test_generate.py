@@ -12,15 +12,15 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from qsched.catalog import TWIN_SIDE
-from qsched.coefficients import Coefficients
-from qsched.defaults import sampling_of, with_entry
 from qsched.errors import CoefficientsError, GenerationError
-from qsched.generate import CACHES, ImageGenerator
-from qsched.models import denoiser, load
+from qsched.pipelines.catalog import TWIN_SIDE
+from qsched.pipelines.generator import CACHES, ImageGenerator
+from qsched.pipelines.loading import denoiser, load
 from qsched.prompts import Prompt
-from qsched.schedule import coefficients_of
-from qsched.sections import Model, Quantization, Sampling
+from qsched.schedule.coefficients import Coefficients
+from qsched.schedule.preconditioning import coefficients_of
+from qsched.study.defaults import sampling_of, with_entry
+from qsched.study.sections import Model, Quantization, Sampling
 
 CAPTIONS = ["a red owl", "blue fox", "cat", "dog on a log", "x", "y z", "moon"]
 PROMPTS = [Prompt(caption, 11 * index + 3) for index, caption in enumerate(CAPTIONS)]

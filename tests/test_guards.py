@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qsched.guards import NAMES, Appearance, diversity, guards, patterns
-from qsched.sections import Limits
-from qsched.verdict import Guard
+from qsched.evidence.appearance import NAMES, Appearance, diversity, guards, patterns
+from qsched.proof.verdict import Guard
+from qsched.study.sections import Limits
 
 LIMITS = Limits().model_dump()
 CAPTIONS = [f"caption {index // 2}" for index in range(48)]

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from qsched.coefficients import Coefficients
 from qsched.errors import ConfigError, QschedError
-from qsched.images import image_set
-from qsched.twins import pipeline_twin
+from qsched.pipelines.image_sets import image_set
+from qsched.pipelines.twins import pipeline_twin
+from qsched.schedule.coefficients import Coefficients
 
 CAPTIONS = ["a cat", "a dog", "an owl", "a fox", "a hen"]
 

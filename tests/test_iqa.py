@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from qsched import iqa
 from qsched.errors import ScoreError
+from qsched.scoring import iqa
 
 pyiqa = pytest.importorskip("pyiqa")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from qsched.errors import ScoreError
-from qsched.jaq import Interval, Objective, Scale, Term, paired_interval
+from qsched.scoring.jaq import Interval, Objective, Scale, Term, paired_interval
 
 TERMS = (Term("tc", 1.0), Term("iq", 2.0))
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from qsched.errors import ScoreError
-from qsched.metrics import (
+from qsched.scoring.catalog import (
     METRICS,
     PRESETS,
     SCORERS,

@@ -11,13 +11,14 @@ import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import errors as hub_errors
 
-from qsched import catalog, hub
-from qsched.catalog import MODELS, TWIN_SIDE
-from qsched.defaults import sampling_of, with_entry
+from qsched import hub
 from qsched.errors import ConfigError, HubError, ModelError, QuantizationError
-from qsched.models import PeakMemory, device_for, load, load_pipeline
-from qsched.sections import Execution, LoraTable, Model, Quantization, Sampling
-from qsched.twins import pipeline_twin
+from qsched.pipelines import catalog
+from qsched.pipelines.catalog import MODELS, TWIN_SIDE
+from qsched.pipelines.loading import PeakMemory, device_for, load, load_pipeline
+from qsched.pipelines.twins import pipeline_twin
+from qsched.study.defaults import sampling_of, with_entry
+from qsched.study.sections import Execution, LoraTable, Model, Quantization, Sampling
 
 REAL = [name for name in MODELS if name != "demo"]
 STEPS = {name: max(MODELS[name].steps or (4,)) for name in REAL}
@@ -314,9 +315,9 @@ def test_what_saves_memory_leaves_the_images_nearly_as_they_are() -> None:
 
 @pytest.mark.slow
 def test_a_compiled_network_draws_the_same_and_can_be_intercepted() -> None:
-    from qsched.coefficients import Coefficients
-    from qsched.generate import ImageGenerator
+    from qsched.pipelines.generator import ImageGenerator
     from qsched.prompts import Prompt
+    from qsched.schedule.coefficients import Coefficients
 
     made = []
     for compiled in (False, True):

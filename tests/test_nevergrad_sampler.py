@@ -14,10 +14,10 @@ from optuna.testing import pytest_samplers as contract
 pytest.importorskip("nevergrad")
 
 from qsched.errors import ConfigError
-from qsched.nevergrad_sampler import Machine
 from qsched.prompts import stable_seed
-from qsched.sampler_names import NEVERGRAD
-from qsched.samplers import NevergradSampler
+from qsched.search.catalog import NEVERGRAD
+from qsched.search.nevergrad_sampler import Machine
+from qsched.search.samplers import NevergradSampler
 
 OPTIMIZERS = ("CMA", "DE", "PSO", "OnePlusOne")
 SPACE = {name: optuna.distributions.FloatDistribution(0.6, 1.4) for name in ("a", "b", "c")}

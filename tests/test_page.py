@@ -15,13 +15,13 @@ import pytest
 from PIL import Image
 
 import fakes_light
-from qsched import page, plots
-from qsched.coefficients import Coefficients
-from qsched.config import Study
-from qsched.numerals import Change, duration
-from qsched.pictures import Pictures
-from qsched.schema import Slot, WorkerRecord
-from qsched.status import Candidate, Status
+from qsched.pictures.sheets import Pictures
+from qsched.report import page, plots
+from qsched.report.numerals import Change, duration
+from qsched.schedule.coefficients import Coefficients
+from qsched.service.schema import Slot, WorkerRecord
+from qsched.service.status import Candidate, Status
+from qsched.study.study import Study
 
 RAMP = Coefficients.ramp(4, 1.1, 0.9)
 FOUND = {"model": list(RAMP.model), "sample": list(RAMP.sample)}

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from qsched import phrases
-from qsched.phrases import noun_phrases
+from qsched.scoring import phrases
+from qsched.scoring.phrases import noun_phrases
 
 
 def examples() -> list[tuple[str, tuple[str, ...]]]:

@@ -20,10 +20,10 @@ from diffusers import (
 from torch import nn
 
 from networks import Network, by_hand, flux, images, linear, sd3, unet
-from qsched.account import LayerLeft
 from qsched.errors import QuantizationError
-from qsched.quantize import QuantizationReport, quantize
-from qsched.schemes import FIRST_AND_LAST
+from qsched.quantization.account import LayerLeft
+from qsched.quantization.quantize import QuantizationReport, quantize
+from qsched.quantization.schemes import FIRST_AND_LAST
 
 
 @pytest.fixture

@@ -5,11 +5,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from qsched.database import Database
 from qsched.errors import LeaseLost
-from qsched.queue import FAILURES, LOSSES, Queue
-from qsched.schema import Score, Slot
-from qsched.storage import Storage
+from qsched.service.database import Database
+from qsched.service.schema import Score, Slot
+from qsched.service.slots import FAILURES, LOSSES, Queue
+from qsched.service.storage import Storage
 
 SCORE = Score(0, "tc", 1.5, 0.1)
 

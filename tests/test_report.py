@@ -9,18 +9,20 @@ import pytest
 from PIL import Image
 
 import fakes
-from qsched import api, artifacts, report
-from qsched import study as studies
-from qsched.coefficients import Coefficients
-from qsched.jaq import Interval
-from qsched.objective import Evaluator
-from qsched.pictures import KEPT_SIDE, ROWS, Pictures
-from qsched.schema import Slot
-from qsched.status import Candidate
-from qsched.storage import Storage
-from qsched.study import StoredStudy
-from qsched.validation import HeldOut, Validation
-from qsched.worker import Worker
+from qsched import api
+from qsched.pictures.sheets import KEPT_SIDE, ROWS, Pictures
+from qsched.proof.validation import HeldOut, Validation
+from qsched.report import artifacts
+from qsched.report import writing as report
+from qsched.schedule.coefficients import Coefficients
+from qsched.scoring.jaq import Interval
+from qsched.service import stored_study as studies
+from qsched.service.evaluator import Evaluator
+from qsched.service.schema import Slot
+from qsched.service.status import Candidate
+from qsched.service.storage import Storage
+from qsched.service.stored_study import StoredStudy
+from qsched.service.worker import Worker
 
 SIDE = 16
 RAMP = Coefficients.ramp(4, 1.1, 0.9)

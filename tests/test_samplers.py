@@ -11,9 +11,9 @@ import pytest
 
 from qsched.errors import ConfigError, QschedError
 from qsched.prompts import stable_seed
-from qsched.sampler_names import AUTO, NEVERGRAD, SAMPLERS, check_sampler, resolved
-from qsched.samplers import Proposer
-from qsched.spaces import DECAY, Bounds, Parametrisation, parametrisation
+from qsched.schedule.parametrisations import DECAY, Bounds, Parametrisation, parametrisation
+from qsched.search.catalog import AUTO, NEVERGRAD, SAMPLERS, check_sampler, resolved
+from qsched.search.samplers import Proposer
 
 SPACE = parametrisation("ramp", 4)
 WIDE = parametrisation("per-step", 4)

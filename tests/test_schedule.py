@@ -34,10 +34,10 @@ from diffusers.configuration_utils import ConfigMixin, FrozenDict, register_to_c
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
-from qsched import schedule
-from qsched.coefficients import Coefficients
 from qsched.errors import CoefficientsError, QschedError, ScheduleError
-from qsched.schedule import coefficients_of, precondition
+from qsched.schedule import preconditioning as schedule
+from qsched.schedule.coefficients import Coefficients
+from qsched.schedule.preconditioning import coefficients_of, precondition
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers on NumPy 2
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from qsched.errors import QuantizationError
-from qsched.schemes import BACKENDS, Scheme, backend_for, group_size_for, resolve
+from qsched.quantization.schemes import BACKENDS, Scheme, backend_for, group_size_for, resolve
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,11 @@ import torch
 from torch import Tensor
 
 from qsched.errors import ScoreError
-from qsched.jaq import Objective, Term
-from qsched.metrics import METRICS, PRESETS, SCORERS, MetricEntry
 from qsched.prompts import Prompt
-from qsched.score import (
-    Metrics,
-    Scorers,
-    checked,
-    load_metrics,
-    load_scorers,
-)
-from qsched.similarity import pixel_closeness
+from qsched.scoring.catalog import METRICS, PRESETS, SCORERS, MetricEntry
+from qsched.scoring.jaq import Objective, Term
+from qsched.scoring.scorers import Metrics, Scorers, checked, load_metrics, load_scorers
+from qsched.scoring.similarity import pixel_closeness
 
 PROMPTS = [Prompt("a flat owl", 1), Prompt("a shaded fox", 2)]
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from networks import Network, by_hand, denoise, distance, images, linear, sd3, unet
-from qsched.quantize import quantize
-from qsched.simulate import SimulatedConv2d, SimulatedLinear
+from qsched.quantization.quantize import quantize
+from qsched.quantization.simulated import SimulatedConv2d, SimulatedLinear
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ from diffusers import AutoModel, DiffusionPipeline, FlowMatchEulerDiscreteSchedu
 from diffusers.utils import dynamic_modules_utils
 from torch import Tensor
 
-from qsched.coefficients import Coefficients
-from qsched.export import export
-from qsched.models import load_pipeline
-from qsched.schedule import coefficients_of, precondition
-from qsched.standalone import in_order, module_name, source
+from qsched.pipelines.loading import load_pipeline
+from qsched.report.export import export
+from qsched.schedule.coefficients import Coefficients
+from qsched.schedule.preconditioning import coefficients_of, precondition
+from qsched.schedule.standalone import in_order, module_name, source
 from test_average import SCALED, SCHEDULERS, loop
 from test_generate import Case, twin
 
@@ -38,8 +38,8 @@ KINDS = {"scalars": SCALARS, "average": SCALED}
 
 def demo() -> Case:
     """The shipped model itself, with its own scheduler."""
-    from qsched.defaults import sampling_of
-    from qsched.sections import Sampling
+    from qsched.study.defaults import sampling_of
+    from qsched.study.sections import Sampling
 
     return load_pipeline("demo"), sampling_of("demo", Sampling(steps=4))
 

@@ -8,13 +8,13 @@ import pytest
 from optuna.trial import TrialState
 
 import fakes
-from qsched import stopping
-from qsched import study as studies
-from qsched.jaq import chance_to_lead
-from qsched.objective import Evaluator
-from qsched.storage import Storage
-from qsched.study import StoredStudy
-from qsched.worker import Worker
+from qsched.scoring.jaq import chance_to_lead
+from qsched.search import stopping
+from qsched.service import stored_study as studies
+from qsched.service.evaluator import Evaluator
+from qsched.service.storage import Storage
+from qsched.service.stored_study import StoredStudy
+from qsched.service.worker import Worker
 
 BEST = {prompt: float(prompt) for prompt in range(12)}
 

@@ -7,11 +7,11 @@ import optuna
 import pytest
 import sqlalchemy as sa
 
-from qsched.database import Database
 from qsched.errors import StorageError
-from qsched.queue import Queue
-from qsched.schema import SCHEMA_VERSION
-from qsched.storage import Storage
+from qsched.service.database import Database
+from qsched.service.schema import SCHEMA_VERSION
+from qsched.service.slots import Queue
+from qsched.service.storage import Storage
 
 
 @pytest.fixture

@@ -8,15 +8,16 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from qsched import api, template
-from qsched.catalog import MODELS
-from qsched.config import Study, load_study
-from qsched.defaults import sampling_of
+from qsched import api
 from qsched.errors import ConfigError, QuantizationError
-from qsched.generate import ImageGenerator
-from qsched.models import load
-from qsched.schedule import coefficients_of, preconditioned_class
-from qsched.storage import Storage
+from qsched.pipelines.catalog import MODELS
+from qsched.pipelines.generator import ImageGenerator
+from qsched.pipelines.loading import load
+from qsched.schedule.preconditioning import coefficients_of, preconditioned_class
+from qsched.service.storage import Storage
+from qsched.study import template
+from qsched.study.defaults import sampling_of
+from qsched.study.study import Study, load_study
 
 STUDIES = Path(__file__).parents[1] / "studies"
 FILES = sorted(path.name for path in STUDIES.glob("*.toml") if path.name != "demo.toml")

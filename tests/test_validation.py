@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 import fakes
-from qsched import proof
-from qsched.coefficients import Coefficients
-from qsched.config import Study
-from qsched.guards import LUMA
-from qsched.jaq import Interval
-from qsched.proof import ImageSets
-from qsched.status import Candidate
-from qsched.verdict import Guard, Judged, choose, held_out, level, sentence_of, verdict_of
+from qsched.evidence.appearance import LUMA
+from qsched.proof import image_sets as proof
+from qsched.proof.image_sets import ImageSets
+from qsched.proof.verdict import Guard, Judged, choose, held_out, level, sentence_of, verdict_of
+from qsched.schedule.coefficients import Coefficients
+from qsched.scoring.jaq import Interval
+from qsched.service.status import Candidate
+from qsched.study.study import Study
 
 ABOVE, ACROSS, BELOW = Interval(0.2, 0.1, 0.3), Interval(0.1, -0.1, 0.3), Interval(-0.2, -0.3, -0.1)
 UNSEEN = ("similarity",)

@@ -16,12 +16,12 @@ from optuna.trial import TrialState
 
 import fakes
 from processes import FORKED
-from qsched import study as studies
 from qsched.errors import StudyError
-from qsched.objective import Evaluator
-from qsched.storage import Storage
-from qsched.study import StoredStudy
-from qsched.worker import Worker
+from qsched.service import stored_study as studies
+from qsched.service.evaluator import Evaluator
+from qsched.service.storage import Storage
+from qsched.service.stored_study import StoredStudy
+from qsched.service.worker import Worker
 
 
 def stored(folder: Path, url: str | None = None, **changes: object) -> StoredStudy:

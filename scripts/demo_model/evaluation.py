@@ -12,13 +12,13 @@ from torch import Tensor
 from demo_model.damages import DAMAGES
 from demo_model.generator import generate, load_pipeline
 from demo_model.scenes import to_unit
-from qsched.clip import ClipAlignment
-from qsched.clip_models import load_open_clip
 from qsched.demo.critic import Critic, load_critic
-from qsched.distances import Cloud, Statistics
-from qsched.judges import Attributes
-from qsched.quantize import quantize
-from qsched.score import load_metrics
+from qsched.evidence.distances import Cloud, Statistics
+from qsched.quantization.quantize import quantize
+from qsched.scoring.clip import ClipAlignment
+from qsched.scoring.clip_models import load_open_clip
+from qsched.scoring.loading import Attributes
+from qsched.scoring.scorers import load_metrics
 
 SHOWN = 512  # held-out captions that are drawn
 SCHEMES = ("w8a8", "w4a8", "w4a4")

@@ -18,7 +18,7 @@ from torch import Tensor
 from demo_model.training import save
 from qsched.demo import captions as language
 from qsched.demo.captions import Caption
-from qsched.distribution import SCENES, demo_features
+from qsched.evidence.real_images import SCENES, demo_features
 
 SIZE = 64
 POOL = 50_000

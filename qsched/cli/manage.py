@@ -1,0 +1,310 @@
+"""The commands that manage studies and their workers in a shared database."""
+
+import json
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from qsched.cli.options import (
+    Accept,
+    AsJson,
+    Name,
+    OutFolder,
+    StorageUrl,
+    StudyName,
+    StudyPath,
+    Trials,
+    console,
+    open_storage,
+)
+
+WORKER_PATIENCE = 600.0
+"""Seconds that a worker waits for a database that is away."""
+
+
+def create(
+    study: StudyPath,
+    name: Name = None,
+    storage: StorageUrl = None,
+    trials: Trials = None,
+    accept: Accept = None,
+    as_json: AsJson = False,
+) -> None:
+    """Enter a study and its trials into the database, for workers to find. Needs no GPU.
+
+    The same file may be entered again: nothing changes, or a larger budget adds trials.
+
+    Example: [bold]qsched create studies/demo.toml --storage postgresql://me@host/qsched[/]
+    """
+    from qsched import api
+
+    definition = api.load_study(study).changed(name=name, trials=trials)
+    database = open_storage(storage)
+    status = api.create(database, definition, accept=accept or ()).status()
+    if as_json:
+        console.print_json(json.dumps(status.to_dict()))
+        return
+    console.print(Text(f"study     {status.study} in {database}"), soft_wrap=True)
+    console.print(f"trials    {status.done}/{status.budget}, {status.waiting} waiting")
+    console.print(Text(f"next      qsched work {status.study}, on every machine"))
+
+
+def work(
+    name: StudyName,
+    storage: StorageUrl = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Another device than the study's, such as cuda:1.", show_default=False),
+    ] = None,
+    max_trials: Annotated[
+        int | None, typer.Option(help="Stop after so many trials.", min=1, show_default=False)
+    ] = None,
+    idle_exit: Annotated[
+        bool, typer.Option("--idle-exit", help="End with the budget instead of waiting for more.")
+    ] = False,
+    grace: Annotated[
+        float, typer.Option(help="Seconds that the trial in hand may take when asked to stop.")
+    ] = 60.0,
+) -> None:
+    """Work on a study as one worker; start as many as there are GPUs, on any machine.
+
+    SIGTERM or Ctrl-C: no more work, the trial in hand is finished within the grace or given back,
+    exit 0. Ctrl-C again: it is given back at once. A log is kept in runs/NAME/workers/.
+
+    Example: [bold]qsched work demo --device cuda:1 --idle-exit[/]
+    """
+    from qsched import api
+    from qsched.cli import display
+
+    study = api.load(open_storage(storage, patience=WORKER_PATIENCE), name)
+    log = Path("runs") / name / "workers" / f"{socket.gethostname()}-{os.getpid()}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    _log_to(log)
+    console.print(Text(f"study     {name} in {study.storage}"), soft_wrap=True)
+    console.print(Text(f"log       {log.resolve()}"), soft_wrap=True)
+    with display.LiveProgress(console).live() as observer:
+        api.work(
+            study,
+            device=device,
+            max_trials=max_trials,
+            stay=not idle_exit,
+            grace=grace,
+            observer=observer,
+        )
+    status = study.status()
+    console.print(f"trials    {status.done}/{status.budget}")
+
+
+def status(
+    name: Annotated[
+        str | None, typer.Argument(help="A study; all of them without.", show_default=False)
+    ] = None,
+    storage: StorageUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Where one study stands, or all of the database; returns what dead workers held to the queue.
+
+    Example: [bold]qsched status demo --json[/]
+    """
+    from qsched import api
+    from qsched.cli import display
+
+    database = open_storage(storage)
+    names = [name] if name else database.study_names()
+    rows = []
+    for each in names:
+        study = api.load(database, each)
+        study.tidy()
+        rows.append(study.status())
+    if as_json:
+        documents = [row.to_dict() for row in rows]
+        console.print_json(json.dumps(documents[0] if name else documents))
+        return
+    if not rows:
+        console.print(Text(f"no study in {database}; start one with qsched run STUDY.toml"))
+        return
+    console.print(display.studies(rows))
+    for row in rows:
+        if row.alive:
+            console.print(display.workers(row))
+        for slot, reason in row.reasons:
+            console.print(Text(f"{row.study}: trial {slot} failed: {reason}"), soft_wrap=True)
+
+
+def extend(
+    name: StudyName,
+    trials: Annotated[
+        str, typer.Option(help="The new budget, or +N for so many more.", show_default=False)
+    ],
+    storage: StorageUrl = None,
+) -> None:
+    """Give a study a larger budget; workers that wait go on.
+
+    Example: [bold]qsched extend demo --trials +50[/]
+    """
+    from qsched import api
+
+    study = api.load(open_storage(storage), name)
+    console.print(f"trials    {study.extend(trials)}")
+
+
+def pause(name: StudyName, storage: StorageUrl = None) -> None:
+    """Let workers finish what they hold and claim nothing more.
+
+    Example: [bold]qsched pause demo[/]
+    """
+    _pause(name, storage, paused=True)
+
+
+def unpause(name: StudyName, storage: StorageUrl = None) -> None:
+    """Let workers go on.
+
+    Example: [bold]qsched unpause demo[/]
+    """
+    _pause(name, storage, paused=False)
+
+
+def retry(name: StudyName, storage: StorageUrl = None) -> None:
+    """Give the parked trials of a study another chance; what they had scored is kept.
+
+    Example: [bold]qsched retry demo[/]
+    """
+    from qsched import api
+
+    freed = api.load(open_storage(storage), name).retry()
+    console.print(f"{freed} trials wait again")
+
+
+def delete(
+    name: StudyName,
+    storage: StorageUrl = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask.")] = False,
+) -> None:
+    """Remove a study with its trials and scores from the database. Results in runs/ stay.
+
+    Example: [bold]qsched delete demo[/]
+    """
+    from qsched import api
+    from qsched.report import artifacts
+
+    study = api.load(open_storage(storage), name)
+    status = study.status()
+    if not yes:
+        typer.confirm(
+            f"delete study {name!r} with {status.done} finished trials and {status.images:,} "
+            "scored images?",
+            abort=True,
+        )
+    study.require_rest()
+    artifacts.clear(study)
+    study.delete()
+    console.print(Text(f"deleted   {name}"))
+
+
+def report(
+    name: StudyName,
+    storage: StorageUrl = None,
+    out: OutFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a study's report: one HTML page that needs no network, and its JSON. Needs no GPU.
+
+    From any machine with the database. Before the verdict the page shows the search, and says that
+    nothing is proven. With --json the JSON is printed as well as written.
+
+    Example: [bold]qsched report demo --out results/[/]
+    """
+    from qsched import api
+
+    study = api.load(open_storage(storage), name)
+    paths, content = api.write_report(study, out or Path("runs") / name)
+    if as_json:
+        console.print_json(json.dumps(content))
+        return
+    for path in paths:
+        console.print(Text(str(path.resolve())), soft_wrap=True)
+
+
+def dashboard(
+    storage: StorageUrl = None,
+    port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 8080,
+    artifacts: Annotated[
+        str | None,
+        typer.Option(help="Folder or s3://bucket of the contact sheets.", show_default=False),
+    ] = None,
+    writable: Annotated[bool, typer.Option("--writable", help="Allow changes.")] = False,
+) -> None:
+    """Look at all studies in optuna-dashboard, on 127.0.0.1 only, read-only unless asked.
+
+    From elsewhere: ssh -L 8080:127.0.0.1:8080 HOST, then the same address.
+
+    Example: [bold]qsched dashboard --port 8080[/]
+    """
+    from qsched.cli import dashboard as pages
+    from qsched.errors import StudyError
+
+    try:
+        pages.serve(
+            open_storage(storage),
+            port=port,
+            artifacts=artifacts,
+            writable=writable,
+            on_ready=lambda url: console.print(Text(f"dashboard {url}  (Ctrl-C ends it)")),
+        )
+    except OSError as error:
+        raise StudyError(f"--port {port}: {error.strerror}; choose another one") from error
+
+
+def doctor(
+    study: Annotated[
+        Path | None, typer.Argument(help="A study file to be run here.", show_default=False)
+    ] = None,
+    storage: StorageUrl = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check machine, database and study: each line ok, or what to do. Exit 1 if one is not.
+
+    Example: [bold]qsched doctor studies/demo.toml[/]
+    """
+    from dataclasses import asdict
+
+    from qsched.cli.doctor import examine
+
+    findings = []
+    for finding in examine(storage, study):
+        findings.append(finding)
+        if not as_json:
+            mark = ("ok   ", "green") if finding.ok else ("wrong", "bold red")
+            line = Text.assemble(mark, f"  {finding.name:<16} {finding.words}")
+            console.print(line, soft_wrap=True)
+    if as_json:
+        console.print_json(json.dumps([asdict(finding) for finding in findings]))
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+def _pause(name: str, storage: str | None, *, paused: bool) -> None:
+    from qsched import api
+
+    study = api.load(open_storage(storage), name)
+    study.storage.pause(name, paused)
+    running = study.status().running
+    word = f"paused; {running} trials are still being finished" if paused else "goes on"
+    console.print(Text(f"{name}     {word}"))
+
+
+def _log_to(path: Path) -> None:
+    """qsched's log goes to a file as well, with times."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("qsched")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+
+
+COMMANDS = (create, work, status, extend, pause, unpause, retry, delete, report, dashboard, doctor)

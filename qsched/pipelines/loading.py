@@ -1,0 +1,249 @@
+"""A model table -> a diffusers pipeline, quantized and placed on its device, ready to sample.
+
+The order matters: LoRA weights are fused into the full-precision network, which is then quantized,
+and only then moved, offloaded or compiled.
+"""
+
+import platform
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+
+from qsched.errors import ModelError
+from qsched.pipelines import catalog
+from qsched.pipelines.sources import PARTS, assemble, dtype_of
+from qsched.quantization.quantize import QuantizationReport, finish_loading, quantize
+from qsched.quantization.schemes import backend_for
+from qsched.study.defaults import named, source_of
+from qsched.study.sections import Execution, Model, Quantization
+
+MEMORY_REMEDIES = (
+    "set execution.offload = 'model', model.text_encoders = 'int8', execution.vae_slicing = true "
+    "or model.vae_tiling = true, or take a smaller execution.batch_size or image"
+)
+"""What to do where a device has too little memory."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A pipeline that is ready to sample, its denoiser, and what quantization covered of it."""
+
+    pipeline: DiffusionPipeline
+    network: torch.nn.Module
+    report: QuantizationReport | None
+    device: torch.device
+
+    @property
+    def summary(self) -> str:
+        """The denoiser's quantization in one line."""
+        if self.report is not None:
+            return self.report.summary()
+        return f"{type(self.network).__name__} as it was loaded"
+
+
+def load_pipeline(
+    name: str,
+    *,
+    steps: int | None = None,
+    dtype: str | None = None,
+    device: str | torch.device = "auto",
+) -> DiffusionPipeline:
+    """The pipeline of a known model, a diffusers folder, a hub repository or ``module:function``.
+
+    `steps`: which of a model's LoRA weights, where it has some for each number. `dtype`: float32,
+    float16 or bfloat16, by default the model's own. `device`: a torch device or "auto". Raises
+    ModelError if it can't be had.
+    """
+    entry = catalog.model_entry(name)
+    table = named(name, steps or (entry.steps or (1,))[-1], dtype)
+    return load(table, execution=Execution(device=str(device))).pipeline
+
+
+def load(
+    model: Model,
+    quantization: Quantization | None = None,
+    *,
+    execution: Execution | None = None,
+) -> Loaded:
+    """The pipeline of a study's `[model]`, its denoiser quantized as `[quantization]` says.
+
+    The progress bar is off, and so are a safety checker and a watermark, which would spoil images
+    that are only scored. Raises ModelError if the model can't be had or does not fit,
+    QuantizationError if the scheme can't be applied.
+    """
+    execution = execution or Execution()
+    device = device_for(model, execution)
+    with _fitting(model):
+        straight = _straight(model, quantization, device)
+        pipeline = assemble(model, quantization if straight else None)
+        network = denoiser(pipeline, model.part)
+        if execution.offload == "none":
+            network.to(device)  # quantizing is fast where the network will be
+        report = _quantized(network, quantization, dtype_of(model) if straight else None)
+        if model.text_encoders is not None:
+            for encoder in text_encoders(pipeline).values():
+                quantize(encoder, model.text_encoders)
+        _place(pipeline, model, execution, device)
+    return Loaded(pipeline, network, report, device)
+
+
+def denoiser(pipeline: DiffusionPipeline, part: str | None = None) -> torch.nn.Module:
+    """The network that the pipeline calls once per step: its `part`, or the one that it has.
+
+    Raises ModelError if there is none.
+    """
+    names = (part,) if part else PARTS
+    for name in names:
+        module = getattr(pipeline, name, None)
+        if isinstance(module, torch.nn.Module):
+            return module
+    raise ModelError(
+        f"{type(pipeline).__name__} has no {' or '.join(names)}; set model.part in the study file"
+    )
+
+
+def text_encoders(pipeline: DiffusionPipeline) -> dict[str, torch.nn.Module]:
+    """The pipeline's text encoders by name."""
+    return {
+        name: module
+        for name, module in pipeline.components.items()
+        if name.startswith("text_encoder") and isinstance(module, torch.nn.Module)
+    }
+
+
+def device_for(model: Model, execution: Execution) -> torch.device:
+    """Where a study runs. Raises ModelError where there is no such device."""
+    if execution.device == "auto":
+        device = best_device()
+        needed = catalog.model_entry(model.name).gpu_gb
+        if device.type == "cpu" and needed and not model.twin:
+            raise ModelError(
+                f"{model.name} needs a GPU with about {needed:.0f} GB and torch finds none here; "
+                "qsched doctor says why, --twin tries the study with a tiny model, and "
+                "execution.device = 'cpu' runs it all the same, slowly"
+            )
+    else:
+        try:
+            device = torch.device(execution.device)
+        except RuntimeError as error:
+            raise ModelError(
+                f"execution.device = {execution.device!r}; expected 'auto', 'cpu' or 'cuda:0'"
+            ) from error
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise ModelError(
+                f"execution.device = {execution.device!r} and torch finds no GPU here; "
+                "qsched doctor says why"
+            )
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise ModelError(
+                f"execution.device = {execution.device!r}; there are {torch.cuda.device_count()} "
+                "GPUs here, counted from cuda:0"
+            )
+    if execution.offload != "none" and device.type != "cuda":
+        raise ModelError(
+            f"execution.offload = {execution.offload!r} moves parts between a GPU and the "
+            "computer's memory, and there is no GPU here; set it to 'none'"
+        )
+    return device
+
+
+def best_device() -> torch.device:
+    """The first GPU where there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def hardware(device: torch.device) -> dict[str, str]:
+    """What a value depends on beside the study: the device's model and torch's version."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {"device": f"{device.type} {name}", "torch": torch.__version__}
+
+
+class PeakMemory:
+    """The most memory that was in use since the last look, in decimal gigabytes."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def __call__(self) -> float:
+        """On a GPU what torch allocated since the last call; else the process's peak so far."""
+        if self._device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        return round(peak / 1e9, 3)
+
+
+def _straight(model: Model, quantization: Quantization | None, device: torch.device) -> bool:
+    """Whether diffusers can load the denoiser into 8 or 4 bits at once.
+
+    It saves memory: the full-precision network is never whole. It takes a GPU, since diffusers
+    refuses without one, and no LoRA, which has to be fused first. All else is quantized after
+    it was loaded, by the same layers.
+    """
+    if quantization is None or quantization.scheme == "none":
+        return False
+    if device.type != "cuda" or model.lora is not None or catalog.is_function(source_of(model)):
+        return False
+    return backend_for(quantization.scheme, quantization.backend) == "bitsandbytes"
+
+
+def _quantized(
+    network: torch.nn.Module, table: Quantization | None, loaded_in: torch.dtype | None
+) -> QuantizationReport | None:
+    """`loaded_in`: the dtype of the rest of a network that was loaded straight into its bits."""
+    if table is None:
+        return None
+    if loaded_in is not None:
+        return finish_loading(
+            network, table.scheme, loaded_in, skip=table.skip, overrides=table.overrides
+        )
+    return quantize(
+        network,
+        table.scheme,
+        backend=table.backend,
+        skip=table.skip,
+        overrides=table.overrides,
+        group_size=table.group_size,
+    )
+
+
+def _place(
+    pipeline: DiffusionPipeline, model: Model, execution: Execution, device: torch.device
+) -> None:
+    """Options that save memory or time, then the device."""
+    network: Any = denoiser(pipeline, model.part)
+    if execution.vae_slicing:
+        pipeline.vae.enable_slicing()
+    if model.vae_tiling:
+        pipeline.vae.enable_tiling()
+    if model.attention is not None:
+        try:
+            network.set_attention_backend(model.attention)
+        except (ValueError, RuntimeError, ImportError, AttributeError) as error:
+            line = str(error).strip().splitlines()[0]
+            raise ModelError(f"model.attention = {model.attention!r}: {line}") from error
+    if execution.offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    elif execution.offload == "sequential":
+        pipeline.enable_sequential_cpu_offload(device=device)
+    else:
+        pipeline.to(device)
+    if model.compile:  # block by block, so that the network's own forward can be intercepted
+        network.compile_repeated_blocks()
+
+
+@contextmanager
+def _fitting(model: Model) -> Iterator[None]:
+    """A device that is too small is an error in words."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ModelError(
+            f"{model.name} doesn't fit into the GPU's memory; {MEMORY_REMEDIES}"
+        ) from error

@@ -1,0 +1,212 @@
+"""Where a pipeline comes from: a folder, the hub, a function or a twin.
+
+What comes from the hub is fetched first, so the same code loads a repository, a local folder and a
+twin. LoRA weights are fused, the declared scheduler takes its place, and a safety checker and a
+watermark, which would spoil images that are only scored, are left out.
+"""
+
+import importlib
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+from diffusers import DiffusionPipeline, SchedulerMixin
+
+from qsched import hub
+from qsched.errors import HubError, ModelError
+from qsched.pipelines import catalog, twins
+from qsched.quantization.quantize import bitsandbytes_config
+from qsched.study.defaults import source_of
+from qsched.study.sections import LoraTable, Model, Quantization
+
+PARTS = ("transformer", "unet")
+"""The names of the denoiser in a pipeline."""
+
+FUSED = "qsched"
+
+
+def assemble(model: Model, straight: Quantization | None = None) -> DiffusionPipeline:
+    """The pipeline of a study's `[model]` on the CPU.
+
+    `straight`: how the denoiser is to be quantized while it is loaded, by bitsandbytes on a GPU;
+    `quantize.finish_loading` has to follow. Raises ModelError if the pipeline can't be had.
+    """
+    _quiet()
+    pipeline = _pipeline(model, straight)
+    _refuse_other_than_pipeline(model, pipeline)
+    if model.scheduler is not None:
+        pipeline.scheduler = _scheduler(pipeline, model.scheduler)
+    if model.lora is not None:
+        _fuse(pipeline, model.lora, twin=model.twin)
+    for name in ("safety_checker", "watermark"):
+        if getattr(pipeline, name, None) is not None:
+            setattr(pipeline, name, None)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def dtype_of(model: Model) -> torch.dtype:
+    """The torch dtype of a model table."""
+    found: torch.dtype = getattr(torch, model.dtype or "float32")
+    return found
+
+
+def _pipeline(model: Model, straight: Quantization | None) -> Any:
+    source = source_of(model)
+    if model.twin:
+        return _from_folder(model, _twin_folder(model) / "pipeline", straight)
+    if catalog.is_function(source):
+        return _built(model, source)
+    if catalog.is_folder(source):
+        return _from_folder(model, Path(source), straight)
+    if source.startswith(("/", ".", "~")) or Path(source).exists():
+        raise ModelError(
+            f"{model.name}: no model_index.json in {source}; expected a diffusers folder"
+        )
+    return _from_folder(model, _fetched(model, source), straight)
+
+
+def _fetched(model: Model, source: str) -> Path:
+    """The folder of a hub repository, from its cache or downloaded."""
+    wanted = {"revision": model.revision, "variant": model.variant, "safety_checker": None}
+    wanted = {key: value for key, value in wanted.items() if value or key == "safety_checker"}
+    size = catalog.model_entry(model.name).download_gb
+    try:
+        return Path(DiffusionPipeline.download(source, local_files_only=True, **wanted))
+    except (OSError, ValueError) as error:
+        if hub.offline():
+            raise ModelError(hub.explain(error, source, size)) from error
+    try:
+        return Path(DiffusionPipeline.download(source, **wanted))
+    except (OSError, ValueError) as error:
+        raise ModelError(hub.explain(error, source, size)) from error
+
+
+def _from_folder(model: Model, folder: Path, straight: Quantization | None) -> Any:
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    # Components that the folder does without have to be passed as None: diffusers refuses a
+    # Stable Diffusion 3 without T5 otherwise.
+    given: dict[str, Any] = {name: None for name, value in index.items() if value == [None, None]}
+    for name in ("safety_checker", "feature_extractor", "image_encoder"):
+        if name in index:
+            given[name] = None
+    if "safety_checker" in given:
+        given["requires_safety_checker"] = False
+    if index.get("_class_name") == "StableDiffusionXLPipeline":
+        given["add_watermarker"] = False
+    variant = model.variant if model.variant and any(folder.rglob(f"*.{model.variant}.*")) else None
+    try:
+        if straight is not None:
+            part: str = model.part or next(name for name in PARTS if name in index)
+            network_class = getattr(diffusers, index[part][1])
+            given[part] = _in_bits(network_class, folder, part, model, variant, straight)
+        return DiffusionPipeline.from_pretrained(
+            folder, dtype=dtype_of(model), variant=variant, local_files_only=True, **given
+        )
+    except (OSError, ValueError, TypeError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise ModelError(f"{model.name}: diffusers can't load {folder}: {line}") from error
+
+
+def _in_bits(
+    network_class: Any,
+    folder: Path,
+    part: str,
+    model: Model,
+    variant: str | None,
+    straight: Quantization,
+) -> Any:
+    """The denoiser, loaded in 8 or 4 bits by diffusers' bitsandbytes loader."""
+    from accelerate import init_empty_weights
+
+    with init_empty_weights():
+        layout = network_class.from_config(network_class.load_config(folder, subfolder=part))
+    how = bitsandbytes_config(
+        layout,
+        straight.scheme,
+        dtype_of(model),
+        skip=straight.skip,
+        overrides=straight.overrides,
+    )
+    return network_class.from_pretrained(
+        folder,
+        subfolder=part,
+        dtype=dtype_of(model),
+        variant=variant,
+        quantization_config=how,
+        local_files_only=True,
+    )
+
+
+def _built(model: Model, source: str) -> Any:
+    module, _, function = source.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError) as error:
+        raise ModelError(
+            f"model.name = {model.name!r}: {error}; expected an importable module and a function "
+            "without arguments that returns a diffusers pipeline"
+        ) from error
+
+
+def _refuse_other_than_pipeline(model: Model, pipeline: Any) -> None:
+    if not isinstance(pipeline, DiffusionPipeline):
+        raise ModelError(
+            f"{model.name}: returned {type(pipeline).__name__}; expected a DiffusionPipeline"
+        )
+
+
+def _scheduler(pipeline: DiffusionPipeline, declared: Any) -> Any:
+    """The declared scheduler: the config that came with the pipeline, changed where it says so."""
+    arguments = dict(declared)
+    name = arguments.pop("class")
+    kind = getattr(diffusers, name, None)
+    if not isinstance(kind, type) or not issubclass(kind, SchedulerMixin):
+        raise ModelError(f"model.scheduler.class = {name!r}; expected a scheduler of diffusers")
+    chosen: Any = kind
+    return chosen.from_config(pipeline.scheduler.config, **arguments)
+
+
+def _fuse(pipeline: DiffusionPipeline, lora: LoraTable, *, twin: bool) -> None:
+    """Adds the LoRA to the denoiser's weights, for good."""
+    folder, file = Path(lora.source), lora.file
+    if twin:
+        folder, file = (
+            twins.pipeline_twin(type(pipeline).__name__, lora=True) / "lora",
+            "twin.safetensors",
+        )
+    elif not folder.is_dir():
+        try:
+            path = hub.fetch_file(lora.source, lora.file, revision=lora.revision)
+        except HubError as error:
+            raise ModelError(f"model.lora: {error}") from error
+        folder, file = path.parent, path.name
+    if not (folder / file).is_file():
+        raise ModelError(f"model.lora.file = {file!r}: not in {folder}; correct it")
+    try:
+        pipeline.load_lora_weights(folder, weight_name=file, adapter_name=FUSED)
+    except (ImportError, ValueError, OSError, KeyError) as error:
+        line = str(error).strip().splitlines()[0]
+        raise ModelError(
+            f"model.lora: {folder / file} can't be loaded: {line}; "
+            "it needs peft: pip install 'qsched[gpu]'"
+        ) from error
+    pipeline.fuse_lora(lora_scale=lora.scale)
+    pipeline.unload_lora_weights()
+
+
+def _twin_folder(model: Model) -> Path:
+    if model.pipeline is None:
+        raise ModelError(f"{model.name} has no twin; set model.pipeline to its diffusers class")
+    return twins.pipeline_twin(model.pipeline, lora=model.lora is not None)
+
+
+def _quiet() -> None:
+    logging.getLogger("diffusers").setLevel(logging.ERROR)
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()

@@ -1,0 +1,210 @@
+"""Held-out image sets: made by one network after the other, measured batch by batch, not kept.
+
+Of each set stay its scores, how it looks, its features and the first pictures; only the reference,
+the full-precision images under the unmodified schedule, is kept whole, as uint8. So memory does not
+grow with the number of candidates and controls.
+"""
+
+import gc
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from qsched.errors import GenerationError
+from qsched.evidence.appearance import Appearance
+from qsched.evidence.real_images import Distribution, load_distribution
+from qsched.pipelines.generator import ImageGenerator, OutOfMemory
+from qsched.pipelines.loading import MEMORY_REMEDIES, Loaded, device_for
+from qsched.prompts import Prompt
+from qsched.proof.verdict import JAQ
+from qsched.schedule.coefficients import Coefficients
+from qsched.scoring import catalog as metrics
+from qsched.scoring import jaq
+from qsched.scoring.jaq import Values
+from qsched.scoring.scorers import Metrics, load_metrics, load_scorers
+from qsched.study.study import Study
+
+PICTURES = 8
+"""Held-out prompts whose images are kept for the picture."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What is kept of an image set.
+
+    `scores`: {metric: (N,)}, JAQ among them. `appearance`: a number for each guard. `features`:
+    (N, D) for the distance to real images, where there are some. `pictures`: uint8 (K, H, W, 3),
+    each caption's first seed.
+    """
+
+    scores: Mapping[str, Values]
+    appearance: Mapping[str, float]
+    features: Values | None
+    pictures: np.ndarray
+
+
+class Judge:
+    """The study's scorers and held-out metrics, and the network of its real images.
+
+    `objective`: the study's, in the units of the search. Raises ScoreError for what can't be had.
+    """
+
+    def __init__(self, study: Study, objective: jaq.Objective) -> None:
+        tables = study.tables
+        device, twin = device_for(tables.model, tables.execution), tables.model.twin
+        self._scorers = load_scorers(study.scorers, device, twin=twin)
+        self._metrics = Metrics(load_metrics(tables.validation.metrics, twin=twin), device)
+        self._distribution = load_distribution(tables, device)
+        self._objective = objective
+        self._device = device
+
+    @property
+    def distribution(self) -> Distribution | None:
+        """The real images, if the study names some."""
+        return self._distribution
+
+    def score(
+        self, images: Tensor, prompts: Sequence[Prompt], reference: Tensor
+    ) -> dict[str, list[float]]:
+        """{metric: one value an image} of uint8 images beside the reference's. Smaller pieces where
+        memory is short; raises GenerationError where one image is too much."""
+        size, start = len(images), 0
+        values: dict[str, list[float]] = {}
+        while start < len(images):
+            part = slice(start, start + size)
+            seen, beside = self.on_device(images[part]), self.on_device(reference[part])
+            try:
+                scored = self._scorers.score(seen, prompts[part])
+                scored |= self._metrics.score(seen, prompts[part], beside)
+            except OutOfMemory:
+                if size == 1:
+                    raise GenerationError(
+                        f"out of memory while one image is scored; {MEMORY_REMEDIES}"
+                    ) from None
+                size //= 2
+                continue
+            for name, listed in scored.items():
+                values.setdefault(name, []).extend(listed)
+            start += size
+        return values
+
+    def features(self, images: Tensor) -> Values | None:
+        """(n, D) of uint8 images; None without real images to compare with."""
+        return self._distribution.features(images) if self._distribution else None
+
+    def with_jaq(self, values: Mapping[str, list[float]]) -> dict[str, Values]:
+        """{metric: (N,)}, and JAQ."""
+        scores = {name: np.asarray(listed) for name, listed in values.items()}
+        return {**scores, JAQ: self._objective.values(scores)}
+
+    def on_device(self, images: Tensor) -> Tensor:
+        """uint8 images as floats in [0, 1] where the judges are."""
+        return images.to(self._device) / 255
+
+
+class ImageSets:
+    """Makes and measures a study's held-out images.
+
+    `on_images(n)` is called after each batch with its number of images. `images` counts them.
+    """
+
+    def __init__(self, study: Study, judge: Judge, on_images: Callable[[int], None]) -> None:
+        self._study = study
+        self._judge = judge
+        self._on_images = on_images
+        self._reference: Tensor | None = None
+        self._captions = [prompt.text for prompt in study.held_out]
+        self._shown = first_of_each(self._captions)[:PICTURES]
+        self.images = 0
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The captions of the pictures."""
+        return tuple(self._captions[index] for index in self._shown)
+
+    def measure(
+        self, loaded: Loaded, wanted: Iterable[Coefficients]
+    ) -> dict[Coefficients, Measured]:
+        """One network's image sets under each of the coefficients, each distinct one once.
+
+        The first set of all that is measured becomes the reference. Raises ScoreError or
+        GenerationError.
+        """
+        tables = self._study.tables
+        generator = ImageGenerator(
+            loaded.pipeline,
+            tables.sampling,
+            part=tables.model.part,
+            batch_size=tables.execution.batch_size,
+        )
+        generator.prepare(self._study.held_out)
+        return {each: self._set(generator, each) for each in dict.fromkeys(wanted)}
+
+    def _set(self, generator: ImageGenerator, coefficients: Coefficients) -> Measured:
+        prompts = self._study.held_out
+        becomes_reference: list[Tensor] = []
+        values: dict[str, list[float]] = {}
+        appearance = Appearance()
+        features: list[Values] = []
+        pictures: list[np.ndarray] = []
+        start = 0
+        while start < len(prompts):
+            batch = prompts[start : start + generator.batch_size]
+            try:
+                images = eight_bit(generator.generate(batch, coefficients))
+            except OutOfMemory:
+                generator.halve()
+                continue
+            if self._reference is None:
+                becomes_reference.append(images)
+                reference = images
+            else:
+                reference = self._reference[start : start + len(batch)]
+            for name, listed in self._judge.score(images, batch, reference).items():
+                values.setdefault(name, []).extend(listed)
+            appearance.add(images / 255)
+            if (seen := self._judge.features(images)) is not None:
+                features.append(seen)
+            inside = range(start, start + len(batch))
+            pictures += [
+                images[index - start].permute(1, 2, 0).numpy()
+                for index in self._shown
+                if index in inside
+            ]
+            start += len(batch)
+            self.images += len(batch)
+            self._on_images(len(batch))
+        if becomes_reference:
+            self._reference = torch.cat(becomes_reference)
+        return Measured(
+            scores=self._judge.with_jaq(values),
+            appearance=appearance.values(self._captions),
+            features=np.concatenate(features) if features else None,
+            pictures=np.stack(pictures),
+        )
+
+
+def free_memory() -> None:
+    """What nothing refers to any more leaves the device, before the next network comes."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def unseen(study: Study) -> tuple[str, ...]:
+    """The held-out metrics that are evidence from outside the search."""
+    names = study.tables.validation.metrics
+    return tuple(name for name in names if metrics.independent(name, study.scorers))
+
+
+def first_of_each(captions: Sequence[str]) -> list[int]:
+    """The index of each caption's first seed."""
+    return [captions.index(caption) for caption in dict.fromkeys(captions)]
+
+
+def eight_bit(images: Tensor) -> Tensor:
+    """Images in [0, 1] as the uint8 that a file would hold."""
+    return (images * 255).round().to(torch.uint8)

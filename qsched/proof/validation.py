@@ -1,0 +1,309 @@
+"""Proof on prompts, seeds and metrics that the search never saw, beside the controls.
+
+The best few candidates meet the identity on the held-out prompts. What the chosen one's
+coefficients do to the full-precision model, or what that model gains by a search of its own, is the
+control: as much as they improve that one, they change the taste and repair nothing.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from qsched.evidence.appearance import guards
+from qsched.evidence.distances import distances, interval
+from qsched.evidence.real_images import Distribution
+from qsched.pipelines.loading import Loaded, load
+from qsched.proof import verdict
+from qsched.proof.controls import Control, full_precision
+from qsched.proof.image_sets import ImageSets, Judge, Measured, free_memory, unseen
+from qsched.proof.verdict import (
+    FRECHET,
+    JAQ,
+    KID,
+    OWN_SEARCH,
+    SAME_COEFFICIENTS,
+    Guard,
+    HeldOut,
+    Judged,
+)
+from qsched.schedule.coefficients import Coefficients
+from qsched.schedule.preconditioning import precondition
+from qsched.scoring import jaq
+from qsched.scoring.jaq import Interval, Values, paired_interval
+from qsched.service.status import Candidate
+from qsched.study.study import Study
+
+IMPROVED = "improved"
+
+
+@dataclass(frozen=True)
+class Companion:
+    """A control on the held-out images: {metric: its mean, and its gain} over its network's
+    identity."""
+
+    control: Control
+    rows: Mapping[str, tuple[float, Interval]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `report.json` has it."""
+        return {
+            "name": self.control.name,
+            "what": self.control.what,
+            "study": self.control.study,
+            **self.control.candidate.to_dict(),
+            "network": self.control.network,
+            "held_out": {
+                name: {"mean": mean, **gain.to_dict()} for name, (mean, gain) in self.rows.items()
+            },
+        }
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A distance of image sets to real images, lower is better. `gain`: calibrated - identity;
+    `repair`: that less what full precision gains. `independent`: counts in the verdict."""
+
+    full_precision: float
+    identity: float
+    calibrated: float
+    gain: Interval
+    repair: Interval
+    independent: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `report.json` has it."""
+        return {
+            "full_precision": self.full_precision,
+            "identity": self.identity,
+            "calibrated": self.calibrated,
+            **self.gain.to_dict(),
+            "repair": self.repair.to_dict(),
+            "independent": self.independent,
+            "lower_is_better": True,
+        }
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The outcome of a validation. `verdict`: improved, not_shown, worse or suspicious.
+
+    `candidate`: the chosen one, whose `metrics` and `guards` these are. `confidence`: of each
+    unseen metric's interval. `repair_against`: what full precision was given. `pictures`: uint8
+    arrays (K, H, W, 3) of the first held-out prompts by row, for the image grid.
+    """
+
+    verdict: str
+    sentence: str
+    candidate: Candidate
+    metrics: dict[str, HeldOut]
+    confidence: float
+    images: int
+    network: str
+    scheduler: str
+    captions: tuple[str, ...]
+    pictures: dict[str, np.ndarray]
+    candidates: tuple[Judged, ...] = ()
+    controls: tuple[Companion, ...] = ()
+    guards: tuple[Guard, ...] = ()
+    distributions: dict[str, Distance] = field(default_factory=dict)
+    repair_against: str = SAME_COEFFICIENTS
+
+    @property
+    def published(self) -> Coefficients:
+        """What may be taken away: the candidate's if it is proven, else the identity."""
+        found = self.candidate.coefficients
+        return found if self.verdict == IMPROVED else Coefficients.identity(found.steps)
+
+
+def validate(
+    study: Study,
+    objective: jaq.Objective,
+    identity: Candidate,
+    candidates: Sequence[Candidate],
+    controls: Sequence[Control] = (),
+    *,
+    on_images: Callable[[int], None] = lambda images: None,
+) -> Validation:
+    """Compares `candidates` with the identity on the study's held-out prompts and seeds.
+
+    `objective`: the study's, in the units of the search. `identity`: trial 0. `on_images(n)` is
+    called after each batch with its number of images; `image_sets` says how many sets there are.
+    Networks are loaded one after the other, since a device may have room for one of them only.
+    Raises ModelError, ScoreError or GenerationError.
+    """
+    tables = study.tables
+    judge = Judge(study, objective)
+    sets = ImageSets(study, judge, on_images)
+    plain = identity.coefficients
+
+    def reference() -> Loaded:
+        model = full_precision(tables.model, tables.sampling.steps)
+        return load(model, execution=tables.execution)
+
+    def of_controls(network: bool) -> list[Coefficients]:
+        return [c.candidate.coefficients for c in controls if c.full_precision is network]
+
+    full = sets.measure(reference(), [plain, *of_controls(True)])
+    free_memory()
+    quantized = load(tables.model, tables.quantization, execution=tables.execution)
+    summary, scheduler = quantized.summary, quantized.pipeline.scheduler
+    tried = [candidate.coefficients for candidate in candidates]
+    rounded = sets.measure(quantized, [plain, *tried, *of_controls(False)])
+    del quantized
+    free_memory()
+    compared = _Comparison(study, plain, full, rounded, len(candidates), judge.distribution)
+    rows = verdict.choose([compared.judged(candidate) for candidate in candidates])
+    chosen = next((row for row in rows if row.chosen), None)
+    best = chosen.candidate if chosen else identity
+    if best.coefficients not in full:
+        full |= sets.measure(reference(), [best.coefficients])
+    own = next((c.candidate.coefficients for c in controls if c.full_precision), None)
+    four = compared.four(best.coefficients)
+    prompts = len({prompt.text for prompt in study.held_out})
+    return Validation(
+        verdict=chosen.verdict if chosen else "not_shown",
+        sentence=verdict.sentence_of(chosen, compared.unseen, prompts, len(rows))
+        if chosen
+        else verdict.NOTHING_FOUND,
+        candidate=best,
+        metrics={
+            name: compared.held_out(name, four, own)
+            for name in (JAQ, *dict.fromkeys((*study.scorers, *tables.validation.metrics)))
+        },
+        confidence=verdict.level(len(candidates), len(compared.unseen)),
+        images=sets.images,
+        network=summary,
+        scheduler=precondition(scheduler, best.coefficients).to_json_string(),
+        captions=sets.shown,
+        pictures={key: measured.pictures for key, measured in four.items()},
+        candidates=rows,
+        controls=tuple(compared.companion(control) for control in controls),
+        guards=chosen.guards if chosen else (),
+        distributions=compared.distances(four, own),
+        repair_against=SAME_COEFFICIENTS if own is None else OWN_SEARCH,
+    )
+
+
+@dataclass(frozen=True)
+class _Comparison:
+    """The measured image sets by coefficients: of full precision, and of the quantized network."""
+
+    study: Study
+    plain: Coefficients
+    full: Mapping[Coefficients, Measured]
+    rounded: Mapping[Coefficients, Measured]
+    candidates: int
+    distribution: Distribution | None
+
+    @cached_property
+    def unseen(self) -> tuple[str, ...]:
+        """The metrics that are evidence from outside the search, the distance to real images among
+        them."""
+        return (*unseen(self.study), *([FRECHET] if self.distribution else []))
+
+    @cached_property
+    def _captions(self) -> list[str]:
+        return [prompt.text for prompt in self.study.held_out]
+
+    def _confidence(self, name: str) -> float:
+        return verdict.level(self.candidates, len(self.unseen) if name in self.unseen else 1)
+
+    def _gains(self, after: Measured, before: Measured) -> dict[str, Interval]:
+        return {
+            name: paired_interval(
+                after.scores[name], values, self._captions, confidence=self._confidence(name)
+            )
+            for name, values in before.scores.items()
+        }
+
+    def judged(self, candidate: Candidate) -> Judged:
+        """A candidate's gains, guards and verdict."""
+        after, before = self.rounded[candidate.coefficients], self.rounded[self.plain]
+        looks = guards(
+            self.full[self.plain].appearance,
+            before.appearance,
+            after.appearance,
+            self.study.tables.validation.limits.model_dump(),
+        )
+        gains = self._gains(after, before)
+        if self.distribution:
+            apart = self._distances(FRECHET, before) - self._distances(FRECHET, after)
+            gains[FRECHET] = interval(apart, self._confidence(FRECHET))
+        return Judged(candidate, gains, looks, verdict.verdict_of(gains, self.unseen, looks))
+
+    def four(self, found: Coefficients) -> dict[str, Measured]:
+        """Both networks under the identity and under `found`."""
+        return {
+            "full_precision": self.full[self.plain],
+            "full_precision_calibrated": self.full[found],
+            "identity": self.rounded[self.plain],
+            "calibrated": self.rounded[found],
+        }
+
+    def held_out(
+        self, name: str, four: Mapping[str, Measured], own: Coefficients | None
+    ) -> HeldOut:
+        """One metric; `own`: what full precision's own search found."""
+        plain = self.full[self.plain].scores[name]
+        return verdict.held_out(
+            {key: measured.scores[name] for key, measured in four.items()},
+            self._captions,
+            independent=name in self.unseen,
+            confidence=self._confidence(name),
+            own_search=None if own is None else self.full[own].scores[name] - plain,
+        )
+
+    def companion(self, control: Control) -> Companion:
+        """A control on its own network."""
+        network = self.full if control.full_precision else self.rounded
+        measured = network[control.candidate.coefficients]
+        gains = self._gains(measured, network[self.plain])
+        means = {name: float(values.mean()) for name, values in measured.scores.items()}
+        return Companion(control, {name: (means[name], gain) for name, gain in gains.items()})
+
+    def distances(
+        self, four: Mapping[str, Measured], own: Coefficients | None
+    ) -> dict[str, Distance]:
+        """Those to the real images, where there are some; `own` as in `held_out`."""
+        if self.distribution is None:
+            return {}
+        return {name: self._distance(name, four, own) for name in (FRECHET, KID)}
+
+    def _distance(
+        self, name: str, four: Mapping[str, Measured], own: Coefficients | None
+    ) -> Distance:
+        drawn = {key: self._distances(name, measured) for key, measured in four.items()}
+        gain = drawn["calibrated"] - drawn["identity"]
+        tasted = drawn["full_precision_calibrated"]
+        if own is not None:
+            tasted = self._distances(name, self.full[own])
+        confidence = self._confidence(name)
+        return Distance(
+            **{key: float(drawn[key][0]) for key in ("full_precision", "identity", "calibrated")},
+            gain=interval(gain, confidence),
+            repair=interval(gain - tasted + drawn["full_precision"], confidence),
+            independent=name in self.unseen,
+        )
+
+    def _distances(self, name: str, measured: Measured) -> Values:
+        """An image set's distance to the real images, and those of resampled captions."""
+        assert self.distribution is not None
+        assert measured.features is not None
+        key = name, id(measured)
+        if key not in self._drawn:
+            images = self.distribution.image_set(name, measured.features)
+            self._drawn[key] = distances(images, self._captions)
+        return self._drawn[key]
+
+    @cached_property
+    def _drawn(self) -> dict[tuple[str, int], Values]:
+        return {}
+
+
+def image_sets(candidates: Sequence[Candidate], controls: Sequence[Control]) -> int:
+    """How many sets of held-out images `validate` makes at the most: both identities, the
+    candidates, the chosen one on full precision, and the controls."""
+    return 2 + len(candidates) + bool(candidates) + len(controls)

@@ -1,0 +1,313 @@
+"""Quantization of a network in place, for inference: which layers, how, and what it came to.
+
+    report = quantize(pipeline.transformer, "w4a8", overrides={"proj_out": "w8a8"})
+    print(report.summary())
+
+`schemes` says what there is, `simulate` and `backends` do it. A network that is too large to stand
+on a GPU in full precision is loaded in 4 or 8 bits instead, by diffusers and bitsandbytes:
+
+    with accelerate.init_empty_weights():
+        layout = FluxTransformer2DModel.from_config(config)
+    how = bitsandbytes_config(layout, "nf4", torch.bfloat16)
+    network = FluxTransformer2DModel.from_pretrained(..., dtype=..., quantization_config=how)
+    report = finish_loading(network, "nf4", torch.bfloat16)
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from qsched.errors import QuantizationError
+from qsched.quantization.account import LayerLeft, QuantizationReport, QuantizedLayer
+from qsched.quantization.backends import (
+    BitsAndBytes,
+    TorchAO,
+    diffusers_config,
+    quantized_as,
+    size_of,
+    tensors_held,
+)
+from qsched.quantization.schemes import FIRST_AND_LAST, FULL, NONE, Scheme, resolve
+from qsched.quantization.simulated import Layer, Simulated, SimulatedConv2d, SimulatedLinear
+
+__all__ = ["QuantizationReport", "bitsandbytes_config", "finish_loading", "quantize"]
+
+
+def quantize(
+    module: nn.Module,
+    scheme: str,
+    *,
+    backend: str | None = None,
+    skip: Sequence[str] | None = None,
+    overrides: Mapping[str, str] | None = None,
+    group_size: int | None = None,
+) -> QuantizationReport:
+    """Quantize a network's Linear and, if simulated, Conv2d layers in place; says what was done.
+
+    `backend`: one of `schemes.BACKENDS`, by default the scheme's own. `skip`: patterns (fnmatch,
+    where ``*`` also matches dots) of names of layers to leave in full precision; None means the
+    first and the last, as `schemes.FIRST_AND_LAST` knows them. `overrides`: pattern -> another
+    scheme of the same backend, or none, for the layers it matches; the first pattern that matches
+    counts; a given `skip` goes before it, the default one behind. `group_size`: see
+    `schemes.group_size_for`.
+
+    Layers keep their identity, hooks and place. Simulated layers that are tied stay tied, and an
+    embedding tied to one of them keeps its full-precision weight. Left alone and reported are
+    subclasses of Linear and Conv2d, whose forward may differ, and, by the backends that hold
+    integers, tied layers, those that the backend can't convert and those that the network's class
+    wants in float32 (a T5 calculates with their weights' dtype).
+
+    Raises QuantizationError, with the network unchanged, for schemes and backends that do not go
+    together or are not installed; if the network is quantized already or has no layer that can be;
+    if a pattern matches no layer; if weights are not plain finite floating point; or if a layer's
+    forward was replaced (by an offloading hook, say: quantize first).
+    """
+    plan = _Plan.of(scheme, backend, skip, overrides, group_size)
+    layers = _layers(module)
+    for name, layer in layers.items():
+        if how := _quantized_as(layer):
+            raise QuantizationError(
+                f"{name or type(module).__name__} is quantized already ({how}); "
+                "load the full-precision network again"
+            )
+    converter = plan.converter()
+    chosen, left = plan.sort(module, layers, converter)
+    return _convert(plan, module, layers, converter, chosen, left, torch.float32)
+
+
+def bitsandbytes_config(
+    layout: nn.Module,
+    scheme: str,
+    dtype: torch.dtype,
+    *,
+    skip: Sequence[str] | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> Any:
+    """diffusers' ``quantization_config`` that loads a network straight into nf4, fp4 or int8.
+
+    It needs a GPU, and `finish_loading` has to follow with the same arguments. `layout`: the
+    network without its weights, on the meta device. `dtype`: what all the rest is loaded in. Raises
+    QuantizationError as `quantize` does.
+    """
+    plan = _Plan.of(scheme, "bitsandbytes", skip, overrides, None)
+    if plan.scheme == NONE:
+        raise QuantizationError(
+            "quantization scheme none; expected nf4, fp4 or int8; load without quantization_config"
+        )
+    layers = _layers(layout)
+    chosen, _ = plan.sort(layout, layers, plan.converter())
+    linear = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
+    spared = [name for name in linear if chosen.get(name) != plan.scheme]
+    return diffusers_config(plan.scheme, dtype, spared)
+
+
+def finish_loading(
+    network: nn.Module,
+    scheme: str,
+    dtype: torch.dtype,
+    *,
+    skip: Sequence[str] | None = None,
+    overrides: Mapping[str, str] | None = None,
+) -> QuantizationReport:
+    """Completes a network that was loaded by `bitsandbytes_config` with the same arguments.
+
+    diffusers spares more layers than it is told to, and knows one scheme for all: what should be
+    quantized and is not yet is converted in place. The report is that of `quantize`; the sizes
+    before are those that the network would have had in `dtype`. Raises QuantizationError as
+    `quantize` does, and if a layer was loaded in other bits than the arguments ask for.
+    """
+    plan = _Plan.of(scheme, "bitsandbytes", skip, overrides, None)
+    layers, converter = _layers(network), plan.converter()
+    chosen, left = plan.sort(network, layers, converter)
+    for name, layer in layers.items():
+        found, expected = _quantized_as(layer), chosen.get(name, NONE).name
+        if found not in (None, expected):
+            raise QuantizationError(
+                f"{name} was loaded in {found}; expected {expected}: load the network with the "
+                "bitsandbytes_config of the same scheme, skip and overrides"
+            )
+        if found is not None and isinstance(converter, BitsAndBytes):
+            converter.settle(layer)
+    return _convert(plan, network, layers, converter, chosen, left, dtype)
+
+
+class _Converter(Protocol):
+    """One backend, for one network."""
+
+    def obstacle(self, layer: Layer, scheme: Scheme) -> str | None: ...
+
+    def convert(self, layer: Layer, scheme: Scheme) -> None: ...
+
+    def nominal_bytes(self, layer: Layer, scheme: Scheme) -> int: ...
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What was asked for, checked as far as that can be done without a network."""
+
+    scheme: Scheme
+    backend: str
+    skip: tuple[str, ...] | None
+    overrides: Mapping[str, Scheme]
+    group_size: int | None
+
+    @classmethod
+    def of(
+        cls,
+        scheme: str,
+        backend: str | None,
+        skip: Sequence[str] | None,
+        overrides: Mapping[str, str] | None,
+        group_size: int | None,
+    ) -> "_Plan":
+        main = Scheme.parse(scheme)
+        by_pattern = {pattern: Scheme.parse(name) for pattern, name in (overrides or {}).items()}
+        chosen, size = resolve(scheme, backend, (overrides or {}).values(), group_size)
+        return cls(main, chosen, None if skip is None else tuple(skip), by_pattern, size)
+
+    def converter(self) -> _Converter:
+        """The backend, imported now, unless nothing is to be done."""
+        if self.backend == "simulated" or {self.scheme, *self.overrides.values()} == {NONE}:
+            return Simulated(self.group_size)
+        return TorchAO(self.group_size or 32) if self.backend == "torchao" else BitsAndBytes()
+
+    def sort(
+        self, module: nn.Module, layers: Mapping[str, Layer], converter: _Converter
+    ) -> tuple[dict[str, Scheme], tuple[LayerLeft, ...]]:
+        """The scheme of each layer that is to be quantized, and the others."""
+        for pattern in (*(self.skip or ()), *self.overrides):
+            if not any(fnmatchcase(name, pattern) for name in layers):
+                raise QuantizationError(
+                    f"quantization pattern {pattern!r} matches no layer; there are "
+                    f"{len(layers)}, such as {', '.join(list(layers)[:3])}"
+                )
+        uses = Counter(id(layer.weight) for layer in layers.values())
+        wide = tuple(getattr(module, "_keep_in_fp32_modules", None) or ())
+        chosen, left = {}, []
+        for name, layer in layers.items():
+            scheme, reason = self._wanted(name)
+            if scheme != NONE:
+                reason = _unlike(layer) or converter.obstacle(layer, scheme) or ""
+                if not reason and self.backend != "simulated":
+                    if uses[id(layer.weight)] > 1:
+                        reason = "shares its weight"
+                    elif any(f".{part}." in f".{name}." for part in wide):
+                        reason = "spared by its class"
+            if reason:
+                left.append(LayerLeft(name, _kind(layer), reason))
+            else:
+                chosen[name] = scheme
+        return chosen, tuple(left)
+
+    def _wanted(self, name: str) -> tuple[Scheme, str]:
+        """What the patterns say of a layer, and why if that is none."""
+        if any(fnmatchcase(name, pattern) for pattern in self.skip or ()):
+            return NONE, "skipped"
+        for pattern, other in self.overrides.items():
+            if fnmatchcase(name, pattern):
+                return other, "none by override" if other == NONE else ""
+        if self.skip is None and any(fnmatchcase(name, pattern) for pattern in FIRST_AND_LAST):
+            return NONE, "first or last"
+        return self.scheme, "none" if self.scheme == NONE else ""
+
+
+def _layers(module: nn.Module) -> dict[str, Layer]:
+    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, Layer)}
+    if not any(_quantized_as(layer) or not _unlike(layer) for layer in layers.values()):
+        raise QuantizationError(
+            f"{type(module).__name__} has no Linear or Conv2d layer to quantize"
+        )
+    return layers
+
+
+def _kind(layer: Layer) -> str:
+    return "Linear" if isinstance(layer, nn.Linear) else "Conv2d"
+
+
+def _unlike(layer: Layer) -> str | None:
+    """Why its forward may not be that of a Linear or Conv2d."""
+    plain = type(layer) in (nn.Linear, nn.Conv2d) or quantized_as(layer)
+    return None if plain else f"a subclass, {type(layer).__name__}"
+
+
+def _quantized_as(layer: Layer) -> str | None:
+    if isinstance(layer, SimulatedLinear | SimulatedConv2d):
+        return layer.scheme.name
+    return quantized_as(layer)
+
+
+def _refuse_weight(name: str, layer: Layer) -> None:
+    weight = layer.weight
+    plain = type(weight) is nn.Parameter and weight.is_floating_point() and not weight.is_meta
+    if not plain:
+        raise QuantizationError(
+            f"{name}.weight is a {type(weight).__name__} of {weight.dtype} on {weight.device}; "
+            "expected plain floating point: load it in full precision, or skip this layer"
+        )
+    if not torch.isfinite(weight.abs().amax()):
+        raise QuantizationError(f"{name}.weight is not finite; load the network again")
+    if "forward" in vars(layer):
+        raise QuantizationError(
+            f"{name} has had its forward replaced, as CPU offloading does; quantize before that"
+        )
+
+
+def _convert(
+    plan: _Plan,
+    module: nn.Module,
+    layers: Mapping[str, Layer],
+    converter: _Converter,
+    chosen: Mapping[str, Scheme],
+    left: tuple[LayerLeft, ...],
+    dtype: torch.dtype,
+) -> QuantizationReport:
+    """Converts the chosen layers that are not yet; the account of all. `dtype`: of those that are,
+    before."""
+    todo = [name for name in chosen if not _quantized_as(layers[name])]
+    for name in todo:
+        _refuse_weight(name, layers[name])
+    sizes = _sizes(module, dtype)
+    rounded = [layers[name] for name, how in chosen.items() if how.weight_bits < FULL]
+    covered = {id(layer.weight): sizes[id(layer.weight)] for layer in rounded}
+    for name in todo:
+        converter.convert(layers[name], chosen[name])
+    before, covered_before = _total(sizes.values()), _total(covered.values())
+    now = {id(layers[name].weight): (layers[name], how) for name, how in chosen.items()}
+    packed = sum(converter.nominal_bytes(*one) for one in now.values() if one[1].weight_bits < FULL)
+    return QuantizationReport(
+        scheme=plan.scheme,
+        backend=plan.backend,
+        group_size=plan.group_size,
+        quantized=tuple(
+            QuantizedLayer(name, _kind(layers[name]), how) for name, how in chosen.items()
+        ),
+        left=left,
+        parameters=before[0],
+        quantized_parameters=covered_before[0],
+        bytes_before=before[1],
+        quantized_bytes_before=covered_before[1],
+        bytes_nominal=before[1] - covered_before[1] + packed,
+        bytes_stored=size_of(tensor for one in module.modules() for tensor in tensors_held(one)),
+    )
+
+
+def _sizes(module: nn.Module, dtype: torch.dtype) -> dict[int, tuple[int, int]]:
+    """By parameter: the numbers in it, and their bytes in full precision."""
+    sizes = {}
+    for layer in module.modules():
+        for key, parameter in layer.named_parameters(recurse=False):
+            count, each = parameter.numel(), parameter.element_size()
+            if key == "weight" and isinstance(layer, nn.Linear) and quantized_as(layer):
+                count, each = layer.in_features * layer.out_features, dtype.itemsize
+            sizes[id(parameter)] = (count, count * each)
+    return sizes
+
+
+def _total(sizes: Iterable[tuple[int, int]]) -> tuple[int, int]:
+    held = list(sizes)
+    return sum(count for count, _ in held), sum(size for _, size in held)

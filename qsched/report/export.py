@@ -1,0 +1,62 @@
+"""What a person takes away: coefficients.json, a scheduler folder, a README. Needs no torch."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qsched.errors import StudyError
+from qsched.schedule import standalone
+from qsched.schedule.coefficients import Coefficients
+
+_STATED = ("study", "verdict", "forced")
+"""What scheduler_config.json says of where its coefficients come from."""
+
+
+def export(
+    folder: Path,
+    coefficients: Coefficients,
+    scheduler: str,
+    provenance: Mapping[str, Any],
+    *,
+    card: str | None = None,
+) -> list[Path]:
+    """Writes `folder`/coefficients.json, `folder`/scheduler/ and, with a `card`, README.md.
+
+    `scheduler`: the JSON config of the preconditioned scheduler of the same class, whose
+    coefficients are replaced by `coefficients`. `provenance` goes into coefficients.json. diffusers
+    loads the scheduler folder without qsched: scheduler_config.json, the class in one file, and
+    config.json, which leads to it. Returns the paths written. Raises StudyError if they can't be.
+    """
+    config = json.loads(scheduler) | {
+        "model_coefficients": list(coefficients.model),
+        "sample_coefficients": list(coefficients.sample),
+        "average_weights": list(coefficients.average) or None,
+        "_calibration": {key: provenance[key] for key in _STATED if key in provenance},
+    }
+    package = config.pop("_stock_module", "diffusers")
+    stock = stock_of(config)
+    target = folder / "scheduler"
+    texts = {
+        target / "scheduler_config.json": json.dumps(config, indent=2) + "\n",
+        target / "config.json": json.dumps(standalone.auto_map(stock), indent=2) + "\n",
+        target / f"{standalone.module_name(stock)}.py": standalone.source(stock, package),
+    }
+    if card is not None:
+        texts[folder / "README.md"] = card
+    numbers = folder / "coefficients.json"
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        for path, text in texts.items():
+            path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise StudyError(
+            f"{error.filename}: cannot be written: {error.strerror}; give another --out"
+        ) from error
+    coefficients.save(numbers, provenance)
+    return [numbers, *texts]
+
+
+def stock_of(config: Mapping[str, Any]) -> str:
+    """The stock class of a preconditioned scheduler's config."""
+    return str(config["_class_name"]).removeprefix(standalone.PREFIX)

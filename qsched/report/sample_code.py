@@ -1,0 +1,219 @@
+"""Python code that samples a study's model with its exported scheduler, for a reader to paste."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qsched.pipelines import catalog
+from qsched.quantization.schemes import FIRST_AND_LAST, resolve
+from qsched.schedule.standalone import in_order
+from qsched.study.defaults import source_of
+from qsched.study.sections import Model, Quantization
+from qsched.study.study import Study
+
+_ENDS: Mapping[str, tuple[str, ...]] = {
+    "StableDiffusionPipeline": (),
+    "LatentConsistencyModelPipeline": (),
+    "StableDiffusionXLPipeline": (),
+    "StableDiffusion3Pipeline": ("proj_out",),
+    "FluxPipeline": ("x_embedder", "proj_out"),
+}
+"""Which of `FIRST_AND_LAST` are Linear layers of a pipeline's denoiser."""
+
+_TORCHAO = {
+    "w8a8": "Int8DynamicActivationInt8WeightConfig(set_inductor_config=False, version=2)",
+    "w8": "Int8WeightOnlyConfig(set_inductor_config=False, version=2)",
+    "w4a8": "Int8DynamicActivationIntxWeightConfig(\n"
+    "    weight_dtype=torch.int4, weight_granularity=PerGroup({group}), version=2\n)",
+    "w4": "IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup({group}), version=2)",
+}
+
+_FOUR_BITS = """\
+for name, layer in list({network}.named_modules()):
+    if wanted(layer, name):
+        how = {{"compress_statistics": False, "quant_type": "{scheme}"}}
+        few = bnb.nn.Linear4bit(
+            layer.in_features, layer.out_features, layer.bias is not None,
+            compute_dtype=layer.weight.dtype, device="meta", **how,
+        )
+        weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, module=few, **how)
+        few.weight = weight.to(device)
+        few.support_avx512bf16_for_cpu = False  # on a CPU too, calculate in the network's dtype
+        few.bias = layer.bias
+        {network}.set_submodule(name, few.eval())"""
+
+_EIGHT_BITS = """\
+for name, layer in list({network}.named_modules()):
+    if wanted(layer, name):
+        few = bnb.nn.Linear8bitLt(
+            layer.in_features, layer.out_features, layer.bias is not None,
+            has_fp16_weights=False, threshold=6.0, device="meta",
+        )
+        few.weight = bnb.nn.Int8Params(layer.weight.data, requires_grad=False).to(device)
+        few.bias = layer.bias
+        {network}.set_submodule(name, few.eval())"""
+
+
+def sample_code(study: Study) -> str:
+    """Code that is complete by itself, to be run in the exported folder; it writes image.png.
+
+    It loads what the study loaded and quantizes it the same way: in plain torchao or bitsandbytes
+    where one scheme covers the network, else by qsched's quantizer.
+    """
+    tables, prompt = study.tables, study.held_out[0]
+    imports = {"import torch", "from diffusers import AutoModel"}
+    body = _loading(tables.model, imports)
+    device = 'device = "cuda" if torch.cuda.is_available() else "cpu"'
+    quantizing, late = _quantizing(tables.model, tables.quantization, imports)
+    body += ["pipeline.to(device)", *quantizing] if late else [*quantizing, "pipeline.to(device)"]
+    if tables.model.vae_tiling:
+        body.append("pipeline.vae.enable_tiling()")
+    if tables.model.attention:
+        network = _network(tables.model)
+        body.append(f"{network}.set_attention_backend({_quoted(tables.model.attention)})")
+    arguments = {"generator": f'torch.Generator("cpu").manual_seed({prompt.seed})'}
+    arguments |= {key: _literal(value) for key, value in tables.sampling.arguments().items()}
+    body += [
+        'pipeline.scheduler = AutoModel.from_pretrained("./scheduler", trust_remote_code=True)',
+        "",
+        f"image = {_call('pipeline', [_quoted(prompt.text)], arguments)}.images[0]",
+        'image.save("image.png")',
+    ]
+    return "\n".join([in_order(imports), "", device, *body])
+
+
+def _loading(model: Model, imports: set[str]) -> list[str]:
+    source = source_of(model)
+    if catalog.is_function(source) and not model.twin:
+        module, _, function = source.partition(":")
+        imports.add(f"from {module} import {function}")
+        return [f"pipeline = {function}()", *_lora(model)]
+    kind = model.pipeline or "DiffusionPipeline"
+    imports.add(f"from diffusers import {kind}")
+    place = _quoted(source)
+    if model.twin:
+        imports.add("from qsched.twins import pipeline_twin")
+        place = f'pipeline_twin("{kind}") / "pipeline"'
+    elif model.source is None and catalog.is_folder(source):
+        imports.add("from qsched.catalog import MODELS")  # it ships with qsched
+        place = f"MODELS[{_quoted(model.name)}].source"
+    arguments = {
+        key: _quoted(value)
+        for key, value in (("revision", model.revision), ("variant", model.variant))
+        if value and not model.twin
+    }
+    arguments |= dict.fromkeys(_missing(source), "None")
+    arguments["dtype"] = f"torch.{model.dtype or 'float32'}"
+    return [f"pipeline = {_call(f'{kind}.from_pretrained', [place], arguments)}", *_lora(model)]
+
+
+def _missing(source: str) -> list[str]:
+    """Text encoders that a folder does without, which diffusers wants to be told."""
+    if not catalog.is_folder(source):
+        return []
+    index = json.loads((Path(source) / "model_index.json").read_text(encoding="utf-8"))
+    absent = [name for name, value in index.items() if value == [None, None]]
+    return [name for name in absent if name.startswith(("text_encoder", "tokenizer"))]
+
+
+def _lora(model: Model) -> list[str]:
+    lora = model.lora
+    if lora is None:
+        return []
+    place, file, options = _quoted(lora.source), lora.file, {}
+    if model.twin:
+        place = f'pipeline_twin("{model.pipeline}", lora=True) / "lora"'
+        file = "twin.safetensors"
+    elif lora.revision:
+        options = {"revision": _quoted(lora.revision)}
+    arguments = {"weight_name": _quoted(file), **options}
+    return [
+        _call("pipeline.load_lora_weights", [place], arguments),
+        f"pipeline.fuse_lora(lora_scale={lora.scale})",
+        "pipeline.unload_lora_weights()",
+    ]
+
+
+def _network(model: Model) -> str:
+    return f"pipeline.{model.part or 'transformer'}"
+
+
+def _quantizing(model: Model, table: Quantization, imports: set[str]) -> tuple[list[str], bool]:
+    """The code, and whether it comes after the pipeline is on its device."""
+    network, lines = _network(model), []
+    if model.text_encoders is not None:
+        imports.add("from qsched.quantize import quantize")
+        lines = [
+            "for name, encoder in pipeline.components.items():",
+            '    if name.startswith("text_encoder") and encoder is not None:',
+            f"        quantize(encoder, {_quoted(model.text_encoders)})",
+        ]
+    if table.scheme == "none" and not table.overrides:
+        return lines, True
+    backend, group = resolve(
+        table.scheme, table.backend, table.overrides.values(), table.group_size
+    )
+    if backend == "simulated" or table.overrides:
+        imports.add("from qsched.quantize import quantize")
+        options = {
+            key: _literal(list(value) if isinstance(value, tuple) else value)
+            for key, value in table.model_dump(exclude={"scheme"}).items()
+            if value is not None and value != {}
+        }
+        return [_call("quantize", [network, _quoted(table.scheme)], options), *lines], True
+    wanted = _wanted(model, table, group, imports)
+    if backend == "torchao":
+        config = _TORCHAO[table.scheme].format(group=group)
+        names = ["quantize_", config.partition("(")[0], *(["PerGroup"] if group else [])]
+        imports |= {f"from torchao.quantization import {name}" for name in names}
+        return [
+            *wanted,
+            f"config = {config}",
+            f"quantize_({network}, config, filter_fn=wanted)",
+            *lines,
+        ], True
+    imports.add("import bitsandbytes as bnb")
+    loop = _EIGHT_BITS if table.scheme == "int8" else _FOUR_BITS
+    return [*wanted, *loop.format(network=network, scheme=table.scheme).splitlines(), *lines], False
+
+
+def _wanted(model: Model, table: Quantization, group: int | None, imports: set[str]) -> list[str]:
+    """A function that says which layers are quantized."""
+    rules = ["type(layer) is torch.nn.Linear"]
+    if group:
+        rules.append(f"layer.in_features % {group} == 0")
+    spared = table.skip
+    if spared is None:
+        spared = _ENDS.get(model.pipeline or "", FIRST_AND_LAST)
+    if any(set("*?[") & set(pattern) for pattern in spared):
+        imports.add("from fnmatch import fnmatchcase")
+        patterns = _literal(list(spared))
+        rules.append(f"not any(fnmatchcase(name, pattern) for pattern in {patterns})")
+    elif spared:
+        rules.append(f"name not in {_literal(list(spared))}")
+    return ["", "def wanted(layer, name):", f"    return {' and '.join(rules)}", ""]
+
+
+def _call(function: str, positional: list[str], named: Mapping[str, str]) -> str:
+    """One argument a line."""
+    arguments = [*positional, *(f"{key}={value}" for key, value in named.items())]
+    single = f"{function}({', '.join(arguments)})"
+    if len(single) <= 80:
+        return single
+    return "\n".join([f"{function}(", *(f"    {argument}," for argument in arguments), ")"])
+
+
+def _literal(value: Any) -> str:
+    """The value as Python source; what it holds came from TOML."""
+    if isinstance(value, str):
+        return _quoted(value)
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_quoted(k)}: {_literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return repr(value)
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,183 @@
+"""Quantization-aware preconditioning of a diffusers scheduler (arXiv 2509.01624).
+
+    x_{i+1} = step(c_eps[i] * eps_i, t_i, c_x[i] * x_i)
+
+    pipeline.scheduler = precondition(pipeline.scheduler, Coefficients.ramp(4, 1.1, 0.95))
+
+The network is left alone and still sees the unscaled x_i; alphas, sigmas, timesteps and injected
+noise stay as they are. It holds for epsilon, v, sample and flow prediction alike.
+
+Coefficients with an average change what the last step returns: the weighted sum of the steps' x0
+predictions, the last one being what the stock step returns. Rounding errors of a quantized network
+differ from step to step, so they average out in part. It costs one latent of memory.
+
+The result is an instance of the stock class and a real diffusers config: `from_config`,
+`save_pretrained`, `from_pretrained`, deep copies and pickles keep the coefficients. Its class,
+`Preconditioned` + the stock class's name, is an attribute of this module that is made on demand,
+and a saved pipeline names it so: ["qsched.schedule", "PreconditionedLCMScheduler"].
+`DiffusionPipeline.from_pretrained` resolves that in a process that has imported `qsched.schedule`;
+in another one it raises a ValueError that says to import it. Two ways lose the coefficients, as
+with any scheduler of one's own: a stock class's `from_pretrained` or `from_config` ignores them
+(with a warning, and they still stand in its `.config`), and a pipeline that builds its own
+scheduler (DDIMPipeline) goes back to stock.
+"""
+
+import copy
+import inspect
+from typing import Any
+
+import diffusers
+
+# diffusers looks for this name in the module of a scheduler that it loads in a pipeline.
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from qsched.errors import ScheduleError
+from qsched.schedule.coefficients import Coefficients
+from qsched.schedule.step import X0_IN_OUTPUT, X0_OF_INPUTS, Preconditioned
+
+AVERAGING = "LCM, TCD, EulerAncestralDiscrete, EulerDiscrete, FlowMatchEulerDiscrete, \
+DPMSolverMultistep (dpmsolver++), UniPCMultistep (predict_x0), DDIM, DDPM"
+"""The schedulers whose x0 predictions `precondition` can average, in words."""
+
+WORKING = "LCM, TCD, EulerAncestralDiscrete, EulerDiscrete, FlowMatchEulerDiscrete, \
+DPMSolverMultistep, UniPCMultistep, DDIM and others that call the network once per step"
+"""The schedulers that `precondition` takes, in words."""
+
+_STEP = ["model_output", "timestep", "sample"]
+_TOKENS = "its samples are tokens, which no number can scale"
+_PARALLEL = "parallel pipelines denoise many timesteps at once, without its step"
+_STAGES = "it counts its steps anew in every stage"
+_REFUSED = {
+    "PNDMScheduler": "it calls the network several times per step (13 times for 4 steps)",
+    "RePaintScheduler": "it jumps back and forth between timesteps",
+    "HeliosScheduler": _STAGES,
+    "HeliosDMDScheduler": _STAGES,
+    "DDIMParallelScheduler": _PARALLEL,
+    "DDPMParallelScheduler": _PARALLEL,
+    "AmusedScheduler": _TOKENS,
+    "BlockRefinementScheduler": _TOKENS,
+    "DiscreteDDIMScheduler": _TOKENS,
+    "EntropyBoundScheduler": _TOKENS,
+    "VQDiffusionScheduler": _TOKENS,
+}
+
+
+def precondition(scheduler: Any, coefficients: Coefficients) -> Any:
+    """A scheduler of the same kind and config whose steps are scaled by `coefficients`.
+
+    `scheduler`: any diffusers scheduler with the usual `step(model_output, timestep, sample, ...)`
+    that is called once per network call; it is not changed, and the result starts afresh, without
+    timesteps. Ones change nothing, to the bit. Preconditioning again replaces the coefficients.
+    Setting another number of timesteps than `coefficients.steps` on the result raises
+    `CoefficientsError`, stepping outside the schedule `ScheduleError`.
+
+    Raises `ScheduleError` for schedulers that can't be preconditioned (Heun, KDPM2, PNDM ...), and
+    for an average of those that make no x0 prediction in their steps.
+    """
+    stock = getattr(type(scheduler), "stock", type(scheduler))  # exported ones have it too
+    reason = _refusal(stock) or _learns_variance(scheduler)
+    if reason:
+        raise ScheduleError(f"{stock.__name__}: {reason}; what works: {WORKING}")
+    if coefficients.average and not _predicts_x0(stock, scheduler.config):
+        raise ScheduleError(
+            f"{stock.__name__}: its steps predict no x0 that could be averaged; use another "
+            f"parametrisation, or one of {AVERAGING}"
+        )
+    # diffusers takes an argument once left at its default for unset, even where it was changed
+    # since (StableDiffusionPipeline changes steps_offset), so the mark is put back afterwards.
+    config = copy.deepcopy(dict(scheduler.config))
+    defaults = config.pop("_use_default_values", None)
+    config.pop("_calibration", None)  # what an export says of other coefficients
+    result = preconditioned_class(stock).from_config(
+        config,
+        model_coefficients=list(coefficients.model),
+        sample_coefficients=list(coefficients.sample),
+        average_weights=list(coefficients.average) or None,
+    )
+    if defaults is not None:
+        result.register_to_config(_use_default_values=defaults)
+    if getattr(diffusers, stock.__name__, None) is not stock:
+        result.register_to_config(_stock_module=stock.__module__)  # for a file that stands alone
+    if hasattr(scheduler, "set_shift"):  # the one setting that is in use but not in the config
+        result.set_shift(scheduler.shift)
+    return result
+
+
+def coefficients_of(scheduler: Any) -> Coefficients | None:
+    """The coefficients that a scheduler's steps use; None if it is not preconditioned."""
+    if not hasattr(type(scheduler), "stock"):
+        return None
+    found = scheduler.coefficients  # of an exported scheduler, in a class of its own file
+    return Coefficients(found.model, found.sample, found.average)
+
+
+def preconditioned_class(stock: type) -> Any:
+    """The class `qsched.schedule.Preconditioned<stock>`, always the same one for `stock`."""
+    name = f"Preconditioned{stock.__name__}"
+    if name not in globals():
+        summary = f"`{stock.__name__}` with coefficients; see `qsched.schedule.precondition`."
+        globals()[name] = type(
+            name, (Preconditioned, stock), {"__module__": __name__, "__doc__": summary}
+        )
+    found = globals()[name]
+    if found.stock is not stock:
+        raise ScheduleError(
+            f"{stock.__module__}.{stock.__name__}: {found.stock.__module__} has a scheduler of the "
+            "same name; expected one per process; rename the class"
+        )
+    return found
+
+
+def _refusal(stock: type) -> str | None:
+    """Why no scheduler of this class can be preconditioned; None if it can."""
+    for base in stock.__mro__:
+        if base.__name__ in _REFUSED:
+            return _REFUSED[base.__name__]
+    if not issubclass(stock, SchedulerMixin):
+        return "it is no diffusers scheduler"
+    step = getattr(stock, "step", None)
+    if not hasattr(stock, "set_timesteps") or step is None:
+        return "it has no set_timesteps and step"
+    if list(inspect.signature(step).parameters)[1:4] != _STEP:
+        return f"its step does not begin with {', '.join(_STEP)}"
+    order = getattr(stock, "order", 1)
+    return None if order == 1 else f"it calls the network {order} times per step"
+
+
+def _predicts_x0(stock: type, config: Any) -> bool:
+    """Whether `_step` finds the x0 prediction of this scheduler's steps."""
+    names = {base.__name__ for base in stock.__mro__}
+    if "DPMSolverMultistepScheduler" in names:
+        return str(config.get("algorithm_type")).endswith("dpmsolver++")
+    if "UniPCMultistepScheduler" in names:
+        return bool(config.get("predict_x0"))
+    return bool(names & (X0_IN_OUTPUT | X0_OF_INPUTS))
+
+
+def _learns_variance(scheduler: Any) -> str | None:
+    """A learned variance, stacked on eps in the model output, must not be scaled with it."""
+    rule = inspect.signature(getattr(scheduler, "_get_variance", lambda: None))
+    learned = str(scheduler.config.get("variance_type")).startswith("learned")
+    if learned and "predicted_variance" in rule.parameters:
+        return "its network predicts the injected noise's variance (variance_type = learned)"
+    return None
+
+
+def _stock_class(name: str) -> Any:
+    """The scheduler class of this name: diffusers' own, or one that was imported."""
+    classes = [getattr(diffusers, name, None), *_descendants(SchedulerMixin)]
+    return next((c for c in classes if isinstance(c, type) and c.__name__ == name), None)
+
+
+def _descendants(parent: type) -> list[type]:
+    children: list[type] = parent.__subclasses__()
+    return children + [grandchild for child in children for grandchild in _descendants(child)]
+
+
+def __getattr__(name: str) -> Any:
+    """Makes `Preconditioned<Stock>` where a saved pipeline, a pickle or a person asks for it."""
+    if name.startswith("Preconditioned"):
+        stock = _stock_class(name.removeprefix("Preconditioned"))
+        if stock is not None and not _refusal(stock):
+            return preconditioned_class(stock)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,272 @@
+"""The next search vector of a study: a function of its trials so far, its seed and the slot.
+
+Every sampler works on a copy of the history in memory and keeps nothing that the history doesn't
+say. So a proposal repeats exactly after an interrupt, a crash between proposal and record leaves
+nothing behind, and the shared database answers one small question where Optuna's own storage
+would read every trial. Optimizers with a state (CMA-ES, Nevergrad's) are rebuilt from the finished
+trials in the order of their ends.
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import product
+from typing import Any, Protocol
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.samplers import BaseSampler, GPSampler, TPESampler
+from optuna.trial import TrialState, create_trial
+
+from qsched.errors import StudyError
+from qsched.schedule.parametrisations import Bounds, Parametrisation
+from qsched.search.box import Box, History, Trial, Vector
+from qsched.search.catalog import resolved
+from qsched.search.nevergrad_sampler import NevergradSampler, Replay
+
+__all__ = ["NevergradSampler", "Proposer", "distributions", "named"]
+
+STARTUP = {"gp": 8, "tpe": 0}
+"""Finished trials, the identity among them, before these samplers are asked: until then points
+around the identity. `tpe` is Optuna's own, which begins with ten random trials."""
+
+GP_TRIALS = 300
+"""The most trials that a Gaussian process is fitted to: half the best ones, half the last ones."""
+
+GP_SPREAD = 0.003
+"""How far, in shares of the box, the proposals of slots lie apart that know the same trials."""
+
+
+class Engine(Protocol):
+    """One way to propose: a vector for a slot above 0 from a history that only grows."""
+
+    def propose(self, history: History, slot: int) -> Vector: ...
+
+
+class Proposer:
+    """Proposes vectors for the slots of a study.
+
+        proposer = Proposer("gp", space, bounds, seed=0)
+        proposer.add(0, vector, value)
+        proposer.vector(1)
+
+    `sampler`: one of `sampler_names.SAMPLERS`. `budget`: the study's trials, which `grid` sizes
+    itself by. The same trials, added in the same order, give the same vector in every process; no
+    slot gets what another one has tried or is trying. Raises ConfigError for a sampler that
+    doesn't exist or doesn't fit the space, StudyError where its package is missing.
+    """
+
+    def __init__(
+        self,
+        sampler: str,
+        space: Parametrisation,
+        bounds: Bounds,
+        *,
+        seed: int,
+        budget: int | None = None,
+    ) -> None:
+        self._space = space
+        self._box = Box(space, bounds, seed)
+        self._engine = _engine(resolved(sampler, space.dimension), self._box, budget)
+        self._history = History()
+        self._finished: set[int] = set()
+
+    def add(self, slot: int, vector: Sequence[float], value: float | None) -> None:
+        """A trial that is finished with a value, or running (None); finished ones are ignored."""
+        if slot in self._finished:
+            return
+        tried = tuple(map(float, vector))
+        if value is None:
+            self._history.running[slot] = tried
+            return
+        self._history.running.pop(slot, None)
+        self._history.finished.append((slot, tried, value))
+        self._finished.add(slot)
+
+    @property
+    def finished(self) -> int:
+        """How many finished trials it knows."""
+        return len(self._finished)
+
+    def vector(self, slot: int) -> Vector:
+        """What slot `slot` tries. Slot 0 is the identity, slot 1 the space's guess, if any."""
+        if slot == 0:
+            return self._space.identity
+        if slot == 1 and self._space.guess:
+            return self._space.guess
+        others = {
+            number: tried for number, tried in self._history.running.items() if number != slot
+        }
+        taken = {self._space.identity, *others.values()}
+        taken.update(tried for number, tried, _ in self._history.finished if number != slot)
+        vector = self._engine.propose(History(self._history.finished, others), slot)
+        return self._box.beside(vector, taken, slot)
+
+
+def distributions(space: Parametrisation, bounds: Bounds) -> dict[str, BaseDistribution]:
+    """The search space in Optuna's terms, by parameter name."""
+    return {
+        name: FloatDistribution(low, high)
+        for name, (low, high) in zip(space.names, space.box(bounds), strict=True)
+    }
+
+
+def named(space: Parametrisation, vector: Sequence[float]) -> dict[str, float]:
+    """A search vector by parameter name."""
+    return dict(zip(space.names, vector, strict=True))
+
+
+def _engine(name: str, box: Box, budget: int | None) -> Engine:
+    if name in STARTUP:
+        return _Model(name, box)
+    if name == "cmaes":
+        return _Evolution(box)
+    if name == "grid":
+        return _Grid(box, budget)
+    if name.startswith("nevergrad:"):
+        return Replay(name.partition(":")[2], box)
+    return _Blind(name, box)
+
+
+class _Blind:
+    """Points that no result changes: `random` or `qmc`."""
+
+    def __init__(self, name: str, box: Box) -> None:
+        self._name = name
+        self._box = box
+
+    def propose(self, history: History, slot: int) -> Vector:
+        if self._name == "qmc":
+            return self._box.from_unit(self._box.sobol(slot))
+        return self._box.from_unit(self._box.rng(slot).uniform(size=self._box.space.dimension))
+
+
+class _Grid:
+    """The official grid: n x n points, ends of the bounds included, by slot; then Sobol points.
+
+    n is the least that fills the budget beside slot 0, the identity, which is left out here.
+    """
+
+    def __init__(self, box: Box, budget: int | None) -> None:
+        if budget is None:
+            raise StudyError("sampler 'grid' without a budget; expected one; give the trials")
+        self._box = box
+        self.side = max(2, math.ceil(math.sqrt(budget - 1)))
+
+    @cached_property
+    def points(self) -> list[Vector]:
+        axes = [
+            np.linspace(low, high, self.side) for low, high in self._box.space.box(self._box.bounds)
+        ]
+        grid = [tuple(map(float, point)) for point in product(*axes)]
+        return [point for point in grid if point != self._box.space.identity]
+
+    def propose(self, history: History, slot: int) -> Vector:
+        if slot <= len(self.points):
+            return self.points[slot - 1]
+        return self._box.from_unit(self._box.sobol(slot))
+
+
+class _Model:
+    """`tpe` or `gp`: Optuna's sampler on a study in memory that holds the finished trials.
+
+    The running ones are added for each proposal and fail after it: a failed trial is no evidence.
+    """
+
+    def __init__(self, name: str, box: Box) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._name = name
+        self._box = box
+        self._pinned = box.space.pinned
+        every = distributions(box.space, box.bounds)
+        self._distributions = {name: every[name] for name in every if name not in self._pinned}
+        self._study = optuna.create_study(direction="maximize")
+        self._told: list[Trial] = []
+
+    def propose(self, history: History, slot: int) -> Vector:
+        if len(history.finished) < STARTUP[self._name]:
+            return self._box.design(slot)
+        self._tell(self._evidence([trial for trial in history.finished if self._kept(trial[1])]))
+        known = len(self._study.get_trials(deepcopy=False))
+        for vector in history.running.values():
+            self._add(vector, None)
+        self._study.sampler = self._sampler(self._box.slot_seed(slot))
+        asked = self._study.ask(self._distributions)
+        running = len(history.running) + 1
+        for number in range(known, known + running):
+            self._study.tell(number, state=TrialState.FAIL)
+        chosen = asked.params | self._pinned
+        vector = tuple(float(chosen[name]) for name in self._box.space.names)
+        if self._name == "gp":  # its optimum is one point, whatever the seed
+            return self._box.near(vector, self._box.rng(slot, "gp"), GP_SPREAD)
+        return vector
+
+    def _evidence(self, finished: list[Trial]) -> list[Trial]:
+        if self._name != "gp" or len(finished) <= GP_TRIALS:
+            return finished
+        last = len(finished) - GP_TRIALS // 2
+        best = sorted(range(last), key=lambda index: -finished[index][2])[: GP_TRIALS // 2]
+        return [finished[index] for index in sorted(best)] + finished[last:]
+
+    def _tell(self, evidence: list[Trial]) -> None:
+        if evidence[: len(self._told)] != self._told:
+            self._study = optuna.create_study(direction="maximize")
+            self._told = []
+        for trial in evidence[len(self._told) :]:
+            self._add(trial[1], trial[2])
+            self._told.append(trial)
+
+    def _kept(self, vector: Vector) -> bool:
+        """Whether it has what the space pins: all but the identity."""
+        return self._pinned.items() <= named(self._box.space, vector).items()
+
+    def _add(self, vector: Vector, value: float | None) -> None:
+        values = named(self._box.space, vector)
+        self._study.add_trial(
+            create_trial(
+                state=TrialState.RUNNING if value is None else TrialState.COMPLETE,
+                value=value,
+                params={name: values[name] for name in self._distributions},
+                distributions=self._distributions,
+            )
+        )
+
+    def _sampler(self, seed: int) -> BaseSampler:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            if self._name == "gp":
+                return GPSampler(seed=seed, n_startup_trials=1)
+            return TPESampler(seed=seed, multivariate=True, constant_liar=True)
+
+
+class _Evolution:
+    """`cmaes`: each population of finished trials, whoever proposed them, is a generation.
+
+    It begins at the identity, a quarter of the box wide in two dimensions and so far in all; again
+    when it has converged (Hansen, arXiv 1604.00772).
+    """
+
+    def __init__(self, box: Box) -> None:
+        self._box = box
+        self._told = 0
+        self._cma = self._begin()
+
+    def _begin(self) -> Any:
+        from cmaes import CMA
+
+        bounds = np.array([[0.0, 1.0]] * self._box.space.dimension)
+        sigma = 0.25 * math.sqrt(2 / self._box.space.dimension)
+        return CMA(mean=self._box.identity.copy(), sigma=sigma, bounds=bounds, seed=0)
+
+    def propose(self, history: History, slot: int) -> Vector:
+        size = self._cma.population_size
+        while len(history.finished) - self._told >= size:
+            generation = history.finished[self._told : self._told + size]
+            self._cma.tell([(self._box.to_unit(vector), -value) for _, vector, value in generation])
+            self._told += size
+            if self._cma.should_stop():
+                self._cma = self._begin()
+        self._cma.reseed_rng(self._box.slot_seed(slot))
+        return self._box.from_unit(self._cma.ask())

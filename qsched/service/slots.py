@@ -1,0 +1,305 @@
+"""The slots of one study: its budget as a queue, who holds what, and every score.
+
+A slot that is running belongs to the worker that claimed it, under the attempt's number, until its
+lease expires by the database's clock. Every write of a trial checks the attempt in its own
+transaction and renews the lease; a worker that lost its slot gets LeaseLost and has written
+nothing. Each method is one transaction and may be repeated.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session, aliased
+
+from qsched.errors import LeaseLost
+from qsched.service.database import Database, now, transaction
+from qsched.service.schema import OPEN, Finished, Score, ScoreTable, Slot, SlotTable, StudyTable
+
+STATES = ("waiting", "running", "finished", "stopped", "parked")
+
+FAILURES = 3
+"""A slot that failed this often is parked, with the reason."""
+
+LOSSES = 10
+"""A slot whose worker was lost this often in a row, without a new score, is parked too."""
+
+
+class Queue:
+    """The slots of the study `study` in `database`."""
+
+    def __init__(self, database: Database, study: str) -> None:
+        self.database = database
+        self.study = study
+
+    # The whole
+
+    @transaction
+    def grow(self, session: Session, budget: int) -> None:
+        """Adds waiting slots until there are `budget`; never removes one."""
+        session.get_one(StudyTable, self.study, with_for_update=True)
+        have = session.scalar(
+            sa.select(sa.func.count()).select_from(SlotTable).filter_by(study=self.study)
+        )
+        if budget > (have or 0):
+            rows = [{"study": self.study, "number": number} for number in range(have or 0, budget)]
+            session.execute(sa.insert(SlotTable), rows)
+
+    @transaction
+    def slots(self, session: Session, states: Sequence[str] = STATES) -> list[Slot]:
+        """The slots of a study that are in one of `states`, in the order of their numbers."""
+        query = sa.select(SlotTable).filter_by(study=self.study).order_by(SlotTable.number)
+        if states is not STATES:
+            query = query.where(SlotTable.state.in_(states))
+        return [row.frozen() for row in session.scalars(query)]
+
+    @transaction
+    def slot(self, session: Session, number: int) -> Slot:
+        """One slot."""
+        return session.get_one(SlotTable, (self.study, number)).frozen()
+
+    @transaction
+    def counts(self, session: Session) -> dict[str, int]:
+        """{state: number of slots}, after what expired was returned to the queue."""
+        self._reap(session)
+        query = (
+            sa.select(SlotTable.state, sa.func.count())
+            .filter_by(study=self.study)
+            .group_by(SlotTable.state)
+        )
+        found = {row[0]: row[1] for row in session.execute(query)}
+        return {state: found.get(state, 0) for state in STATES}
+
+    @transaction
+    def reasons(self, session: Session) -> list[tuple[int, str]]:
+        """(number, reason) of the slots that failed and are not finished."""
+        query = (
+            sa.select(SlotTable.number, SlotTable.reason)
+            .where(SlotTable.study == self.study, SlotTable.reason.is_not(None))
+            .order_by(SlotTable.number)
+        )
+        return [(number, str(reason)) for number, reason in session.execute(query)]
+
+    @transaction
+    def history(
+        self, session: Session, since: float = 0.0
+    ) -> tuple[list[Finished], list[tuple[int, tuple[float, ...]]]]:
+        """What a sampler goes by: the slots that were finished or stopped at `since` or
+        later, in the order of their ends, and (number, vector) of those being tried right now."""
+        finished = (
+            sa.select(SlotTable.finished, SlotTable.number, SlotTable.vector, SlotTable.value)
+            .where(SlotTable.study == self.study, SlotTable.finished >= since)
+            .order_by(SlotTable.finished, SlotTable.number)
+        )
+        running = (
+            sa.select(SlotTable.number, SlotTable.vector)
+            .where(SlotTable.study == self.study, SlotTable.state == "running")
+            .order_by(SlotTable.number)
+        )
+        return (
+            [
+                Finished(time or 0.0, number, tuple(vector or ()), value or 0.0)
+                for time, number, vector, value in session.execute(finished)
+            ],
+            [(number, tuple(vector)) for number, vector in session.execute(running) if vector],
+        )
+
+    @transaction
+    def best(self, session: Session) -> Slot | None:
+        """The finished slot of the highest value, the first among equals."""
+        query = (
+            sa.select(SlotTable)
+            .filter_by(study=self.study, state="finished")
+            .order_by(SlotTable.value.desc(), SlotTable.number)
+            .limit(1)
+        )
+        row = session.scalar(query)
+        return row.frozen() if row else None
+
+    @transaction
+    def retry(self, session: Session) -> int:
+        """Returns the parked slots to the queue, with their vectors and scores; how many."""
+        query = sa.select(SlotTable).filter_by(study=self.study, state="parked").with_for_update()
+        rows = list(session.scalars(query))
+        for row in rows:
+            row.state, row.failures, row.lost, row.trial = "waiting", 0, 0, None
+        return len(rows)
+
+    # One slot
+
+    @transaction
+    def claim(
+        self, session: Session, worker: str, lease: float, *, identity_first: bool
+    ) -> Slot | None:
+        """Takes the first slot that is free, for `lease` seconds; None if there is none.
+
+        Free is what waits, what expired, and what this worker holds already (the answer to an
+        earlier call was lost). `identity_first`: nothing but slot 0 is free until it is finished.
+        """
+        free = sa.or_(
+            SlotTable.state == "waiting",
+            sa.and_(
+                SlotTable.state == "running",
+                sa.or_(SlotTable.lease < now(), SlotTable.worker == worker),
+            ),
+        )
+        query = (
+            sa.select(SlotTable)
+            .join(StudyTable, StudyTable.name == SlotTable.study)
+            .where(SlotTable.study == self.study, OPEN, ~StudyTable.paused, free)
+            .order_by(SlotTable.number)
+            .limit(1)
+            .with_for_update(skip_locked=True, of=SlotTable)
+        )
+        if identity_first:
+            zero = aliased(SlotTable)
+            scored = (
+                sa.select(zero.number)
+                .where(zero.study == self.study, zero.number == 0, zero.state == "finished")
+                .exists()
+            )
+            query = query.where(sa.or_(SlotTable.number == 0, scored))
+        row = session.scalar(query)
+        while row is not None and row.state == "running" and row.worker != worker and _lost(row):
+            session.flush()
+            row = session.scalar(query)
+        if row is None:
+            return None
+        row.state, row.worker, row.attempt = "running", worker, row.attempt + 1
+        row.lease = now() + lease
+        session.flush()
+        return row.frozen()
+
+    @transaction
+    def begin(
+        self,
+        session: Session,
+        slot: Slot,
+        lease: float,
+        *,
+        vector: Sequence[float],
+        trial: int,
+    ) -> None:
+        """Fixes the slot's search vector and Optuna's trial. Raises LeaseLost."""
+        self._hold(session, slot, lease, vector=list(vector), trial=trial)
+
+    @transaction
+    def record(self, session: Session, slot: Slot, lease: float, scores: Sequence[Score]) -> None:
+        """Commits a batch of scores, all or none; one that is there stays. Raises LeaseLost."""
+        self._hold(session, slot, lease, lost=0)
+        rows = [
+            {
+                "study": self.study,
+                "slot": slot.number,
+                "prompt": score.prompt,
+                "metric": score.metric,
+                "value": score.value,
+                "seconds": score.seconds,
+            }
+            for score in scores
+        ]
+        if self.database.dialect == "sqlite":
+            session.execute(sqlite.insert(ScoreTable).on_conflict_do_nothing(), rows)
+        else:
+            session.execute(postgresql.insert(ScoreTable).on_conflict_do_nothing(), rows)
+
+    @transaction
+    def renew(self, session: Session, slot: Slot, lease: float) -> None:
+        """Holds the slot for another `lease` seconds. Raises LeaseLost."""
+        self._hold(session, slot, lease)
+
+    @transaction
+    def finish(self, session: Session, slot: Slot, value: float, *, stopped: bool = False) -> None:
+        """The slot is done and has a value; again changes nothing. Raises LeaseLost.
+
+        `stopped`: early, and the value is an estimate; such a slot is never the best.
+        """
+        state = "stopped" if stopped else "finished"
+        try:
+            self._hold(session, slot, 0, state=state, value=value, reason=None, finished=now())
+        except LeaseLost:
+            row = session.get_one(SlotTable, (self.study, slot.number))
+            if (row.state, row.attempt) != (state, slot.attempt):
+                raise
+
+    @transaction
+    def release(self, session: Session, slot: Slot) -> None:
+        """Gives a slot back, if it is still held; its vector and scores stay."""
+        row = self._held(session, slot)
+        if row:
+            row.state, row.worker, row.lease = "waiting", None, None
+
+    @transaction
+    def fail(self, session: Session, slot: Slot, reason: str) -> bool:
+        """Counts a failure; after FAILURES of them the slot is parked with `reason` (True)."""
+        row = self._held(session, slot)
+        if row:
+            row.failures, row.reason, row.worker, row.lease = row.failures + 1, reason, None, None
+            row.state = "parked" if row.failures >= FAILURES else "waiting"
+            return row.state == "parked"
+        return session.get_one(SlotTable, (self.study, slot.number)).state == "parked"
+
+    # Scores
+
+    @transaction
+    def scores(self, session: Session, slot: int) -> list[Score]:
+        """What a slot has scored, by prompt."""
+        query = (
+            sa.select(ScoreTable.prompt, ScoreTable.metric, ScoreTable.value, ScoreTable.seconds)
+            .filter_by(study=self.study, slot=slot)
+            .order_by(ScoreTable.prompt, ScoreTable.metric)
+        )
+        return [Score(*row) for row in session.execute(query)]
+
+    @transaction
+    def effort(self, session: Session) -> tuple[int, float]:
+        """How many scores a study has, and the sum of their seconds."""
+        query = sa.select(sa.func.count(), sa.func.sum(ScoreTable.seconds)).filter_by(
+            study=self.study
+        )
+        count, seconds = session.execute(query.select_from(ScoreTable)).one()
+        return count, float(seconds or 0.0)
+
+    # Inside a transaction
+
+    def _hold(self, session: Session, slot: Slot, lease: float, **changes: Any) -> None:
+        """Checks the fencing token and renews the lease in one statement; LeaseLost if it is not
+        this attempt's any more."""
+        result = session.execute(
+            sa.update(SlotTable)
+            .filter_by(study=self.study, number=slot.number, state="running", attempt=slot.attempt)
+            .values(lease=now() + lease, **changes)
+            .execution_options(synchronize_session=False)
+        )
+        if result.rowcount != 1:  # type: ignore[attr-defined]
+            raise LeaseLost(f"study {self.study!r}: slot {slot.number} went to another worker")
+
+    def _held(self, session: Session, slot: Slot) -> SlotTable | None:
+        """The slot's row, locked, if this attempt still holds it."""
+        row = session.get_one(SlotTable, (self.study, slot.number), with_for_update=True)
+        return row if row.state == "running" and row.attempt == slot.attempt else None
+
+    def _reap(self, session: Session) -> None:
+        """Returns what expired to the queue; what others are looking at is theirs."""
+        query = (
+            sa.select(SlotTable)
+            .where(
+                SlotTable.study == self.study, SlotTable.state == "running", SlotTable.lease < now()
+            )
+            .with_for_update(skip_locked=True)
+        )
+        for row in session.scalars(query):
+            if not _lost(row):
+                row.state, row.worker, row.lease = "waiting", None, None
+        session.flush()
+
+
+def _lost(row: SlotTable) -> bool:
+    """Counts an expired lease; True if that parks the slot."""
+    row.lost += 1
+    if row.lost < LOSSES:
+        return False
+    row.state, row.worker, row.lease = "parked", None, None
+    row.reason = f"its worker was lost {LOSSES} times in a row before it had scored anything"
+    return True

@@ -1,0 +1,81 @@
+"""Where a study stands, and its candidates, as values."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from qsched.schedule.coefficients import Coefficients
+from qsched.service.schema import WorkerRecord
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A finished trial: its slot, value and coefficients."""
+
+    slot: int
+    value: float
+    coefficients: Coefficients
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `status --json` and `report.json` show it."""
+        return {
+            "slot": self.slot,
+            "value": self.value,
+            "coefficients": self.coefficients.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a study stands.
+
+    `done`: trials that are over, those among them that were `stopped` early. `images` and `seconds`
+    count the trials' work, not the validation's.
+    """
+
+    study: str
+    budget: int
+    done: int
+    stopped: int
+    running: int
+    waiting: int
+    parked: int
+    paused: bool
+    images: int
+    seconds: float
+    identity: Candidate | None
+    best: Candidate | None
+    reasons: tuple[tuple[int, str], ...]
+    workers: tuple[WorkerRecord, ...]
+    fingerprint: dict[str, Any]
+    accepted: dict[str, Any]
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self.waiting and not self.running
+
+    @property
+    def alive(self) -> tuple[WorkerRecord, ...]:
+        """The workers that were heard of within a minute."""
+        return tuple(w for w in self.workers if w.state == "working" and w.idle < 60)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `status --json` prints it."""
+        return {
+            "study": self.study,
+            "budget": self.budget,
+            "done": self.done,
+            "stopped": self.stopped,
+            "running": self.running,
+            "waiting": self.waiting,
+            "parked": self.parked,
+            "paused": self.paused,
+            "images": self.images,
+            "seconds": self.seconds,
+            "identity": self.identity.to_dict() if self.identity else None,
+            "best": self.best.to_dict() if self.best else None,
+            "reasons": {str(slot): reason for slot, reason in self.reasons},
+            "workers": [worker.to_dict() for worker in self.workers],
+            "fingerprint": self.fingerprint,
+            "accepted": self.accepted,
+        }

@@ -1,0 +1,185 @@
+"""A slot's trial in Optuna: what samplers' plots and optuna-dashboard see of it.
+
+A slot has one trial, made when the slot begins and completed once, whoever finishes it: completing
+it again changes nothing. A trial that was made by a worker that died before it could be entered in
+the slot belongs to nobody; `sweep` marks it as failed.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import optuna
+from optuna.artifacts import get_all_artifact_meta, upload_artifact
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from qsched.schedule.parametrisations import Bounds, Parametrisation
+from qsched.search.samplers import distributions, named
+from qsched.service.database import Database
+from qsched.service.schema import Slot
+
+if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
+
+
+ESTIMATE = "estimate"
+"""The attribute of a trial that was ended early."""
+
+
+class Trials:
+    """The Optuna study of the same name, its trials by slot. Raises StorageError.
+
+    `images`: how many a trial makes.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        study: str,
+        space: Parametrisation,
+        bounds: Bounds,
+        *,
+        images: int,
+    ) -> None:
+        self._database = database
+        self._name = study
+        self._space = space
+        self._bounds = bounds
+        self._images = images
+
+    @cached_property
+    def study(self) -> optuna.Study:
+        """The Optuna study, made where it is missing; its metric is JAQ, maximised."""
+
+        def made() -> optuna.Study:
+            study = optuna.create_study(
+                study_name=self._name,
+                storage=self._database.optuna,
+                direction="maximize",
+                load_if_exists=True,
+            )
+            if study.metric_names is None:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ExperimentalWarning)
+                    study.set_metric_names(["JAQ"])
+            return study
+
+        return self._database.patiently(made)
+
+    def make(self, slot: Slot, vector: Sequence[float], worker: str) -> int:
+        """A running trial for a slot, which carries slot and attempt; its id."""
+        trial = create_trial(
+            state=TrialState.RUNNING,
+            params=named(self._space, vector),
+            distributions=distributions(self._space, self._bounds),
+            user_attrs={
+                "slot": slot.number,
+                "attempt": slot.attempt,
+                "worker": worker,
+                "images": self._images,
+            },
+        )
+        return self._database.patiently(
+            lambda: self._database.optuna.create_new_trial(self.study._study_id, trial)
+        )
+
+    def report(self, trial: int, step: int, value: float) -> None:
+        """An intermediate value: JAQ of the prompts scored so far, at their number."""
+        self._write(lambda: self._database.optuna.set_trial_intermediate_value(trial, step, value))
+
+    def attach(self, trial: int, path: Path, store: "ArtifactStore") -> None:
+        """Uploads a file as the trial's artifact, unless it has one of that name."""
+
+        def attach() -> None:
+            storage = self._database.optuna
+            frozen = storage.get_trial(trial)
+            present = get_all_artifact_meta(frozen, storage=storage)
+            if path.name not in {meta.filename for meta in present}:
+                upload_artifact(
+                    artifact_store=store,
+                    file_path=str(path),
+                    study_or_trial=frozen,
+                    storage=storage,
+                )
+
+        self._write(attach)
+
+    def complete(self, trial: int, value: float, attributes: Mapping[str, Any]) -> None:
+        """The trial's value and attributes; nothing if it is complete already."""
+
+        def complete() -> None:
+            storage = self._database.optuna
+            for name, attribute in attributes.items():
+                storage.set_trial_user_attr(trial, name, attribute)
+            storage.set_trial_state_values(trial, TrialState.COMPLETE, [value])
+
+        self._write(complete)
+
+    def prune(self, trial: int, estimate: float, attributes: Mapping[str, Any]) -> None:
+        """Ends a trial early: its attributes, and what it would have come to as `estimate`."""
+
+        def prune() -> None:
+            storage = self._database.optuna
+            for name, attribute in (*attributes.items(), (ESTIMATE, estimate)):
+                storage.set_trial_user_attr(trial, name, attribute)
+            storage.set_trial_state_values(trial, TrialState.PRUNED)
+
+        self._write(prune)
+
+    def estimate(self, trial: int) -> float | None:
+        """The estimate of a trial that was ended early; None for any other."""
+        frozen = self._database.patiently(lambda: self._database.optuna.get_trial(trial))
+        if frozen.state != TrialState.PRUNED:
+            return None
+        return float(frozen.user_attrs[ESTIMATE])
+
+    def abandon(self, trial: int, reason: str) -> None:
+        """Marks a trial as failed, with the reason; nothing if it is finished already."""
+
+        def fail() -> None:
+            self._database.optuna.set_trial_user_attr(trial, "reason", reason)
+            self._database.optuna.set_trial_state_values(trial, TrialState.FAIL)
+
+        self._write(fail)
+
+    def running(self) -> list[FrozenTrial]:
+        """The trials that are running, as far as Optuna knows."""
+        return self._database.patiently(
+            lambda: self._database.optuna.get_all_trials(
+                self.study._study_id, deepcopy=False, states=(TrialState.RUNNING,)
+            )
+        )
+
+    def sweep(self, running: Sequence[FrozenTrial], unfinished: Sequence[Slot]) -> None:
+        """Fails those of `running` that belong to a parked slot, or to none.
+
+        `unfinished`: the study's slots without a value, read after `running`. A trial is left alone
+        while the attempt that made it may still enter it in its slot.
+        """
+        owners = {slot.trial: slot for slot in unfinished if slot.trial is not None}
+        held = {(slot.number, slot.attempt) for slot in unfinished if slot.state == "running"}
+        for trial in running:
+            owner = owners.get(trial._trial_id)
+            if owner is not None and owner.state == "parked":
+                self.abandon(trial._trial_id, owner.reason or "parked")
+            elif owner is None and _made_by(trial) not in held:
+                self.abandon(trial._trial_id, "its worker died before the trial had begun")
+
+    def delete(self) -> None:
+        """Removes the Optuna study and its trials."""
+        self._database.patiently(
+            lambda: optuna.delete_study(study_name=self._name, storage=self._database.optuna)
+        )
+
+    def _write(self, write: Callable[[], None]) -> None:
+        with suppress(UpdateFinishedTrialError):  # an earlier attempt got so far, by these scores
+            self._database.patiently(write)
+
+
+def _made_by(trial: FrozenTrial) -> tuple[Any, Any]:
+    """The slot and the attempt that made a trial."""
+    return trial.user_attrs.get("slot"), trial.user_attrs.get("attempt")

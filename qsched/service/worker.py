@@ -1,0 +1,287 @@
+"""A worker: claim a slot, score its coefficients, finish it; again until none is left."""
+
+import logging
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qsched.errors import GenerationError, LeaseLost, ScoreError, StorageError, StudyError
+from qsched.service.heartbeat import Heartbeat
+from qsched.service.interrupts import Interrupts
+from qsched.service.schema import Score, Slot
+from qsched.service.stored_study import StoredStudy
+
+if TYPE_CHECKING:
+    from qsched.service.evaluator import Batch, Evaluator
+
+LEASE = 60.0
+"""Seconds after which a slot goes to another worker, if nothing was heard of its own."""
+
+POLL = 2.0
+"""Seconds between two looks of a worker that waits."""
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """Works on one study.
+
+        worker = Worker(study, evaluator)
+        while worker.run_one():
+            ...
+
+    `hardware`: what a value may depend on; another one than the study's first worker's is refused
+    unless the study allows it. `lease`: seconds, by the database's clock. `grace`: seconds that a
+    trial in hand may still take when it is asked to stop. `on_batch(slot, prompts scored)` is
+    called after each committed batch, `on_trial()` after each slot that was finished or failed,
+    `on_wait()` before each pause in which nothing is free, `gallery(slot, trial, images, value)`
+    with the images of a trial before it is finished. `memory()`: the most gigabytes in use since it
+    was last asked, written to each trial.
+    """
+
+    def __init__(
+        self,
+        study: StoredStudy,
+        evaluator: "Evaluator",
+        *,
+        hardware: Mapping[str, Any] | None = None,
+        lease: float = LEASE,
+        grace: float = 0.0,
+        on_batch: Callable[[int, int], None] = lambda slot, scored: None,
+        on_trial: Callable[[], None] = lambda: None,
+        on_wait: Callable[[], None] = lambda: None,
+        gallery: "Callable[[Slot, int, list[Batch], float], None] | None" = None,
+        memory: Callable[[], float] | None = None,
+    ) -> None:
+        self.study = study
+        self.evaluator = evaluator
+        self.hardware = dict(hardware or {})
+        self.lease = lease
+        self.on_batch = on_batch
+        self.on_trial = on_trial
+        self.on_wait = on_wait
+        self.gallery = gallery
+        self.memory = memory
+        self.id = f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self.interrupts = Interrupts(grace)
+        self._batch_seconds = 0.0
+        self._heartbeat = Heartbeat(study.storage, study.queue, self.id, lease)
+
+    def run(self, *, max_trials: int | None = None, stay: bool = False) -> bool:
+        """Works until the budget is spent (True), or until it is asked to stop (False).
+
+        While other workers hold the last slots it waits, because theirs may come back. `stay`: it
+        goes on waiting, for a larger budget. `max_trials`: stops after so many slots. Raises
+        StudyError if its hardware is refused or the identity failed, StorageError if the database
+        stays away.
+        """
+        self._join()
+        logger.info("worker %s begins on %s", self.id, self.hardware)
+        worked = 0
+        with self.interrupts.handled(), self._heartbeat:
+            try:
+                while not self.interrupts.asked and worked != max_trials:
+                    if self.run_one():
+                        worked += 1
+                        self.on_trial()
+                    elif not self._wait(stay):
+                        break
+            finally:
+                with suppress(StorageError):
+                    self.study.tidy()
+                    self.study.storage.seen(
+                        self.id, self._heartbeat.images, self._heartbeat.seconds, "stopped"
+                    )
+        return not self.interrupts.asked
+
+    def run_one(self) -> bool:
+        """Claims one slot and brings it as far as it goes; False if none was free."""
+        queue = self.study.queue
+        slot = queue.claim(
+            self.id, self.lease, identity_first=self.study.definition.objective.standardised
+        )
+        if slot is None:
+            return False
+        with self._heartbeat.holding(slot):
+            try:
+                if not self._work(slot):
+                    queue.release(slot)
+                    logger.info("slot %d: given back", slot.number)
+            except LeaseLost as error:
+                logger.warning("%s", error)
+            except (GenerationError, ScoreError) as error:
+                self._fail(slot, str(error))
+            except StorageError:
+                raise
+            except Exception as error:
+                self._fail(slot, f"{type(error).__name__}: {error}")
+                raise
+            except BaseException:
+                queue.release(slot)
+                raise
+        return True
+
+    def _work(self, slot: Slot) -> bool:
+        """Scores what the slot lacks and finishes it; False if it was asked to stop before."""
+        study, queue = self.study, self.study.queue
+        vector, trial = slot.vector, slot.trial
+        if vector is None or trial is None:
+            if slot.attempt > 1:
+                study.tidy()
+            vector = vector or study.vector(slot.number)
+            trial = study.trials.make(slot, vector, self.id)
+            queue.begin(slot, self.lease, vector=vector, trial=trial)
+        scores = queue.scores(slot.number) if slot.attempt > 1 else []
+        done = frozenset(score.prompt for score in scores)
+        made: list[Batch] = []
+        if done and (estimate := self._hopeless(slot, trial, scores, vector)) is not None:
+            self._stop(slot, trial, scores, estimate)
+            return True
+        order = study.order(slot.number)
+        for batch in self.evaluator.batches(study.coefficients(vector), done, order):
+            if self._heartbeat.lost:
+                raise LeaseLost(f"study {study.name!r}: slot {slot.number} went to another worker")
+            queue.record(slot, self.lease, batch.scores)
+            self._count(batch)
+            scores += batch.scores
+            done |= set(batch.prompts)
+            if self.gallery:
+                made.append(batch)
+            self.on_batch(slot.number, len(done))
+            complete = len(done) == len(self.evaluator.prompts)
+            if slot.number:  # the identity's own scores set the units, once they are complete
+                study.trials.report(trial, len(done), study.value(scores, vector))
+            if complete:
+                break
+            if (estimate := study.hopeless(slot.number, scores, vector)) is not None:
+                self._stop(slot, trial, scores, estimate)
+                return True
+            if not self.interrupts.time_for(self._batch_seconds):
+                return False
+        self._finish(slot, trial, vector, scores, made)
+        return True
+
+    def _hopeless(
+        self, slot: Slot, trial: int, scores: Sequence[Score], vector: Sequence[float]
+    ) -> float | None:
+        """As `StoredStudy.hopeless`, for a slot that somebody began: who stopped its trial and died
+        before the slot knew is believed."""
+        if self.study.order(slot.number) is None:
+            return None
+        stopped = self.study.trials.estimate(trial)
+        return self.study.hopeless(slot.number, scores, vector) if stopped is None else stopped
+
+    def _stop(self, slot: Slot, trial: int, scores: Sequence[Score], estimate: float) -> None:
+        """Ends a trial that is clearly worse than the best: Optuna's trial, then the slot."""
+        study = self.study
+        prompts = len({score.prompt for score in scores})
+        study.queue.renew(slot, self.lease)
+        study.trials.prune(trial, estimate, self._attributes(slot, scores) | {"prompts": prompts})
+        study.queue.finish(slot, estimate, stopped=True)
+        logger.info("slot %d: stopped after %d prompts, %.6g", slot.number, prompts, estimate)
+
+    def _finish(
+        self,
+        slot: Slot,
+        trial: int,
+        vector: Sequence[float],
+        scores: Sequence[Score],
+        made: "list[Batch]",
+    ) -> None:
+        """Optuna's trial, then the slot: each step may be repeated after a crash."""
+        study = self.study
+        value = study.value(scores, vector, identity=slot.number == 0)
+        if self.gallery:
+            self.gallery(slot, trial, made, value)
+        attributes = self._attributes(slot, scores)
+        study.queue.renew(slot, self.lease)
+        study.trials.complete(trial, value, attributes)
+        study.queue.finish(slot, value)
+        logger.info("slot %d: %.6g", slot.number, value)
+
+    def _attributes(self, slot: Slot, scores: Sequence[Score]) -> dict[str, Any]:
+        """What Optuna's trial shows beside its value."""
+        study = self.study
+        attributes = study.attributes(scores)
+        if slot.attempt > 1:
+            attributes |= {"attempt": slot.attempt, "worker": self.id}
+        if self.evaluator.generator.batch_size != study.definition.tables.execution.batch_size:
+            attributes |= {"batch_size": self.evaluator.generator.batch_size}
+        if self.memory:
+            attributes |= {"peak_memory_gb": self.memory()}
+        return attributes
+
+    def _fail(self, slot: Slot, reason: str) -> None:
+        logger.warning("slot %d failed: %s", slot.number, reason)
+        if self.study.queue.fail(slot, reason):
+            self.study.tidy()
+
+    def _count(self, batch: "Batch") -> None:
+        self._heartbeat.count(len(batch.prompts), batch.seconds)
+        self._batch_seconds = batch.seconds
+
+    def _wait(self, stay: bool) -> bool:
+        """Nothing is free: returns what expired, and waits a little; False if all is done."""
+        self.study.storage.bury(self.study.name, _machine(), _alive)
+        counts = self.study.tidy()
+        identity = self.study.queue.slot(0)
+        if identity.state == "parked":  # every value is measured against it
+            raise StudyError(
+                f"study {self.study.name!r}: the identity schedule failed: {identity.reason}"
+            )
+        if not stay and not counts["waiting"] and not counts["running"]:
+            return False
+        self.on_wait()
+        until = time.monotonic() + POLL
+        while not self.interrupts.asked and time.monotonic() < until:
+            time.sleep(0.1)
+        return True
+
+    def _join(self) -> None:
+        """Enters the study's list of workers. Raises StudyError for other hardware."""
+        expected = self.study.storage.join(
+            self.study.name,
+            self.id,
+            machine=_machine(),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            hardware=self.hardware,
+        )
+        self.study.storage.bury(self.study.name, _machine(), _alive)
+        allowed = self.study.definition.tables.execution.allow_mixed_hardware
+        if expected != self.hardware and not allowed:
+            keys = sorted(expected.keys() | self.hardware.keys())
+            differing = [
+                f"{key}: the study has {expected.get(key)!r}, here it is {self.hardware.get(key)!r}"
+                for key in keys
+                if expected.get(key) != self.hardware.get(key)
+            ]
+            self.study.storage.seen(self.id, 0, 0.0, "refused")
+            raise StudyError(
+                f"study {self.study.name!r} was begun on other hardware, and values differ between "
+                f"them: {'; '.join(differing)}; set execution.allow_mixed_hardware = true to mix"
+            )
+
+
+def _machine() -> str:
+    """Where process numbers mean the same: the host, and the process namespace of a container."""
+    try:
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        namespace = 0
+    return f"{socket.gethostname()}/{namespace}"
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

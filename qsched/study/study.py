@@ -1,0 +1,322 @@
+"""A study file: TOML in, one frozen and validated `Study` out, and its fingerprint.
+
+Every problem of a file is reported at once, each with its key. Relative paths in a study file are
+relative to the file. The fingerprint names all that a score depends on; a study is resumed only
+under the same one.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from qsched.errors import ConfigError, QschedError
+from qsched.pipelines import catalog
+from qsched.prompts import (
+    Prompt,
+    choose,
+    is_remote,
+    locate,
+    read_captions,
+    split,
+    stand_ins,
+    with_seeds,
+)
+from qsched.schedule.parametrisations import Bounds, Parametrisation
+from qsched.scoring import jaq
+from qsched.study.defaults import placed, sampling_of, weights_of, with_entry, with_reference
+from qsched.study.sections import Prompts, StudyFile, in_words
+
+LIBRARIES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "open_clip_torch",
+    "optuna",
+    "numpy",
+    "pyiqa",
+    "textblob",
+    "timm",
+    "torchao",
+    "bitsandbytes",
+    "peft",
+)
+"""Packages whose version can change a score or a proposal."""
+
+TWIN_PROMPTS = 4
+"""A twin calibrates on no more prompts than this, and is held to no more."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A validated study: the file's tables with every default and prompt filled in.
+
+    Complete by itself: it is stored in the database as JSON, so a worker needs no file.
+    """
+
+    tables: StudyFile
+    calibration: tuple[Prompt, ...]
+    held_out: tuple[Prompt, ...]
+    weights: str
+
+    @property
+    def name(self) -> str:
+        """The study's name, unique in its database."""
+        return self.tables.name
+
+    @property
+    def trials(self) -> int:
+        """The budget: finished trials, the identity's among them."""
+        return self.tables.search.trials
+
+    @cached_property
+    def parametrisation(self) -> Parametrisation:
+        """The map between a search vector and coefficients."""
+        return self.tables.space
+
+    @cached_property
+    def bounds(self) -> Bounds:
+        """The box that is searched, the same in every dimension."""
+        return Bounds(*self.tables.search.bounds)
+
+    @cached_property
+    def objective(self) -> jaq.Objective:
+        """JAQ as this study defines it; standardised ones still lack their units."""
+        table = self.tables.objective
+        terms = tuple(jaq.Term(term.scorer, term.weight, term.log) for term in table.terms)
+        return jaq.Objective(terms, standardised=table.preset == "standardised")
+
+    @property
+    def scorers(self) -> tuple[str, ...]:
+        """The scorers that a trial needs."""
+        return tuple(term.scorer for term in self.tables.objective.terms)
+
+    def changed(self, *, name: str | None = None, trials: int | None = None) -> "Study":
+        """The same study under another name or with another budget. Raises ConfigError."""
+        changes: dict[str, Any] = {}
+        if name is not None:
+            changes["name"] = name
+        if trials is not None:
+            changes["search"] = self.tables.search.model_dump() | {"trials": trials}
+        return _checked(self, changes) if changes else self
+
+    def with_tables(self, changes: Mapping[str, Any]) -> "Study":
+        """The same study with some tables replaced, checked as a file's are. Raises ConfigError."""
+        return _checked(self, changes)
+
+    def twin(self) -> "Study":
+        """The same study of a tiny model of the same pipeline class, with random weights.
+
+        Its name ends in "-twin", its images are small and its prompts few; all else is as the study
+        says. Raises ConfigError if nothing tells the pipeline's class.
+        """
+        model, sampling = self.tables.model, self.tables.sampling
+        if model.pipeline is None:
+            raise ConfigError(
+                f"model.name = {model.name!r} has no twin; set model.pipeline to its class"
+            )
+        side = {"height": catalog.TWIN_SIDE, "width": catalog.TWIN_SIDE}
+        changes = {
+            "name": f"{self.name[:59]}-twin",
+            "model": model.model_dump() | {"twin": True, "dtype": "float32"},
+            "sampling": sampling.model_dump() | side,
+        }
+        changed = _checked(self, changes)
+        return replace(
+            changed,
+            calibration=self.calibration[:TWIN_PROMPTS],
+            held_out=self.held_out[:TWIN_PROMPTS],
+            weights=f"twin of {model.pipeline}",
+        )
+
+    def fingerprint(self) -> dict[str, Any]:
+        """All that a value of this study depends on, flat: {"sampling.steps": 4, ...}.
+
+        Budget, name, batch size, device and gallery are not in it: they change no score.
+        """
+        left_out = {"name", "prompts", "execution", "gallery"}
+        tables = self.tables.model_dump(mode="json", exclude=left_out)
+        tables["search"].pop("trials")
+        keys = dict(_flat(tables))
+        keys["model.weights"] = self.weights
+        keys["prompts.calibration"] = _digest(self.calibration)
+        keys["prompts.held_out"] = _digest(self.held_out)
+        return keys | {f"versions.{name}": installed_version(name) for name in LIBRARIES}
+
+    def to_json(self) -> str:
+        """The whole study as JSON; `from_json` reads it back equal."""
+        return json.dumps(
+            {
+                "tables": self.tables.model_dump(mode="json"),
+                "calibration": [[prompt.text, prompt.seed] for prompt in self.calibration],
+                "held_out": [[prompt.text, prompt.seed] for prompt in self.held_out],
+                "weights": self.weights,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "Study":
+        """The study that `to_json` wrote."""
+        stored = json.loads(text)
+        return cls(
+            tables=StudyFile.model_validate(stored["tables"]),
+            calibration=tuple(Prompt(*pair) for pair in stored["calibration"]),
+            held_out=tuple(Prompt(*pair) for pair in stored["held_out"]),
+            weights=stored["weights"],
+        )
+
+
+def load_study(path: str | Path, *, fetch: bool = True) -> Study:
+    """Reads and validates a study file.
+
+    `fetch`: prompts that lie on the hub are downloaded; otherwise stand-ins take their place, for a
+    check or a twin, neither of which may need the network. Raises ConfigError that lists every
+    problem, one a line, each beginning with the path and key.
+    """
+    path = Path(path)
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; expected a study file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    problems: list[str] = []
+    prompts: tuple[tuple[Prompt, ...], tuple[Prompt, ...]] = ((), ())
+    tables = None
+    try:
+        tables = StudyFile.model_validate(content)
+        tables = _with_defaults(tables, path.parent)
+    except ValidationError as error:
+        problems += [in_words(dict(problem)) for problem in error.errors()]
+    except QschedError as error:
+        problems.append(str(error))
+    try:
+        prompts = _prompts(Prompts.model_validate(content.get("prompts")), path.parent, fetch)
+    except ValidationError:
+        pass  # already among the problems of the whole file
+    except QschedError as error:
+        problems.append(str(error))
+    if tables is None or problems:
+        raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
+    calibration, held_out = prompts
+    return Study(
+        tables=tables,
+        calibration=calibration,
+        held_out=held_out,
+        weights=weights_of(tables.model),
+    )
+
+
+def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:
+    """{key in which two fingerprints differ: both values in words}."""
+    return {
+        key: f"{key}: the study has {stored.get(key)!r}, now it is {current.get(key)!r}"
+        for key in sorted(stored.keys() | current.keys())
+        if stored.get(key) != current.get(key)
+    }
+
+
+def installed_version(package: str) -> str | None:
+    """The installed version of a package, None where it is missing; nothing is imported."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _prompts(
+    table: Prompts, folder: Path, fetch: bool
+) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    calibration, held_out = _captions(table, folder, fetch)
+    shared = sorted(set(calibration) & set(held_out))
+    if shared:
+        raise ConfigError(
+            f"prompts.held_out: {len(shared)} captions are calibration prompts too, among them "
+            f"{shared[0]!r}; a proof needs prompts that the search never saw"
+        )
+    for key, listed in (("calibration", calibration), ("held_out", held_out)):
+        if len(listed) < 2:
+            raise ConfigError(f"prompts.{key}: {len(listed)} caption; expected at least 2")
+    return (
+        with_seeds(calibration, seed=table.seed, split="calibration"),
+        with_seeds(
+            held_out, seed=table.seed, split="held_out", seeds_per_prompt=table.held_out_seeds
+        ),
+    )
+
+
+def _captions(table: Prompts, folder: Path, fetch: bool) -> tuple[list[str], list[str]]:
+    """The captions to calibrate on, and those held out."""
+
+    def listed(source: str | Sequence[str], count: int | None, key: str) -> list[str]:
+        if not isinstance(source, str):
+            return list(source)
+        if is_remote(source) and not fetch:
+            if count is None:
+                raise ConfigError(f"prompts.{key}_count is missing; prompts on the hub need it")
+            return stand_ins(count, key)
+        return read_captions(locate(source, folder, where=f"prompts.{key}"))
+
+    if table.held_out is None and not (
+        isinstance(table.calibration, str) and is_remote(table.calibration) and not fetch
+    ):
+        return split(
+            listed(table.calibration, None, "calibration"),
+            table.calibration_count,
+            table.held_out_count,
+            seed=table.seed,
+            where="prompts.calibration",
+        )
+    both = (
+        (table.calibration, table.calibration_count, "calibration"),
+        (
+            table.held_out or table.calibration,
+            table.held_out_count,
+            "held_out",
+        ),
+    )
+    calibration, held_out = (
+        choose(listed(source, count, key), count, seed=table.seed, where=f"prompts.{key}")
+        for source, count, key in both
+    )
+    return calibration, held_out
+
+
+def _with_defaults(tables: StudyFile, folder: Path) -> StudyFile:
+    """The tables with what the file left out filled in from the model's entry."""
+    model = with_entry(placed(tables.model, folder), tables.sampling.steps)
+    sampling = sampling_of(tables.model.name, tables.sampling)
+    validation = with_reference(tables.validation, folder)
+    search = tables.search.model_copy(update={"parametrisation": tables.space.name})
+    return tables.model_copy(
+        update={"sampling": sampling, "model": model, "validation": validation, "search": search}
+    )
+
+
+def _checked(study: Study, changes: Mapping[str, Any]) -> Study:
+    """`study` with some tables replaced, validated again as a file would be."""
+    try:
+        tables = StudyFile.model_validate(study.tables.model_dump() | dict(changes))
+    except ValidationError as error:
+        raise ConfigError("\n".join(in_words(dict(entry)) for entry in error.errors())) from error
+    return replace(study, tables=tables)
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _digest(prompts: Iterable[Prompt]) -> str:
+    listed = json.dumps([[prompt.text, prompt.seed] for prompt in prompts])
+    return hashlib.blake2b(listed.encode(), digest_size=8).hexdigest()
