@@ -14,14 +14,15 @@ from pathlib import Path
 import torch
 from printing import show
 
-from qsched.evidence.appearance import Appearance, guards
+from qsched.evidence.appearance import Appearance
 from qsched.evidence.distances import Cloud, Statistics
+from qsched.evidence.guards import guards
 from qsched.evidence.real_images import demo_features, demo_scenes
 from qsched.pipelines.generator import ImageGenerator
 from qsched.pipelines.loading import load
 from qsched.proof.image_sets import eight_bit
+from qsched.quantization.table import Quantization
 from qsched.schedule.coefficients import Coefficients
-from qsched.study.sections import Quantization
 from qsched.study.study import Study, load_study
 
 STUDY = Path(__file__).parents[1] / "studies" / "demo.toml"

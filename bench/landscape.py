@@ -15,12 +15,11 @@ from qsched.demo.captions import prompt_lists
 from qsched.pipelines.catalog import model_entry
 from qsched.pipelines.generator import ImageGenerator
 from qsched.pipelines.loading import denoiser, load_pipeline
+from qsched.pipelines.table import Sampling, sampling_of
 from qsched.prompts import with_seeds
 from qsched.quantization.quantize import quantize
 from qsched.schedule.coefficients import Coefficients
 from qsched.scoring.scorers import checked, load_metrics, load_scorers
-from qsched.study.defaults import sampling_of
-from qsched.study.sections import Sampling
 
 STEPS = 4
 PROMPTS = 64

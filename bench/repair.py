@@ -54,9 +54,10 @@ from repairs import (
 
 from qsched.evidence import distances
 from qsched.evidence import real_images as distribution
-from qsched.proof.verdict import FRECHET, JAQ
+from qsched.evidence.table import FRECHET
+from qsched.proof.verdict import JAQ
 from qsched.scoring import jaq
-from qsched.scoring.jaq import Values
+from qsched.statistics import Values
 
 PLOT = ROOT / "docs" / "repair.png"
 SLIGHT = ("w8a8",)

@@ -15,8 +15,8 @@ from qsched.prompts import Prompt
 from qsched.proof.verdict import JAQ
 from qsched.schedule.coefficients import Coefficients
 from qsched.schedule.parametrisations import Bounds, parametrisation
-from qsched.scoring.jaq import Values
 from qsched.search.samplers import Proposer
+from qsched.statistics import Values
 from qsched.study.study import Study, load_study
 
 ROOT = Path(__file__).parents[1]
@@ -125,9 +125,9 @@ class Lab:
 
         from qsched.pipelines.generator import ImageGenerator
         from qsched.pipelines.loading import load
+        from qsched.pipelines.table import Sampling, sampling_of
+        from qsched.quantization.table import Quantization
         from qsched.scoring.scorers import Metrics, load_metrics, load_scorers
-        from qsched.study.defaults import sampling_of
-        from qsched.study.sections import Quantization, Sampling
 
         torch.set_num_threads(1)
         self.study = demo()

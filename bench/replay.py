@@ -20,8 +20,9 @@ from recording import Recording
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
-from qsched.scoring.jaq import Objective, chance_to_lead
+from qsched.scoring.jaq import Objective
 from qsched.search.samplers import Proposer
+from qsched.statistics import chance_to_lead
 
 Array = NDArray[np.float64]
 NEIGHBOURS = 25

@@ -37,8 +37,8 @@ from searches import (
     variants,
 )
 
-from qsched.scoring.jaq import paired_interval
 from qsched.search.catalog import SAMPLERS
+from qsched.statistics import paired_interval
 
 PLOT = ROOT / "docs" / "search.png"
 BUDGETS = (20, 25, 50, 100, 200)

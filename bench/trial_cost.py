@@ -26,13 +26,12 @@ from qsched.demo.captions import prompt_lists
 from qsched.pipelines.catalog import model_entry
 from qsched.pipelines.generator import ImageGenerator
 from qsched.pipelines.loading import denoiser, load_pipeline
+from qsched.pipelines.table import Sampling, sampling_of
 from qsched.prompts import Prompt, with_seeds
 from qsched.quantization.quantize import quantize
 from qsched.schedule.coefficients import Coefficients
 from qsched.schedule.preconditioning import precondition
 from qsched.scoring.scorers import load_scorers
-from qsched.study.defaults import sampling_of
-from qsched.study.sections import Sampling
 
 STEPS = (1, 2, 4, 8)
 BATCH = 16

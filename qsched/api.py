@@ -6,15 +6,20 @@ outcome.verdict, outcome.sentence, outcome.coefficients, outcome.folder
 
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qsched.errors import StudyError
+from qsched.captions import read_captions
+from qsched.errors import ConfigError, StudyError
 from qsched.pictures.sheets import Pictures
-from qsched.pipelines.catalog import model_entry
+from qsched.pipelines.catalog import TWIN_SIDE, model_entry
+from qsched.pipelines.table import Execution, Model, Sampling, model_named, sampling_of
+from qsched.prompts import choose, locate, with_seeds
 from qsched.proof import controls as companions
+from qsched.quantization.schemes import Scheme
+from qsched.quantization.table import Quantization
 from qsched.report import artifacts, gallery
 from qsched.report import writing as report
 from qsched.report.card import model_card
@@ -35,6 +40,7 @@ __all__ = [
     "Outcome",
     "cost",
     "create",
+    "generate",
     "load",
     "load_study",
     "run",
@@ -322,6 +328,70 @@ def write_report(study: StoredStudy, folder: Path) -> tuple[list[Path], dict[str
     content = report.stored(study, status)
     pictures = artifacts.kept(study, content)
     return report.write_page(folder, study, status, content, pictures), content
+
+
+def generate(
+    model: str,
+    prompts: str | Path,
+    out: str | Path,
+    *,
+    coefficients: str | Path | None = None,
+    steps: int | None = None,
+    quantization: str | None = None,
+    count: int | None = None,
+    seed: int = 0,
+    batch_size: int = 16,
+    twin: bool = False,
+) -> tuple[Iterator[int], int]:
+    """An iterator that makes the missing images of a set a batch at a time, and how many batches.
+
+    `model`: a model's name, a folder, a hub repository, ``module:function``, or a study file, whose
+    model, sampling and quantization are taken. `prompts`: a file of any kind that a study may name,
+    or one on the hub; `count` of its captions in a seeded order, by default all in theirs.
+    `coefficients`: a coefficients.json; without it the unmodified schedule of `steps` steps.
+
+    Raises QschedError before the first image; `pipelines.image_sets` says what is written to `out`.
+    """
+    from qsched.pipelines.image_sets import write_image_set
+
+    found = Coefficients.load(coefficients) if coefficients else None
+    table, sampling, scheme = _settings(model, found.steps if found else steps, quantization, twin)
+    for asked in (sampling.steps, steps):
+        if found and asked not in (None, found.steps):
+            raise ConfigError(
+                f"{coefficients}: for {found.steps} steps, and {asked} are asked for; "
+                f"take {found.steps} steps or other coefficients"
+            )
+    captions = read_captions(locate(str(prompts), Path(), where="--prompts"))
+    chosen = choose(captions, count, seed=seed, where=str(prompts))
+    return write_image_set(
+        Path(out),
+        with_seeds(chosen, seed=seed, split="images"),
+        found or Coefficients.identity(sampling.steps),
+        model=table,
+        sampling=sampling,
+        quantization=scheme,
+        execution=Execution(batch_size=batch_size),
+    )
+
+
+def _settings(
+    model: str, steps: int | None, quantization: str | None, twin: bool
+) -> tuple[Model, Sampling, Quantization | None]:
+    """What to load and how to sample it, from a study file or from the catalog."""
+    chosen = Quantization(scheme=Scheme.parse(quantization).name) if quantization else None
+    if model.endswith(".toml"):
+        study = load_study(model, fetch=False)
+        tables = (study.twin() if twin else study).tables
+        return tables.model, tables.sampling, chosen or tables.quantization
+    if steps is None:
+        raise ConfigError("the number of steps is missing; pass --steps or --coefficients")
+    table = model_named(model, steps)
+    sampling = sampling_of(model, Sampling(steps=steps))
+    if twin:
+        table = table.model_copy(update={"twin": True, "dtype": "float32"})
+        sampling = sampling.model_copy(update={"height": TWIN_SIDE, "width": TWIN_SIDE})
+    return table, sampling, chosen
 
 
 def _folder(study: StoredStudy, out: Path | None) -> Path:

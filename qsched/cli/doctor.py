@@ -14,15 +14,16 @@ import sqlalchemy as sa
 
 from qsched import __version__, hub
 from qsched.errors import QschedError
+from qsched.libraries import installed_version
 from qsched.pipelines.catalog import is_folder, is_function, model_entry
+from qsched.pipelines.table import source_of
 from qsched.quantization.schemes import resolve
 from qsched.scoring.catalog import metric_entry
 from qsched.service.database import Database, now
 from qsched.service.schema import SCHEMA_VERSION
 from qsched.service.storage import Storage
 from qsched.service.stored_study import load
-from qsched.study.defaults import source_of
-from qsched.study.study import Study, installed_version, load_study
+from qsched.study.study import Study, load_study
 
 CONNECTIONS = 4
 """A worker's connections to a server: two of its own and one of Optuna's, one spare."""
@@ -284,7 +285,7 @@ def _orphans(storage: Storage) -> Iterator[Finding]:
 
 
 def _fingerprint(storage: Storage, definition: Study) -> Iterator[Finding]:
-    from qsched.study.study import differences
+    from qsched.study.fingerprint import differences
 
     stored = storage.study(definition.name)
     if stored is None:

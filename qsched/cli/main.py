@@ -314,12 +314,12 @@ def generate(
     """
     from rich.progress import track
 
-    from qsched.pipelines.image_sets import image_set
+    from qsched import api
 
-    batches, missing = image_set(
-        model=model,
-        prompts=prompts,
-        out=out,
+    batches, missing = api.generate(
+        model,
+        prompts,
+        out,
         coefficients=coefficients,
         steps=steps,
         quantization=quantization,

@@ -8,8 +8,9 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from qsched.proof.verdict import JAQ, OWN_SEARCH, Guard, HeldOut, Judged
-from qsched.scoring.jaq import Interval
+from qsched.evidence.guards import Guard
+from qsched.proof.verdict import JAQ, OWN_SEARCH, HeldOut, Judged
+from qsched.statistics import Interval
 
 if TYPE_CHECKING:
     from qsched.proof.validation import Companion, Distance, Validation

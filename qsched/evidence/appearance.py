@@ -6,21 +6,19 @@ over-saturated). Each of the five is a number of the image set here; its relativ
 `[validation] limits`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from qsched.proof.verdict import Guard
+from qsched.evidence.guards import NAMES
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the luma of coded values (Rec. ITU-R BT.601)."""
 
 SIDE = 8
 """Images are reduced to this before they are compared with each other."""
-
-NAMES = ("brightness", "saturation", "contrast", "sharpness", "diversity")
 
 
 def brightness(images: Tensor) -> Tensor:
@@ -96,16 +94,3 @@ class Appearance:
         return dict(
             zip(NAMES, [*means, diversity(torch.cat(self._patterns), captions)], strict=True)
         )
-
-
-def guards(
-    full_precision: Mapping[str, float],
-    identity: Mapping[str, float],
-    calibrated: Mapping[str, float],
-    limits: Mapping[str, float],
-) -> tuple[Guard, ...]:
-    """A guard for each name, from the `Appearance.values` of three image sets."""
-    return tuple(
-        Guard(name, full_precision[name], identity[name], calibrated[name], limits[name])
-        for name in NAMES
-    )

@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from qsched.scoring.jaq import Interval, Values
+from qsched.statistics import Interval, Values
 
 PIECE = 1_000
 """Rows of a kernel matrix at once."""

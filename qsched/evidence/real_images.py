@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from qsched.errors import GenerationError, ScoreError
 from qsched.evidence.distances import Cloud, ImageSet, Kernel, KernelCloud, Statistics
+from qsched.evidence.table import DEMO_REFERENCE, FRECHET, KID
 from qsched.pipelines.catalog import DEMO_FOLDER
 from qsched.pipelines.loading import MEMORY_REMEDIES
-from qsched.proof.verdict import FRECHET, KID
-from qsched.scoring.jaq import Values
 from qsched.scoring.similarity import load_similarity
-from qsched.study.sections import DEMO_REFERENCE, StudyFile
+from qsched.statistics import Values
 
 SCENES = DEMO_FOLDER / "scenes.npz"
 STAGE = 3
@@ -89,20 +88,25 @@ class Distribution:
         return Kernel(self.real)
 
 
-def load_distribution(tables: StudyFile, device: torch.device | str = "cpu") -> Distribution | None:
+def load_distribution(
+    reference: str | None,
+    side: tuple[int, int],
+    device: torch.device | str = "cpu",
+    *,
+    twin: bool = False,
+) -> Distribution | None:
     """What `validation.reference` names; None without it. Raises ScoreError.
 
-    A twin sees with a small random network.
+    `side`: the height and width that images of a folder are brought to. A twin sees with a small
+    random network.
     """
-    reference = tables.validation.reference
     if reference is None:
         return None
     if reference == DEMO_REFERENCE:
         return Distribution(demo_features(device), demo_scenes())
     files = image_files(Path(reference))
-    network = _random_network() if tables.model.twin else _inception()
+    network = _random_network() if twin else _inception()
     features = Features(network.to(device), device)
-    side = (tables.sampling.height or SIDE, tables.sampling.width or SIDE)
     seen = [features(batch) for batch in real_images(files, side)]
     return Distribution(features, np.concatenate(seen))
 

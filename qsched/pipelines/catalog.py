@@ -15,7 +15,7 @@ from typing import Any
 
 from qsched.errors import ModelError
 
-DEMO_FOLDER = Path(__file__).parent / "demo"
+DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 
 TWIN_SIDE = 32
 """Height and width of the images of a tiny twin, in pixels."""

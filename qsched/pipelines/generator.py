@@ -34,10 +34,10 @@ from torch import Tensor
 from qsched.errors import GenerationError
 from qsched.pipelines.interception import Row, input_digests, joined, replaced, rows
 from qsched.pipelines.loading import MEMORY_REMEDIES, denoiser, text_encoders
+from qsched.pipelines.table import Sampling
 from qsched.prompts import Prompt
 from qsched.schedule.coefficients import Coefficients
 from qsched.schedule.preconditioning import precondition
-from qsched.study.sections import Sampling
 
 OutOfMemory = torch.OutOfMemoryError
 """What a device raises that is out of memory."""

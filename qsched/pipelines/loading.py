@@ -17,10 +17,10 @@ from diffusers import DiffusionPipeline
 from qsched.errors import ModelError
 from qsched.pipelines import catalog
 from qsched.pipelines.sources import PARTS, assemble, dtype_of
+from qsched.pipelines.table import Execution, Model, model_named, source_of
 from qsched.quantization.quantize import QuantizationReport, finish_loading, quantize
 from qsched.quantization.schemes import backend_for
-from qsched.study.defaults import named, source_of
-from qsched.study.sections import Execution, Model, Quantization
+from qsched.quantization.table import Quantization
 
 MEMORY_REMEDIES = (
     "set execution.offload = 'model', model.text_encoders = 'int8', execution.vae_slicing = true "
@@ -60,7 +60,7 @@ def load_pipeline(
     ModelError if it can't be had.
     """
     entry = catalog.model_entry(name)
-    table = named(name, steps or (entry.steps or (1,))[-1], dtype)
+    table = model_named(name, steps or (entry.steps or (1,))[-1], dtype)
     return load(table, execution=Execution(device=str(device))).pipeline
 
 

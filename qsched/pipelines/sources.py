@@ -19,9 +19,9 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from qsched import hub
 from qsched.errors import HubError, ModelError
 from qsched.pipelines import catalog, twins
+from qsched.pipelines.table import LoraTable, Model, source_of
 from qsched.quantization.quantize import bitsandbytes_config
-from qsched.study.defaults import source_of
-from qsched.study.sections import LoraTable, Model, Quantization
+from qsched.quantization.table import Quantization
 
 PARTS = ("transformer", "unet")
 """The names of the denoiser in a pipeline."""

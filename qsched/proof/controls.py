@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qsched.errors import StudyError
+from qsched.pipelines.table import Model, model_named, weights_of
 from qsched.service.status import Candidate
 from qsched.service.stored_study import StoredStudy, create, load
-from qsched.study.defaults import named, weights_of
-from qsched.study.sections import Model
 from qsched.study.study import Study
 
 FULL_PRECISION, GRID = "full-precision", "grid"
@@ -143,7 +142,9 @@ def full_precision(model: Model, steps: int) -> Model:
     """The model to compare with: another one where the study's is quantized already."""
     if model.full_precision is None:
         return model
-    return named(model.full_precision, steps, model.dtype).model_copy(update={"twin": model.twin})
+    return model_named(model.full_precision, steps, model.dtype).model_copy(
+        update={"twin": model.twin}
+    )
 
 
 def _is_full_precision(study: Study) -> bool:

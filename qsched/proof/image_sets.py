@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qsched.errors import GenerationError
 from qsched.evidence.appearance import Appearance
-from qsched.evidence.real_images import Distribution, load_distribution
+from qsched.evidence.real_images import SIDE, Distribution, load_distribution
 from qsched.pipelines.generator import ImageGenerator, OutOfMemory
 from qsched.pipelines.loading import MEMORY_REMEDIES, Loaded, device_for
 from qsched.prompts import Prompt
@@ -23,8 +23,8 @@ from qsched.proof.verdict import JAQ
 from qsched.schedule.coefficients import Coefficients
 from qsched.scoring import catalog as metrics
 from qsched.scoring import jaq
-from qsched.scoring.jaq import Values
 from qsched.scoring.scorers import Metrics, load_metrics, load_scorers
+from qsched.statistics import Values
 from qsched.study.study import Study
 
 PICTURES = 8
@@ -57,7 +57,12 @@ class Judge:
         device, twin = device_for(tables.model, tables.execution), tables.model.twin
         self._scorers = load_scorers(study.scorers, device, twin=twin)
         self._metrics = Metrics(load_metrics(tables.validation.metrics, twin=twin), device)
-        self._distribution = load_distribution(tables, device)
+        self._distribution = load_distribution(
+            tables.validation.reference,
+            (tables.sampling.height or SIDE, tables.sampling.width or SIDE),
+            device,
+            twin=twin,
+        )
         self._objective = objective
         self._device = device
 

@@ -12,28 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from qsched.evidence.appearance import guards
 from qsched.evidence.distances import distances, interval
+from qsched.evidence.guards import Guard, guards
 from qsched.evidence.real_images import Distribution
+from qsched.evidence.table import FRECHET, KID
 from qsched.pipelines.loading import Loaded, load
 from qsched.proof import verdict
 from qsched.proof.controls import Control, full_precision
 from qsched.proof.image_sets import ImageSets, Judge, Measured, free_memory, unseen
-from qsched.proof.verdict import (
-    FRECHET,
-    JAQ,
-    KID,
-    OWN_SEARCH,
-    SAME_COEFFICIENTS,
-    Guard,
-    HeldOut,
-    Judged,
-)
+from qsched.proof.verdict import JAQ, OWN_SEARCH, SAME_COEFFICIENTS, HeldOut, Judged
 from qsched.schedule.coefficients import Coefficients
 from qsched.schedule.preconditioning import precondition
 from qsched.scoring import jaq
-from qsched.scoring.jaq import Interval, Values, paired_interval
 from qsched.service.status import Candidate
+from qsched.statistics import Interval, Values, paired_interval
 from qsched.study.study import Study
 
 IMPROVED = "improved"

@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from qsched.scoring.jaq import Interval, Values, paired_interval
+from qsched.evidence.guards import Guard
+from qsched.evidence.table import FRECHET
 from qsched.service.status import Candidate
+from qsched.statistics import Interval, Values, paired_interval
 
 JAQ = "jaq"
-FRECHET = "frechet"
-"""FID's distance to real images; as a gain, how much nearer."""
-KID = "kid"
-"""The kernel distance, a second look at the same features, which isn't counted twice as proof."""
 DOUBT = 0.05
 
 SAME_COEFFICIENTS = "the same coefficients"
@@ -54,47 +52,6 @@ class HeldOut:
             "control": self.control.to_dict(),
             "repair": self.repair.to_dict(),
             "independent": self.independent,
-        }
-
-
-@dataclass(frozen=True)
-class Guard:
-    """How an image set looks in one respect, beside full precision; `limit` of its relative shift.
-
-    A guard trips when the shift is above its limit and quantization alone had not moved it as far:
-    what rounding did to the picture is not held against its calibration.
-    """
-
-    name: str
-    full_precision: float
-    identity: float
-    calibrated: float
-    limit: float
-
-    @property
-    def shift(self) -> float:
-        """calibrated / full precision - 1."""
-        return self._shift(self.calibrated)
-
-    @property
-    def ok(self) -> bool:
-        """Whether it did not trip."""
-        far = abs(self.shift)
-        return far <= self.limit or far <= abs(self._shift(self.identity))
-
-    def _shift(self, value: float) -> float:
-        return (value - self.full_precision) / max(abs(self.full_precision), 1e-6)
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `report.json` has it."""
-        return {
-            "name": self.name,
-            "full_precision": self.full_precision,
-            "identity": self.identity,
-            "calibrated": self.calibrated,
-            "shift": self.shift,
-            "limit": self.limit,
-            "ok": self.ok,
         }
 
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
+from qsched.pipelines.table import Model
 from qsched.report.numerals import Change, figure
 from qsched.report.sample_code import sample_code
 from qsched.schedule import standalone
 from qsched.schedule.coefficients import Coefficients
-from qsched.study.sections import Model
 from qsched.study.study import Study
 
 _FORCED = (

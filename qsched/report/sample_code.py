@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from qsched.pipelines import catalog
+from qsched.pipelines.table import Model, source_of
 from qsched.quantization.schemes import FIRST_AND_LAST, resolve
+from qsched.quantization.table import Quantization
 from qsched.schedule.standalone import in_order
-from qsched.study.defaults import source_of
-from qsched.study.sections import Model, Quantization
 from qsched.study.study import Study
 
 _ENDS: Mapping[str, tuple[str, ...]] = {

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsched import __version__
+from qsched.libraries import installed_version
 from qsched.pictures.sheets import Pictures
 from qsched.report import page
 from qsched.service.schema import Slot
 from qsched.service.status import Status
 from qsched.service.stored_study import StoredStudy
-from qsched.study import study as config
+from qsched.study.fingerprint import LIBRARIES
 
 if TYPE_CHECKING:
     from qsched.proof.validation import Validation
@@ -109,7 +110,7 @@ def document(study: StoredStudy, status: Status, validation: "Validation") -> di
         "fingerprint": status.fingerprint,
         "versions": {
             "qsched": __version__,
-            **{name: config.installed_version(name) for name in config.LIBRARIES},
+            **{name: installed_version(name) for name in LIBRARIES},
         },
     }
 

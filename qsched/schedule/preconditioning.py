@@ -117,7 +117,7 @@ def preconditioned_class(stock: type) -> Any:
     if name not in globals():
         summary = f"`{stock.__name__}` with coefficients; see `qsched.schedule.precondition`."
         globals()[name] = type(
-            name, (Preconditioned, stock), {"__module__": __name__, "__doc__": summary}
+            name, (Preconditioned, stock), {"__module__": "qsched.schedule", "__doc__": summary}
         )
     found = globals()[name]
     if found.stock is not stock:

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from qsched.prompts import stable_seed
 from qsched.schedule.parametrisations import Bounds, Parametrisation
+from qsched.seeds import stable_seed
 
 Vector = tuple[float, ...]
 Array = NDArray[np.float64]

@@ -23,9 +23,9 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from qsched.errors import StudyError
-from qsched.prompts import stable_seed
 from qsched.search.box import Array, Box, History, Vector
 from qsched.search.catalog import check_optimizer
+from qsched.seeds import stable_seed
 
 RECORD = "nevergrad"
 """The trials' system attribute: {optimizer, seed, space, told}."""

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from qsched.prompts import stable_seed
-from qsched.scoring.jaq import chance_to_lead
+from qsched.seeds import stable_seed
+from qsched.statistics import chance_to_lead
 
 SMALLEST = 4
 """Prompts that a trial scores at the least: a deviation of fewer says nothing."""

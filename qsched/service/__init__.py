@@ -1,0 +1,6 @@
+"""Studies in a shared database: slots under leases, worked by any number of workers.
+
+`database` and `schema` are the tables, `storage` the studies, `slots` the queue of one, `trials`
+its mirror in Optuna; `stored_study` puts them together; `worker` claims, scores (`evaluator`) and
+finishes, while `heartbeat` renews its lease. Begin with `worker`.
+"""

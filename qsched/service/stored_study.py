@@ -15,7 +15,7 @@ from qsched.service.slots import Queue
 from qsched.service.status import Candidate, Status
 from qsched.service.storage import Storage
 from qsched.service.trials import Trials
-from qsched.study import study as config
+from qsched.study.fingerprint import differences
 from qsched.study.study import Study
 
 OVERLAP = 5.0
@@ -297,7 +297,7 @@ def _agree(
     accept: Collection[str],
 ) -> None:
     """Refuses another fingerprint, but for the keys in `accept`, which are recorded."""
-    differing = config.differences(stored, current)
+    differing = differences(stored, current)
     refused = {key: words for key, words in differing.items() if key not in accept}
     if refused:
         raise StudyError(

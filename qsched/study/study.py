@@ -11,44 +11,23 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from qsched.captions import read_captions
 from qsched.errors import ConfigError, QschedError
+from qsched.evidence.table import with_reference
+from qsched.libraries import installed_version
 from qsched.pipelines import catalog
-from qsched.prompts import (
-    Prompt,
-    choose,
-    is_remote,
-    locate,
-    read_captions,
-    split,
-    stand_ins,
-    with_seeds,
-)
+from qsched.pipelines.table import placed, sampling_of, weights_of, with_entry
+from qsched.prompts import Prompt, Prompts, choose, is_remote, locate, split, stand_ins, with_seeds
 from qsched.schedule.parametrisations import Bounds, Parametrisation
 from qsched.scoring import jaq
-from qsched.study.defaults import placed, sampling_of, weights_of, with_entry, with_reference
-from qsched.study.sections import Prompts, StudyFile, in_words
-
-LIBRARIES = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "open_clip_torch",
-    "optuna",
-    "numpy",
-    "pyiqa",
-    "textblob",
-    "timm",
-    "torchao",
-    "bitsandbytes",
-    "peft",
-)
-"""Packages whose version can change a score or a proposal."""
+from qsched.study.file import StudyFile
+from qsched.study.fingerprint import LIBRARIES
+from qsched.tables import in_words
 
 TWIN_PROMPTS = 4
 """A twin calibrates on no more prompts than this, and is held to no more."""
@@ -194,7 +173,7 @@ def load_study(path: str | Path, *, fetch: bool = True) -> Study:
         tables = StudyFile.model_validate(content)
         tables = _with_defaults(tables, path.parent)
     except ValidationError as error:
-        problems += [in_words(dict(problem)) for problem in error.errors()]
+        problems += [in_words(dict(problem), StudyFile) for problem in error.errors()]
     except QschedError as error:
         problems.append(str(error))
     try:
@@ -212,23 +191,6 @@ def load_study(path: str | Path, *, fetch: bool = True) -> Study:
         held_out=held_out,
         weights=weights_of(tables.model),
     )
-
-
-def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:
-    """{key in which two fingerprints differ: both values in words}."""
-    return {
-        key: f"{key}: the study has {stored.get(key)!r}, now it is {current.get(key)!r}"
-        for key in sorted(stored.keys() | current.keys())
-        if stored.get(key) != current.get(key)
-    }
-
-
-def installed_version(package: str) -> str | None:
-    """The installed version of a package, None where it is missing; nothing is imported."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
 
 
 def _prompts(
@@ -305,7 +267,9 @@ def _checked(study: Study, changes: Mapping[str, Any]) -> Study:
     try:
         tables = StudyFile.model_validate(study.tables.model_dump() | dict(changes))
     except ValidationError as error:
-        raise ConfigError("\n".join(in_words(dict(entry)) for entry in error.errors())) from error
+        raise ConfigError(
+            "\n".join(in_words(dict(entry), StudyFile) for entry in error.errors())
+        ) from error
     return replace(study, tables=tables)
 
 

@@ -6,9 +6,8 @@ from string import Template
 
 from qsched.errors import ConfigError
 from qsched.pipelines.catalog import MODELS
+from qsched.pipelines.table import Model, with_entry
 from qsched.quantization.schemes import backend_for
-from qsched.study.defaults import with_entry
-from qsched.study.sections import Model
 
 SDCI_REVISION = "35636da44cdc7cef8916b122a12e4aa9e2df80c1"
 TEMPLATE = Path(__file__).with_name("study.toml.tmpl")

@@ -1,0 +1,13 @@
+"""`[gallery]` of a study file."""
+
+from pydantic import Field
+
+from qsched.tables import Section
+
+
+class Gallery(Section):
+    """`[gallery]`: the contact sheets in optuna-dashboard, of the identity, of every new best, and
+    of the first `trials`; in a folder or s3://bucket."""
+
+    trials: int = Field(default=8, ge=0)
+    store: str | None = None

@@ -1,0 +1,67 @@
+"""What the tables of a study file are made of (pydantic); a broken rule in words.
+
+Each room has its own table, beside what uses it; `study.file` composes them.
+"""
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from qsched.errors import QschedError
+
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class Section(BaseModel):
+    """A table of the study file: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def accepted_by(check: Callable[[Any], object]) -> AfterValidator:
+    """Accepts what `check` takes without a QschedError; its words become the problem's."""
+
+    def validate(value: Any) -> Any:
+        try:
+            check(value)
+        except QschedError as error:
+            raise ValueError(str(error)) from error
+        return value
+
+    return AfterValidator(validate)
+
+
+def in_words(problem: Mapping[str, Any], root: type[Section]) -> str:
+    """One pydantic problem as `key = value; rule`, with the nearest name for an unknown key."""
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "missing":
+        return f"{key} is missing"
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(
+            str(problem["loc"][-1]), _keys(problem["loc"][:-1], root), n=1
+        )
+        return f"{key} is not a known key" + (f"; did you mean {near[0]!r}?" if near else "")
+    rule = str(problem["msg"]).removeprefix("Value error, ")
+    rule = rule.replace("Input should be", "expected", 1)
+    rule = rule.replace("greater than or equal to", "at least").replace(
+        "less than or equal to", "at most"
+    )
+    shown = problem["input"]
+    if not key:
+        return rule
+    here = f"{key} = {shown!r}; "
+    return f"{key}: {rule}" if isinstance(shown, dict) else here + rule.removeprefix(here)
+
+
+def _keys(place: Iterable[str | int], root: type[Section]) -> list[str]:
+    """The known keys of the table at `place`."""
+    table: Any = root
+    for part in place:
+        if isinstance(part, str):
+            field = table.model_fields.get(part)
+            table = field.annotation if field else None
+        if not (isinstance(table, type) and issubclass(table, Section)):
+            return []
+    return list(table.model_fields)

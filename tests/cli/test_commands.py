@@ -1,0 +1,421 @@
+"""The command line: every verb has help, an example and documentation; an error is one line."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import typer
+
+from qsched import __version__
+from qsched.cli import main as cli
+from qsched.schedule.coefficients import Coefficients
+from qsched.service import stored_study as studies
+from qsched.service.evaluator import Evaluator
+from qsched.service.storage import Storage
+from qsched.service.worker import Worker
+from tests.support import fakes
+from tests.support.outcomes import outcome
+
+Qsched = Callable[..., tuple[int, str, str]]
+ROOT = Path(__file__).parents[2]
+COMMANDS = sorted(command.callback.__name__ for command in cli.app.registered_commands)  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def qsched(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Qsched:
+    """`qsched(*arguments)` in an empty folder: (exit code, standard output, standard error)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("QSCHED_STORAGE", raising=False)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["qsched", *arguments])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(stopped.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """The default database with a study whose budget is spent."""
+    definition = fakes.study(tmp_path / "files")
+    stored = studies.create(Storage(f"sqlite:///{tmp_path}/storage/qsched.db"), definition)
+    evaluator = Evaluator(
+        fakes.FakeGenerator(),  # type: ignore[arg-type]
+        fakes.FakeScorers(),  # type: ignore[arg-type]
+        definition.calibration,
+    )
+    assert Worker(stored, evaluator).run()
+    return tmp_path / "storage" / "qsched.db"
+
+
+def one_line(err: str) -> str:
+    """The error's text: one line, and never a traceback."""
+    lines = err.strip().splitlines()
+    assert len(lines) == 1, err
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+def test_the_verbs_are_those_of_the_design() -> None:
+    assert COMMANDS == [
+        "check",
+        "create",
+        "dashboard",
+        "delete",
+        "doctor",
+        "export",
+        "extend",
+        "generate",
+        "init",
+        "models",
+        "pause",
+        "report",
+        "retry",
+        "run",
+        "status",
+        "unpause",
+        "validate",
+        "work",
+    ]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_has_help_with_an_example_and_is_documented(
+    qsched: Qsched, command: str
+) -> None:
+    code, out, _ = qsched(command, "--help")
+    assert code == 0
+    assert f"Example: qsched {command}" in out
+    assert f"`qsched {command}" in (ROOT / "docs" / "guide.md").read_text()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_option_is_explained(command: str) -> None:
+    group = typer.main.get_command(cli.app)
+    for parameter in group.commands[command].params:  # type: ignore[attr-defined]
+        assert getattr(parameter, "help", None), f"{command}: {parameter.name}"
+
+
+def test_the_version_is_the_packages(qsched: Qsched) -> None:
+    assert qsched("--version")[1].strip() == f"qsched {__version__}"
+
+
+def test_check_says_what_a_study_costs(qsched: Qsched) -> None:
+    path = str(ROOT / "studies" / "demo.toml")
+    code, out, _ = qsched("check", path)
+    assert code == 0
+    assert "800 images" in out
+    code, out, _ = qsched("check", path, "--json")
+    row = json.loads(out)[0]
+    assert row["file"] == path
+    assert (row["trials"], row["prompts"], row["images"]) == (25, 32, 800)
+    assert row["network_calls"] == 32 + 25 * 32 * 3
+    assert row["grid_images"] == 80_000
+
+
+def test_check_reports_every_problem_of_every_file(qsched: Qsched, tmp_path: Path) -> None:
+    bad = fakes.study_file(tmp_path / "bad", trials=0)
+    bad.write_text(bad.read_text().replace("steps = 4", "stepz = 4"))
+    good = fakes.study_file(tmp_path / "good")
+    code, out, err = qsched("check", str(bad), str(good), str(tmp_path / "none.toml"))
+    assert code == 2
+    assert f"ok  {good}" in out
+    assert "did you mean 'steps'" in err
+    assert "search.trials = 0" in err
+    assert "none.toml" in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("run", "none.toml"), "none.toml"),
+        (("status", "none"), "none"),
+        (("validate", "none"), "none"),
+        (("export", "none", "--out", "out"), "none"),
+        (("status", "--storage", "mysql://u:secret@h/db"), "mysql: not supported"),
+        (("work", "none"), "study 'none' is not in"),
+        (("extend", "none", "--trials", "+5"), "study 'none' is not in"),
+        (("pause", "none"), "study 'none' is not in"),
+        (("retry", "none"), "study 'none' is not in"),
+        (("delete", "none", "--yes"), "study 'none' is not in"),
+        (("status", "--storage", "nonsense"), "not a database URL"),
+        (
+            ("generate", "--model", "none", "--prompts", "p.txt", "--out", "o", "--steps", "4"),
+            "model.name = 'none'",
+        ),
+        (
+            ("generate", "--model", "demo", "--prompts", "p.txt", "--out", "o", "--steps", "4"),
+            "p.txt",
+        ),
+        (
+            ("generate", "--model", "demo", "--prompts", "p.txt", "--out", "o", "--steps", "3"),
+            "trained for 1, 2, 4 steps",
+        ),
+        (
+            ("generate", "--model", "demo", "--prompts", "p", "--out", "o", "--coefficients", "c"),
+            "c: ",
+        ),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(
+    qsched: Qsched, arguments: tuple[str, ...], words: str
+) -> None:
+    code, _, err = qsched(*arguments)
+    assert code == 2
+    assert words in one_line(err)
+    assert "secret" not in err
+
+
+def test_status_of_an_empty_database_says_how_to_begin(qsched: Qsched) -> None:
+    code, out, _ = qsched("status")
+    assert code == 0
+    assert "qsched run" in out
+    assert qsched("status", "--json")[1].strip() == "[]"
+
+
+def test_status_shows_trials_best_and_identity(qsched: Qsched, finished: Path) -> None:
+    code, out, _ = qsched("status")
+    assert code == 0
+    assert "6/6" in out
+    code, out, _ = qsched("status", "fake", "--json")
+    status = json.loads(out)
+    assert (status["study"], status["done"], status["budget"]) == ("fake", 6, 6)
+    assert status["best"]["value"] >= status["identity"]["value"]
+    assert status["identity"]["coefficients"]["model"] == [1.0] * 4
+    assert [row["study"] for row in json.loads(qsched("status", "--json")[1])] == ["fake"]
+
+
+def test_a_study_is_created_for_workers_to_find(qsched: Qsched, tmp_path: Path) -> None:
+    path = str(fakes.study_file(tmp_path / "files"))
+    code, out, _ = qsched("create", path)
+    assert code == 0
+    assert "qsched work fake" in out
+    code, out, _ = qsched("create", path, "--trials", "9", "--json")
+    created = json.loads(out)
+    assert (created["budget"], created["waiting"], created["workers"]) == (9, 9, [])
+
+
+def test_a_study_is_managed(qsched: Qsched, finished: Path) -> None:
+    assert "trials    11" in qsched("extend", "fake", "--trials", "+5")[1]
+    assert "paused" in qsched("pause", "fake")[1]
+    assert json.loads(qsched("status", "fake", "--json")[1])["paused"] is True
+    assert "fake (paused)" in qsched("status")[1]
+    assert "goes on" in qsched("unpause", "fake")[1]
+    assert "0 trials wait again" in qsched("retry", "fake")[1]
+    assert "deleted   fake" in qsched("delete", "fake", "--yes")[1]
+    assert json.loads(qsched("status", "--json")[1]) == []
+    assert Storage(f"sqlite:///{finished}").database.optuna.get_all_studies() == []
+
+
+def test_delete_asks_first(qsched: Qsched, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\n"))
+    code, out, _ = qsched("delete", "fake")
+    assert code == 1
+    assert "6 finished trials" in out
+    assert json.loads(qsched("status", "--json")[1])[0]["done"] == 6
+
+
+def test_a_study_that_is_worked_on_is_not_deleted(qsched: Qsched, tmp_path: Path) -> None:
+    stored = studies.create(
+        Storage(f"sqlite:///{tmp_path}/storage/qsched.db"), fakes.study(tmp_path)
+    )
+    stored.queue.claim("w", 60, identity_first=False)
+    code, _, err = qsched("delete", "fake", "--yes")
+    assert code == 2
+    assert "is being worked on" in one_line(err)
+
+
+def test_doctor_finds_nothing_wrong_here(qsched: Qsched, finished: Path) -> None:
+    code, out, _ = qsched("doctor", str(ROOT / "studies" / "demo.toml"))
+    assert code == 0, out
+    for name in ("database", "clock", "workers", "disk", "device", "study"):
+        assert f"ok     {name}" in out
+
+
+def test_doctor_says_what_to_do(qsched: Qsched, finished: Path, tmp_path: Path) -> None:
+    stored = studies.load(Storage(f"sqlite:///{finished}"), "fake")
+    stored.extend("+1")
+    for _ in range(3):
+        slot = stored.queue.claim("w", 60, identity_first=False)
+        assert slot is not None
+        stored.queue.fail(slot, "broken")
+    code, out, _ = qsched("doctor", str(tmp_path / "none.toml"), "--json")
+    assert code == 1
+    wrong = {row["name"]: row["words"] for row in json.loads(out) if not row["ok"]}
+    assert "qsched retry fake" in wrong["fake"]
+    assert "none.toml" in wrong["study"]
+    code, out, _ = qsched("doctor", "--storage", "postgresql://u:secret@127.0.0.1:1/x")
+    assert code == 1
+    assert "wrong  database" in out
+    assert "secret" not in out
+
+
+def test_export_says_what_it_wrote(qsched: Qsched, finished: Path) -> None:
+    Storage(f"sqlite:///{finished}").conclude("fake", outcome("not_shown"))
+    code, out, _ = qsched("export", "fake", "--out", "plain")
+    assert code == 0
+    for words in (
+        "c_eps 1, 1, 1, 1; c_x 1, 1, 1, 1",
+        "not shown; so all coefficients are 1, and --force exports the best that was found",
+        "plain/coefficients.json",
+        "plain/scheduler/preconditioned_dpm_solver_multistep.py",
+        "plain/README.md",
+    ):
+        assert words in out
+    code, out, _ = qsched("export", "fake", "--out", "forced", "--force", "--json")
+    assert code == 0
+    document = json.loads(out)
+    assert document["model"][0] == 1.1
+    assert document["provenance"]["forced"] is True
+    assert all(Path(path).is_file() for path in document["files"])
+    assert len(document["files"]) == 5
+
+
+def test_generate_reads_both_versions_and_refuses_the_rest(qsched: Qsched, tmp_path: Path) -> None:
+    """Each file reaches the next check, of captions that are not there, or is refused by name."""
+
+    def refusal(text: str, *options: str) -> str:
+        (tmp_path / "found.json").write_text(text)
+        code, _, err = qsched(
+            *("generate", "--model", "demo", "--coefficients", "found.json"),
+            *("--prompts", "no captions.txt", "--out", "out", *options),
+        )
+        assert code == 2
+        return one_line(err)
+
+    first = Coefficients.ramp(4, 1.1, 0.9)
+    for version, found in ((1, first), (2, first.averaged([0.25] * 4))):
+        text = found.to_json({"study": "fake"})
+        assert json.loads(text)["version"] == version
+        assert "no captions.txt" in refusal(text)
+        by_hand = {key: value for key, value in json.loads(text).items() if key != "digest"}
+        assert "no captions.txt" in refusal(json.dumps(by_hand))
+        assert "found.json: changed since it was written" in refusal(text.replace("1.1", "1.2"))
+        assert "found.json: broken JSON" in refusal(text[:-9])
+        assert "found.json: for 4 steps, and 2 are asked for" in refusal(text, "--steps", "2")
+    three = Coefficients.identity(3).to_json()
+    assert "demo was trained for 1, 2, 4 steps" in refusal(three)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_exported_before_it_is_validated(qsched: Qsched, finished: Path) -> None:
+    code, _, err = qsched("export", "fake", "--out", "out")
+    assert code == 2
+    assert "qsched validate fake" in one_line(err)
+    assert not Path("out").exists()
+
+
+def test_a_report_before_the_verdict_says_that_nothing_is_proven(
+    qsched: Qsched, finished: Path
+) -> None:
+    code, out, _ = qsched("report", "fake", "--out", "here")
+    assert code == 0
+    paths = [Path(line) for line in out.split()]
+    assert paths == [Path("here").resolve() / name for name in ("report.html", "report.json")]
+    assert "Nothing is proven yet" in paths[0].read_text(encoding="utf-8")
+    code, out, _ = qsched("report", "fake", "--json")
+    assert code == 0
+    assert json.loads(out) == json.loads(paths[1].read_text())
+    assert json.loads(out)["verdict"] is None
+    assert Path("runs/fake/report.html").is_file()
+    code, _, err = qsched("report", "nobody")
+    assert code == 2
+    assert "nobody" in one_line(err)
+
+
+def test_a_study_in_progress_is_not_validated(qsched: Qsched, tmp_path: Path) -> None:
+    studies.create(Storage(f"sqlite:///{tmp_path}/storage/qsched.db"), fakes.study(tmp_path))
+    code, _, err = qsched("validate", "fake")
+    assert code == 2
+    assert "0 of 6 trials are done" in one_line(err)
+
+
+def test_a_control_that_does_not_exist_is_refused(qsched: Qsched, finished: Path) -> None:
+    code, _, err = qsched("validate", "fake", "--controls", "grid, gird")
+    assert code == 2
+    assert "gird; expected some of full-precision, alignment, quality, grid" in one_line(err)
+    assert [row["study"] for row in json.loads(qsched("status", "--json")[1])] == ["fake"]
+
+
+def test_another_definition_under_the_same_name_is_refused(
+    qsched: Qsched, finished: Path, tmp_path: Path
+) -> None:
+    other = fakes.study_file(tmp_path / "other", seed=9)
+    code, _, err = qsched("run", str(other))
+    assert code == 2
+    assert "search.seed: the study has 0, now it is 9" in err
+
+
+def test_the_module_runs_as_a_program_too() -> None:
+    """The console script, in a process of its own, with an error."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("qsched"), "run", "none.toml"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert one_line(done.stderr)
+
+
+def test_init_writes_a_study_that_check_takes(qsched: Qsched) -> None:
+    code, out, _ = qsched("init", "lcm-dreamshaper", "--quantization", "w8a8", "--steps", "2")
+    assert code == 0
+    assert "lcm-2step-w8a8.toml" in out
+    code, out, _ = qsched("check", "lcm-2step-w8a8.toml")
+    assert code == 0
+    assert "100 trials x 20 prompts: 2,000 images, 2,020 network calls" in out
+    assert "8.9 GB to download once; a GPU with about 10 GB" in out
+    code, _, err = qsched("init", "lcm-dreamshaper", "--quantization", "w8a8", "--steps", "2")
+    assert code == 2
+    assert "lcm-2step-w8a8.toml exists; give another file with --out" in one_line(err)
+    code, _, err = qsched("init", "lcm")
+    assert code == 2
+    assert "no template for 'lcm'; expected one of sdxl-turbo, lcm-dreamshaper" in one_line(err)
+
+
+def test_models_lists_what_each_needs(qsched: Qsched) -> None:
+    code, out, _ = qsched("models")
+    assert code == 0
+    for words in ("sdxl-turbo       1 4", "33.7 GB", "gated: accept it on the hub", "[schnell]"):
+        assert words in out
+    code, out, _ = qsched("models", "--json")
+    listed = {entry["name"]: entry for entry in json.loads(out)}
+    assert listed["pcm-sdxl"]["lora"]["source"] == "wangfuyun/PCM_Weights"
+    assert listed["flux-schnell"]["pipeline"] == "FluxPipeline"
+
+
+def test_a_twin_of_a_real_study_runs_offline(qsched: Qsched, tmp_path: Path) -> None:
+    assert qsched("init", "pcm-sd15", "--quantization", "nf4", "--steps", "2")[0] == 0
+    study = "pcm-sd15-2step-nf4.toml"
+    code, out, _ = qsched("run", study, "--twin", "--trials", "2")
+    assert code == 0
+    assert "it tries the study, it proves nothing" in out
+    assert "nf4 (bitsandbytes)" in out
+    results = tmp_path / "runs" / "pcm-sd15-2step-nf4-twin"
+    assert (results / "images.png").is_file()
+    coefficients = str(results / "coefficients.json")
+    (tmp_path / "captions.jsonl").write_text('{"prompt": "a cat"}\n{"prompt": "an owl"}\n')
+    code, _, _ = qsched(
+        *("generate", "--model", study, "--twin", "--coefficients", coefficients),
+        *("--prompts", "captions.jsonl", "--out", "set", "--count", "1"),
+    )
+    assert code == 0
+    assert [path.name for path in sorted((tmp_path / "set").iterdir())] == [
+        "00000.png",
+        "prompts.jsonl",
+    ]
+    code, _, err = qsched("run", study, "--trials", "2")
+    assert code == 2
+    assert "sDCI.yaml is not downloaded" in one_line(err)

@@ -1,0 +1,238 @@
+"""Caches change the time, never the pixels; an image depends on its prompt and coefficients.
+
+On tiny twins of every pipeline class that the catalog knows, with its own scheduler, guidance and
+LoRA. Equal means equal to the bit: the stated tolerance is zero.
+"""
+
+import gc
+import logging
+import weakref
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from qsched.errors import CoefficientsError, GenerationError
+from qsched.pipelines.generator import CACHES, ImageGenerator
+from qsched.pipelines.loading import denoiser
+from qsched.pipelines.table import Sampling
+from qsched.prompts import Prompt
+from qsched.quantization.table import Quantization
+from qsched.schedule.coefficients import Coefficients
+from qsched.schedule.preconditioning import coefficients_of
+from tests.support.twin_pipelines import CASES, NO_CACHE, PROMPTS, Case, twin
+
+
+@pytest.fixture(params=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    name, sampling = CASES[request.param]
+    return twin(name, **sampling)
+
+
+def plain(pipeline: DiffusionPipeline, sampling: Sampling, prompts: list[Prompt]) -> torch.Tensor:
+    """What a person without qsched would call."""
+    images: torch.Tensor = pipeline(
+        prompt=[prompt.text for prompt in prompts],
+        generator=[torch.Generator().manual_seed(prompt.seed) for prompt in prompts],
+        output_type="pt",
+        **sampling.arguments(),
+    ).images
+    return images
+
+
+def ramp(sampling: Sampling) -> Coefficients:
+    """Coefficients that change every image, in one step too."""
+    return Coefficients.constant(sampling.steps, 1.1, 0.93)
+
+
+@pytest.mark.parametrize("caches", [NO_CACHE, CACHES])
+def test_cached_equals_uncached_equals_plain(case: Case, caches: frozenset[str]) -> None:
+    _assert_equals_plain(case, caches)
+
+
+@pytest.mark.parametrize("cache", sorted(CACHES))
+@pytest.mark.parametrize("name", ["sdxl-turbo", "lcm-dreamshaper", "flux-schnell"])
+def test_each_cache_by_itself_changes_no_pixel(name: str, cache: str) -> None:
+    _assert_equals_plain(twin(name, steps=4), frozenset({cache}))
+
+
+def _assert_equals_plain(case: Case, caches: frozenset[str]) -> None:
+    pipeline, sampling = case
+    identity = Coefficients.identity(sampling.steps)
+    expected = plain(pipeline, sampling, PROMPTS[:4])
+    generator = ImageGenerator(pipeline, sampling, batch_size=4, caches=caches)
+    generator.generate(PROMPTS[:4], ramp(sampling))
+    for _ in range(2):
+        assert torch.equal(generator.generate(PROMPTS[:4], identity), expected)
+    assert expected.std() > 0.01  # not one flat colour
+
+
+def test_coefficients_change_images_alike_with_and_without_caches(
+    case: Case,
+) -> None:
+    pipeline, sampling = case
+    uncached = ImageGenerator(pipeline, sampling, batch_size=4, caches=NO_CACHE)
+    cached = ImageGenerator(pipeline, sampling, batch_size=4)
+    identity = Coefficients.identity(sampling.steps)
+    cached.generate(PROMPTS, identity)
+    expected = uncached.generate(PROMPTS, ramp(sampling))
+    assert torch.equal(cached.generate(PROMPTS, ramp(sampling)), expected)
+    assert not torch.equal(
+        uncached.generate(PROMPTS, Coefficients.identity(sampling.steps)), expected
+    )
+
+
+def test_an_image_depends_on_neither_order_nor_neighbours(
+    case: Case,
+) -> None:
+    pipeline, sampling = case
+    expected = ImageGenerator(pipeline, sampling, batch_size=4, caches=NO_CACHE).generate(
+        PROMPTS, ramp(sampling)
+    )
+    for caches in (NO_CACHE, CACHES):
+        generator = ImageGenerator(pipeline, sampling, batch_size=4, caches=caches)
+        for order in ([6, 5, 4, 3, 2, 1, 0], [2, 4], [5, 0, 6, 1, 3, 4, 2]):
+            images = generator.generate([PROMPTS[index] for index in order], ramp(sampling))
+            assert torch.equal(images, expected[order])
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "backend"),
+    [
+        ("demo", "w4a4", "simulated"),
+        ("sdxl-turbo", "w4a8", "simulated"),
+        ("flux-schnell", "w8a8", "simulated"),
+        ("flux-schnell", "nf4", "bitsandbytes"),
+        ("pcm-sd15", "w8a8", "torchao"),
+        ("lcm-dreamshaper", "w4a8", "torchao"),
+    ],
+)
+def test_a_quantized_network_keeps_images_apart(name: str, scheme: str, backend: str) -> None:
+    how = Quantization(scheme=scheme, backend=backend)
+    pipeline, sampling = twin(name, how, steps=4)
+    generator = ImageGenerator(pipeline, sampling, batch_size=4)
+    together = generator.generate(PROMPTS[:4], ramp(sampling))
+    assert torch.equal(generator.generate([PROMPTS[2]], ramp(sampling)), together[2:3])
+    assert not torch.equal(together[:1], together[2:3])
+
+
+def test_a_trial_costs_one_network_call_less_per_batch(case: Case) -> None:
+    pipeline, sampling = case
+    steps = sampling.steps
+    generator = ImageGenerator(pipeline, sampling, batch_size=4)
+    generator.generate(PROMPTS[:4], ramp(sampling))
+    assert generator.network_calls == steps
+    generator.generate(PROMPTS[:4], Coefficients.identity(steps))
+    assert generator.network_calls == steps + (steps - 1)
+    assert generator.images == 8
+
+
+def test_the_cache_is_keyed_by_what_enters_the_denoiser() -> None:
+    """Another prompt or seed, or another embedding of the same prompt, is another entry."""
+    pipeline, sampling = twin("demo", steps=4)
+    generator = ImageGenerator(pipeline, sampling, batch_size=1, caches=frozenset({"first-call"}))
+    identity = Coefficients.identity(4)
+    generator.generate([Prompt("cat", 1)], identity)
+    for other in (Prompt("cat", 2), Prompt("dog", 1)):
+        before = generator.network_calls
+        generator.generate([other], identity)
+        assert generator.network_calls - before == 4
+    with torch.no_grad():
+        pipeline.text_encoder.get_input_embeddings().weight.add_(0.5)
+    before = generator.network_calls
+    images = generator.generate([Prompt("cat", 1)], identity)
+    assert generator.network_calls - before == 4
+    assert torch.equal(images, plain(pipeline, sampling, [Prompt("cat", 1)]))
+
+
+def test_the_pipeline_is_left_as_it_was(case: Case) -> None:
+    pipeline, sampling = case
+    scheduler = pipeline.scheduler
+    expected = plain(pipeline, sampling, PROMPTS[:2])
+    ImageGenerator(pipeline, sampling, batch_size=2).generate(PROMPTS[:2], ramp(sampling))
+    assert pipeline.scheduler is scheduler
+    assert coefficients_of(pipeline.scheduler) is None
+    assert "forward" not in vars(denoiser(pipeline))
+    assert not {"encode_prompt", "prepare_latents"} & vars(pipeline).keys()
+    assert torch.equal(plain(pipeline, sampling, PROMPTS[:2]), expected)
+
+
+def test_prepared_prompts_need_no_text_encoder_any_more(case: Case) -> None:
+    """Their memory is really free, and the images are those of the whole pipeline."""
+    pipeline, sampling = case
+    expected = plain(pipeline, sampling, PROMPTS[:4])
+    encoders = [
+        weakref.ref(module)
+        for name, module in pipeline.components.items()
+        if name.startswith("text_encoder") and module is not None
+    ]
+    weights = [
+        weakref.ref(parameter) for encoder in encoders for parameter in encoder().parameters()
+    ]
+    assert len(weights) > 10
+    generator = ImageGenerator(pipeline, sampling, batch_size=4)
+    generator.prepare(PROMPTS[:4])
+    assert generator.network_calls == 0
+    gc.collect()
+    assert not [reference for reference in (*encoders, *weights) if reference() is not None]
+    assert torch.equal(
+        generator.generate(PROMPTS[:4], Coefficients.identity(sampling.steps)), expected
+    )
+    with pytest.raises(GenerationError, match="freed before 'moon' was encoded"):
+        generator.generate(PROMPTS[-1:], ramp(sampling))
+
+
+@pytest.mark.parametrize(
+    ("name", "limit"), [("sdxl-turbo", 77), ("flux-schnell", 256), ("pcm-sd15", 77)]
+)
+def test_a_prompt_that_the_text_encoder_cuts_is_named(
+    name: str, limit: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline, sampling = twin(name, steps=4)
+    fits, long = Prompt("a" * (limit - 2), 1), Prompt("b" * (limit + 1), 2)
+    with caplog.at_level(logging.WARNING, logger="qsched"):
+        ImageGenerator(pipeline, sampling, batch_size=2).prepare([fits, long])
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("qsched")]
+    assert len(ours) == 1
+    assert f"reads {limit}, the rest is cut" in ours[0]
+    assert "'bbb" in ours[0]
+
+
+def test_a_failing_call_leaves_the_pipeline_as_it_was() -> None:
+    pipeline, sampling = twin("demo", steps=4)
+    broken = sampling.model_copy(update={"call": {"no_such_argument": 1}})
+    with pytest.raises(TypeError):
+        ImageGenerator(pipeline, broken, batch_size=2).generate(PROMPTS[:2], ramp(sampling))
+    assert "forward" not in vars(pipeline.transformer)
+    assert coefficients_of(pipeline.scheduler) is None
+
+
+def test_wrong_number_of_steps() -> None:
+    pipeline, sampling = twin("demo", steps=4)
+    with pytest.raises(CoefficientsError, match="2 steps"):
+        ImageGenerator(pipeline, sampling).generate(PROMPTS[:2], Coefficients.identity(2))
+
+
+def test_an_image_that_is_not_finite_names_its_prompt() -> None:
+    pipeline, sampling = twin("demo", steps=4)
+    prepare = pipeline.prepare_latents
+
+    def spoilt(*args: object, **kwargs: object) -> torch.Tensor:
+        latents: torch.Tensor = prepare(*args, **kwargs)
+        latents[1] = float("nan")
+        return latents
+
+    pipeline.prepare_latents = spoilt
+    with pytest.raises(GenerationError, match=r"blue fox.*not finite"):
+        ImageGenerator(pipeline, sampling, batch_size=4).generate(PROMPTS[:4], ramp(sampling))
+
+
+def test_a_black_image_fails_by_name() -> None:
+    """As a safety checker makes them, or a decoder that overflows in half precision."""
+    pipeline, sampling = twin("pcm-sd15", steps=2)
+    with torch.no_grad():
+        for parameter in (pipeline.vae.decoder.conv_out.weight, pipeline.vae.decoder.conv_out.bias):
+            parameter.zero_()
+        pipeline.vae.decoder.conv_out.bias.fill_(-1.5)
+    with pytest.raises(GenerationError, match=r"'a red owl' \(seed 3\) is black all over"):
+        ImageGenerator(pipeline, sampling, batch_size=2).generate(PROMPTS[:2], ramp(sampling))

@@ -1,6 +1,0 @@
-"""Processes that begin in a moment: forks of one that has imported what takes seconds."""
-
-import multiprocessing
-
-FORKED = multiprocessing.get_context("forkserver")
-FORKED.set_forkserver_preload(["optuna", "qsched.objective", "qsched.study", "qsched.worker"])

@@ -1,0 +1,258 @@
+"""The folder that people take away: numbers, scheduler, README, and what the verdict allows."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
+
+from qsched import api
+from qsched.errors import CoefficientsError, StudyError
+from qsched.pipelines.catalog import DEMO_FOLDER
+from qsched.pipelines.generator import ImageGenerator
+from qsched.pipelines.loading import load
+from qsched.report.card import model_card
+from qsched.report.export import export
+from qsched.report.sample_code import sample_code
+from qsched.schedule.coefficients import Coefficients
+from qsched.schedule.preconditioning import (
+    PreconditionedFlowMatchEulerDiscreteScheduler,
+    precondition,
+)
+from qsched.service import stored_study as studies
+from qsched.service.storage import Storage
+from qsched.service.stored_study import StoredStudy
+from qsched.study.study import Study, load_study
+from tests.support import fakes
+from tests.support.outcomes import outcome
+
+RAMP = Coefficients.ramp(4, 1.1, 0.9)
+AVERAGED = RAMP.averaged((0.25, 0.25, 0.25, 0.25))
+STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.toml"))
+DEMO_SCHEDULER = json.loads(
+    (DEMO_FOLDER / "pipeline" / "scheduler" / "scheduler_config.json").read_text()
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    stock = FlowMatchEulerDiscreteScheduler(shift=1.5)
+    config = precondition(stock, Coefficients.identity(4)).to_json_string()
+    export(tmp_path / "out", RAMP, config, {"study": "demo", "verdict": "improved"})
+    return tmp_path / "out"
+
+
+def test_the_scheduler_steps_as_the_coefficients_say(folder: Path) -> None:
+    loaded = PreconditionedFlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
+    expected = precondition(FlowMatchEulerDiscreteScheduler(shift=1.5), RAMP)
+    sample = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for scheduler in (loaded, expected):
+        scheduler.set_timesteps(4)
+    for timestep in expected.timesteps:
+        steps = [
+            scheduler.step(sample.sin(), timestep, sample).prev_sample
+            for scheduler in (loaded, expected)
+        ]
+        assert torch.equal(*steps)
+        sample = steps[0]
+
+
+def test_the_numbers_say_where_they_come_from(folder: Path) -> None:
+    assert Coefficients.load(folder / "coefficients.json") == RAMP
+    document = json.loads((folder / "coefficients.json").read_text())
+    assert document["provenance"] == {"study": "demo", "verdict": "improved"}
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    assert config["_calibration"] == document["provenance"]
+
+
+def test_a_changed_file_is_refused(folder: Path) -> None:
+    path = folder / "coefficients.json"
+    path.write_text(path.read_text().replace('"improved"', '"proven"'))
+    with pytest.raises(CoefficientsError, match="changed since it was written"):
+        Coefficients.load(path)
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    config = json.dumps({"_class_name": "PreconditionedLCMScheduler"})
+    with pytest.raises(StudyError, match=r"taken.*: cannot be written: .*; give another --out"):
+        export(tmp_path / "taken", RAMP, config, {})
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> StoredStudy:
+    return studies.create(
+        Storage(f"sqlite:///{tmp_path}/storage/qsched.db"), fakes.study(tmp_path / "files")
+    )
+
+
+CASES = {
+    "improved": ("improved", False, RAMP, False, "**Verdict: improved.** It is so."),
+    "improved, force changes nothing": ("improved", True, RAMP, False, "It is so."),
+    "not shown": ("not_shown", False, Coefficients.identity(4), False, "are all 1"),
+    "worse": ("worse", False, Coefficients.identity(4), False, "are all 1"),
+    "suspicious": ("suspicious", False, Coefficients.identity(4), False, "are all 1"),
+    "forced": ("not_shown", True, RAMP, True, "**Not proven.**"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_only_what_is_proven_or_forced_leaves(
+    tmp_path: Path, study: StoredStudy, case: str
+) -> None:
+    verdict, force, expected, forced, words = CASES[case]
+    study.storage.conclude(study.name, outcome(verdict))
+    paths = api.take_away(study, tmp_path / "out", force=force)
+    assert sorted(paths) == sorted(p for p in (tmp_path / "out").rglob("*") if p.is_file())
+    assert Coefficients.load(paths[0]) == expected
+    document = json.loads(paths[0].read_text())
+    assert document["provenance"]["forced"] is forced
+    assert document["provenance"]["verdict"] == verdict
+    config = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
+    assert config["model_coefficients"] == list(expected.model)
+    assert config["_calibration"] == {"study": "fake", "verdict": verdict, "forced": forced}
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert words in readme
+    assert ("**Not proven.**" in readme) == forced
+    assert f"| 1 | {expected.model[0]:.4f} | {expected.sample[0]:.4f} |" in readme
+
+
+def test_a_proven_result_need_not_be_the_best_of_the_search(
+    tmp_path: Path, study: StoredStudy
+) -> None:
+    study.storage.conclude(study.name, outcome("improved", best=RAMP, published=AVERAGED))
+    for force in (False, True):
+        paths = api.take_away(study, tmp_path / "out", force=force)
+        assert Coefficients.load(paths[0]) == AVERAGED
+
+
+def test_nothing_leaves_before_a_verdict(tmp_path: Path, study: StoredStudy) -> None:
+    with pytest.raises(StudyError, match="'fake' has no verdict yet; run qsched validate fake"):
+        api.take_away(study, tmp_path / "out", force=True)
+    assert not (tmp_path / "out").exists()
+
+
+def code_in(readme: str) -> str:
+    (block,) = re.findall(r"```python\n(.*?)\n```", readme, flags=re.DOTALL)
+    return str(block)
+
+
+def test_the_code_in_the_readme_works_as_pasted(tmp_path: Path, study: StoredStudy) -> None:
+    """In a process of its own, in the folder; the picture is the one that the search would see."""
+    study.storage.conclude(study.name, outcome("improved", AVERAGED))
+    api.take_away(study, tmp_path / "out")
+    done = subprocess.run(
+        [sys.executable, "-c", code_in((tmp_path / "out" / "README.md").read_text())],
+        cwd=tmp_path / "out",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert picture(tmp_path / "out").tolist() == scored(study.definition, AVERAGED).tolist()
+    plain = scored(study.definition, Coefficients.identity(4))
+    assert picture(tmp_path / "out").tolist() != plain.tolist()
+
+
+def picture(folder: Path) -> np.ndarray:
+    return np.asarray(Image.open(folder / "image.png"))
+
+
+def scored(study: Study, coefficients: Coefficients) -> np.ndarray:
+    """The first held-out prompt's image as the study makes it, 8 bits a channel."""
+    tables = study.tables
+    pipeline = load(tables.model, tables.quantization).pipeline
+    generator = ImageGenerator(pipeline, tables.sampling, part=tables.model.part, batch_size=1)
+    (image,) = generator.generate(study.held_out[:1], coefficients)
+    return (image.permute(1, 2, 0) * 255).round().byte().numpy()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "sdxl-turbo-w8a8",
+        "flux-schnell-w4a8",
+        "pcm-sdxl-4step-w4a8",
+        "flux-schnell-nf4",
+        "int8",
+        "w4",
+    ],
+)
+def test_plain_quantization_is_the_study_s(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchao's and bitsandbytes' own code makes the same picture on a tiny twin."""
+    definition = variant(name).twin()
+    tables = definition.tables
+    code = sample_code(definition)
+    assert "qsched.quantize" not in code
+    stock = load(tables.model).pipeline.scheduler
+    coefficients = Coefficients.ramp(tables.sampling.steps, 1.1, 0.9)
+    export(tmp_path, coefficients, precondition(stock, coefficients).to_json_string(), {})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    exec(compile(code, "README.md", "exec"), {})
+    assert picture(tmp_path).tolist() == scored(definition, coefficients).tolist()
+
+
+def variant(name: str) -> Study:
+    """A study of the repository, or FLUX at another scheme."""
+    folder = STUDIES[0].parent
+    if (folder / f"{name}.toml").is_file():
+        return load_study(folder / f"{name}.toml", fetch=False)
+    found = load_study(folder / "flux-schnell-w4a8.toml", fetch=False)
+    backend = "bitsandbytes" if name == "int8" else "torchao"
+    table = found.tables.quantization.model_copy(update={"scheme": name, "backend": backend})
+    tables = found.tables.model_copy(update={"quantization": table})
+    return replace(found, tables=tables)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_the_code_of_every_study_names_what_it_loads(path: Path) -> None:
+    definition = load_study(path, fetch=False)
+    model, sampling = definition.tables.model, definition.tables.sampling
+    code = sample_code(definition)
+    compile(code, str(path), "exec")
+    strings = {node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)}
+    named = {model.source or model.name, model.revision, model.variant, definition.held_out[0].text}
+    if model.lora:
+        named |= {model.lora.source, model.lora.file, model.lora.revision}
+    assert named - {None} <= strings
+    assert f"{model.pipeline}.from_pretrained(" in code
+    assert f"dtype=torch.{model.dtype or 'float32'}" in code
+    assert f"num_inference_steps={sampling.steps}" in code
+    assert f"guidance_scale={sampling.guidance_scale}" in code
+    assert 'AutoModel.from_pretrained("./scheduler", trust_remote_code=True)' in code
+
+
+def test_the_readme_says_what_it_is_for_and_warns() -> None:
+    definition = load_study(STUDIES[0].parent / "pcm-sd15-8step-w4a8.toml", fetch=False)
+    best = Coefficients.ramp(8, 1.1, 0.9)
+    readme = model_card(definition, outcome("improved", best), best, "TCDScheduler", forced=False)
+    for words in (
+        "stable-diffusion-v1-5/stable-diffusion-v1-5",
+        "wangfuyun/PCM_Weights/sd15/pcm_sd15_smallcfg_8step_converted.safetensors",
+        "| steps | 8 |",
+        "| guidance | 0.0 |",
+        "| dtype | float16 |",
+        "For this and nothing else",
+        '`TCDScheduler.from_pretrained("./scheduler")` **drops the coefficients silently**',
+        "preconditioned_tcd.py",
+        "| frechet (lower is better) \\* | 3.000 | 1.000 |",
+        "| pixels \\* | 3.000 | 1.000 | 1.500 | +0.500 [+0.250, +0.750] |",
+        "coefficients.json",
+    ):
+        assert words in readme
+    assert "weight of x0" not in readme
+    averaged = best.averaged([0.125] * 8)
+    assert "| 8 | 1.0000 | 1.0000 | 0.1250 |" in model_card(
+        definition, outcome("improved", averaged), averaged, "TCDScheduler", forced=False
+    )

@@ -1,0 +1,483 @@
+"""The report's page: whole, escaped, in need of nothing else, and true to its numbers."""
+
+import base64
+import hashlib
+import io
+import re
+from collections import Counter
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from qsched.pictures.sheets import Pictures
+from qsched.report import page, plots
+from qsched.report.numerals import Change, duration
+from qsched.schedule.coefficients import Coefficients
+from qsched.service.schema import Slot, WorkerRecord
+from qsched.service.status import Candidate, Status
+from qsched.study.study import Study
+from tests.support import fakes_light
+
+RAMP = Coefficients.ramp(4, 1.1, 0.9)
+FOUND = {"model": list(RAMP.model), "sample": list(RAMP.sample)}
+ATTACK = "<script>alert(1)</script>"
+CAPTIONS = ("an owl", ATTACK, '" onerror="alert(1)" alt="', "{{ 7 * 7 }}")
+ROWS = ("full_precision", "identity", "calibrated")
+SECTIONS = {
+    *("verdict", "pictures", "held-out", "candidates", "controls", "guards", "distributions"),
+    *("history", "coefficients", "landscape", "cost", "take-away", "settings", "fingerprint"),
+    "versions",
+}
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+
+class Reader(HTMLParser):
+    """What a page is made of. Fails where a tag is not closed in its turn."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.words: dict[str, str] = {}
+        self.drawn: Counter[str] = Counter()
+        self._open: list[tuple[str, str | None]] = []
+        self.feed(text)
+        self.close()
+        assert not self._open, f"never closed: {self._open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        attributes = {name: value or "" for name, value in attrs}
+        self.tags.append((tag, attributes))
+        if tag not in VOID:
+            self._open.append((tag, attributes.get("id")))
+        for place in self._places():
+            self.drawn[f"{place} {tag}"] += 1
+            self.words[place] = self.words.get(place, "") + " "
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open, f"</{tag}> closes nothing"
+        assert self._open.pop()[0] == tag
+
+    def handle_data(self, data: str) -> None:
+        for place in self._places():
+            self.words[place] = self.words.get(place, "") + data
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        """The attributes of every such tag."""
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def text(self, place: str) -> str:
+        """The words inside the element of this id, single spaced."""
+        return " ".join(self.words[place].split())
+
+    def _places(self) -> list[str]:
+        return [place for _, place in self._open if place]
+
+
+def slot(number: int, value: float, vector: tuple[float, ...], state: str = "finished") -> Slot:
+    return Slot(number, state, 1, 0, None, vector, number, value, None)
+
+
+SLOTS = [
+    slot(0, 1.0, (1.0, 1.0)),
+    slot(1, 0.6, (0.8, 1.2)),
+    slot(2, 0.7, (1.2, 1.2), "stopped"),
+    slot(3, 1.5, (1.1, 0.9)),
+    slot(4, 1.2, (1.15, 0.9)),
+]
+WORKER = WorkerRecord("a-1", "gpu-box", 1, {"device": "RTX A6000"}, "done", 1.0, 30, 60.0)
+
+
+def status(**changes: Any) -> Status:
+    plain = Status(
+        study="owls",
+        budget=5,
+        done=5,
+        stopped=1,
+        running=0,
+        waiting=0,
+        parked=0,
+        paused=False,
+        images=30,
+        seconds=60.0,
+        identity=Candidate(0, 1.0, Coefficients.identity(4)),
+        best=Candidate(3, 1.5, RAMP),
+        reasons=(),
+        workers=(WORKER,),
+        fingerprint={"sampling.steps": 4, "model.lora": None},
+        accepted={},
+    )
+    return replace(plain, **changes)
+
+
+def outcome(**changes: Any) -> dict[str, Any]:
+    """The JSON of a report of today, with every part."""
+
+    def change(mean: float, half: float) -> dict[str, Any]:
+        return {"difference": mean, "interval": [mean - half, mean + half]}
+
+    metric = {
+        "full_precision": 3.0,
+        "full_precision_calibrated": 3.2,
+        "identity": 1.0,
+        "calibrated": 1.5,
+        **change(0.5, 0.1),
+        "control": change(0.2, 0.05),
+        "repair": change(0.3, 0.1),
+    }
+    return {
+        "study": "owls",
+        "verdict": "improved",
+        "sentence": "It is so.",
+        "budget": 5,
+        "trials": 5,
+        "stopped_early": 1,
+        "images_generated": 42,
+        "images_of_the_official_grid": 15_000,
+        "seconds": 60.0,
+        "identity": {"slot": 0, "value": 1.0, "coefficients": FOUND},
+        "best": {"slot": 3, "value": 1.5, "coefficients": FOUND},
+        "coefficients": FOUND,
+        "held_out": {
+            "jaq": metric | {"independent": False},
+            "demo-quality": metric | change(-0.5, 0.1) | {"independent": False},
+            "pixels": metric | change(0.01, 0.1) | {"independent": True},
+        },
+        "network": "w4a8: all of it",
+        "fingerprint": {"sampling.steps": 4, "model.lora": None},
+        "versions": {"qsched": "0.1.0", "pyiqa": None},
+        "candidates": [
+            {
+                "slot": number,
+                "value": 1.5,
+                "coefficients": FOUND,
+                "verdict": verdict,
+                "gain": {"mean": 0.1, "low": -0.1, "high": 0.3},
+                "chosen": number == 3,
+            }
+            for number, verdict in ((3, "improved"), (4, "suspicious"))
+        ],
+        "controls": [
+            {
+                "name": f"control {number}",
+                "what": "another search",
+                "study": "owls-full",
+                "slot": 2,
+                "value": 1.0,
+                "network": "none",
+                "coefficients": FOUND,
+                "held_out": {name: {"mean": 2.0, **change(0.1, 0.2)}},
+            }
+            for number, name in enumerate(("jaq", "pixels"))
+        ],
+        "guards": [
+            {
+                "name": "saturation",
+                "full_precision": 0.5,
+                "identity": 0.4,
+                "calibrated": 0.9,
+                "shift": 0.4,
+                "limit": 0.1,
+                "ok": False,
+            }
+        ],
+        "distributions": {
+            "frechet": {
+                "full_precision": 60.0,
+                "identity": 130.0,
+                "calibrated": 120.0,
+                **change(-10.0, 2.0),
+                "lower_is_better": True,
+            }
+        },
+        "repair_against": "its own search",
+        **changes,
+    }
+
+
+def pictures(side: int = 8) -> Pictures:
+    rng = np.random.default_rng(0)
+    shape = (len(CAPTIONS), side, side, 3)
+    rows = {row: rng.integers(0, 256, shape).astype(np.uint8) for row in ROWS}
+    return Pictures(CAPTIONS, rows, FOUND)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return fakes_light.study(tmp_path)
+
+
+def render(
+    study: Study,
+    content: dict[str, Any] | None = None,
+    *,
+    slots: list[Slot] = SLOTS,
+    shown: Pictures | str = "no pictures here",
+    **changes: Any,
+) -> Reader:
+    return Reader(page.render(content or outcome(), study, status(**changes), slots, shown))
+
+
+def test_all_sections_are_there_with_their_figures(study: Study) -> None:
+    read = render(study, shown=pictures())
+    assert read.words.keys() >= SECTIONS
+    linked = {link["href"].removeprefix("#") for link in read.all("a")}
+    assert linked == SECTIONS - {"verdict", "fingerprint"}
+    assert read.drawn["pictures img"] == 3 * len(CAPTIONS)
+    for place in ("history", "coefficients", "landscape", "held-out", "candidates", "controls"):
+        assert read.drawn[f"{place} svg"], place
+    assert [row["lang"] for row in read.all("html")] == ["en"]
+    assert all(image["alt"] for image in read.all("img"))
+    assert all("aria-label" in svg or svg.get("aria-hidden") for svg in read.all("svg"))
+
+
+def test_the_page_needs_nothing_else(study: Study) -> None:
+    text = page.render(outcome(), study, status(), SLOTS, pictures())
+    read = Reader(text)
+    for tag, attributes in read.tags:
+        assert tag not in {"link", "iframe", "object", "embed", "base", "form"}
+        assert not [name for name in attributes if name.startswith("on")]
+        assert attributes.get("src", "data:").startswith("data:")
+        assert attributes.get("href", "#").startswith("#")
+    assert "@import" not in text
+    assert "url(" not in text
+    assert "//" not in re.sub(r"base64,[^\"]*", "", text)
+    policy = next(
+        m["content"] for m in read.all("meta") if "content" in m and "src" in m["content"]
+    )
+    (script,) = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+
+
+def test_what_users_write_stays_text(study: Study) -> None:
+    content = outcome(sentence=ATTACK, network=ATTACK, fingerprint={ATTACK: ATTACK})
+    content["controls"][0] |= {"name": ATTACK, "what": ATTACK}
+    content["held_out"][ATTACK] = content["held_out"]["pixels"]
+    read = render(study, content, shown=pictures())
+    assert len(read.all("script")) == 1
+    assert ATTACK in read.text("verdict")
+    for caption in CAPTIONS:
+        assert caption in read.text("pictures")
+        assert f"full precision: {caption}" in {image["alt"] for image in read.all("img")}
+    for place in ("held-out", "controls", "settings", "fingerprint"):
+        assert ATTACK in read.text(place), place
+
+
+@pytest.mark.parametrize("side", [8, 100, 320, 900])
+def test_small_pictures_are_true_to_the_pixel_and_large_ones_small(study: Study, side: int) -> None:
+    made = pictures(side)
+    embedded = [image["src"] for image in render(study, shown=made).all("img")]
+    sources = [made.rows[row][k] for k in range(len(CAPTIONS)) for row in ROWS]
+    for uri, source in zip(embedded, sources, strict=True):
+        data = base64.b64decode(uri.removeprefix("data:image/webp;base64,"))
+        image = np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+        assert 160 < image.shape[1] <= 320
+        if side <= 320:
+            factor = image.shape[1] // side
+            assert np.array_equal(image, source.repeat(factor, axis=0).repeat(factor, axis=1))
+
+
+@pytest.mark.parametrize(("verdict", "shown"), list(page.VERDICTS.items()))
+def test_the_verdict_is_on_top_in_a_badge_and_a_sentence(
+    study: Study, verdict: str | None, shown: tuple[str, str]
+) -> None:
+    read = render(study, outcome(verdict=verdict))
+    assert f"{shown[0]}{shown[1]} It is so." in read.text("verdict")
+    title = next(iter(read.all("title")), None)
+    assert title is not None
+
+
+def test_an_older_outcome_is_a_shorter_page(study: Study) -> None:
+    newer = {"candidates", "controls", "guards", "distributions", "repair_against"}
+    older = {key: value for key, value in outcome().items() if key not in newer}
+    for metric in older["held_out"].values():
+        del metric["repair"], metric["control"]
+    read = render(study, older)
+    left_out = {"candidates", "controls", "guards", "distributions"}
+    assert SECTIONS & read.words.keys() == SECTIONS - left_out
+    assert left_out.isdisjoint(link["href"].removeprefix("#") for link in read.all("a"))
+    assert "no pictures here" in read.text("pictures")
+
+
+def test_a_study_that_has_not_begun_has_a_page(study: Study) -> None:
+    kept = ("study", "sentence", "budget", "images_of_the_official_grid", "fingerprint")
+    content = {key: value for key, value in outcome().items() if key in kept}
+    content |= {"verdict": None, "trials": 0, "images_generated": 0, "best": None}
+    nothing = {"identity": None, "best": None, "workers": (), "images": 0, "seconds": 0.0}
+    read = render(study, content, slots=[], **nothing, done=0)
+    assert "not validated" in read.text("verdict")
+    absent = {
+        "held-out",
+        "average",
+        "history",
+        "coefficients",
+        "landscape",
+        "take-away",
+        "versions",
+    }
+    assert absent.isdisjoint(read.words)
+
+
+def test_the_held_out_table_says_what_counts(study: Study) -> None:
+    words = render(study).text("held-out")
+    assert "JAQ 3.000 1.000 1.500 +0.500 [+0.400, +0.600]" in words
+    assert "demo-quality searched" in words
+    assert "pixels unseen" in words
+    assert "gains by its own search" in words
+    assert "−0.500 [−0.600, −0.400]" in words
+
+
+def test_guards_are_shares_of_full_precision(study: Study) -> None:
+    content = outcome()
+    content["guards"].append(content["guards"][0] | {"shift": -0.05, "ok": True})
+    words = render(study, content).text("guards")
+    assert "0.500 0.400 0.900 +40 % ±10 % ✕ tripped" in words
+    assert "−5 % ±10 % ✓ ok" in words
+
+
+def test_more_trials_after_the_verdict_are_named(study: Study) -> None:
+    assert "first 5 trials; 3 more" in render(study, done=8).text("verdict")
+    assert "more are done" not in render(study).text("verdict")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "better", "kind"),
+    [
+        (0.1, 0.3, 1, "better"),
+        (-0.3, -0.1, 1, "worse"),
+        (-0.1, 0.3, 1, "open"),
+        (0.1, 0.3, -1, "worse"),
+        (-0.3, -0.1, -1, "better"),
+        (0.1, 0.3, 0, "open"),
+    ],
+)
+def test_an_interval_is_drawn_where_it_lies(
+    low: float, high: float, better: int, kind: str
+) -> None:
+    read = Reader(plots.interval((low + high) / 2, low, high, 0.3, better=better))
+    (bar,) = read.all("rect")
+    assert bar["class"] == kind
+    left, width = float(bar["x"]), float(bar["width"])
+    assert left == pytest.approx(60 + 56 * low / 0.3, abs=0.06)
+    assert left + width == pytest.approx(60 + 56 * high / 0.3, abs=0.12)
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "words"),
+    [
+        (0.009457, 0.0995, "+0.009 [−0.090, +0.109]"),
+        (0.0065782, 0.0068, "+0.007 [−0.000, +0.013]"),
+        (-0.0085255, 0.00086, "−0.0085 [−0.0094, −0.0077]"),
+        (-0.5786, 0.35, "−0.579 [−0.929, −0.229]"),
+        (0.0001234, 0.00021, "+0.00012 [−0.00009, +0.00033]"),
+        (12.5, 4.0, "+12.50 [+8.50, +16.50]"),
+        (0.0, 0.0, "+0.000 [+0.000, +0.000]"),
+    ],
+)
+def test_a_difference_has_the_digits_that_its_interval_leaves(
+    mean: float, half: float, words: str
+) -> None:
+    found = Change(mean, mean - half, mean + half)
+    assert f"{found.number} {found.interval}" == words
+
+
+def test_the_course_shows_best_identity_and_what_was_stopped() -> None:
+    far = [*SLOTS, *(slot(number, 1.1, (1.0, 1.1)) for number in range(5, 30))]
+    read = Reader(plots.history([*far, slot(30, -50.0, (0.6, 0.6))]))
+    kinds = Counter(attributes.get("class") for _, attributes in read.tags)
+    assert kinds["stopped"] == 1
+    assert kinds["trial"] == 30
+    triangles = [a for tag, a in read.tags if tag == "path" and a.get("class") == "trial"]
+    assert len(triangles) == 2, "what lies far below is on the edge, and squeezes nothing"
+    (best,) = (a["points"].split() for a in read.all("polyline") if a["class"] == "best")
+    heights = [float(point.split(",")[1]) for point in best]
+    assert heights == sorted(heights, reverse=True), "upwards on the page is downwards in y"
+    places = {circle["cy"] for circle in read.all("circle")}
+    assert any(abs(float(place) - heights[-1]) < 0.1 for place in places)
+
+
+@pytest.mark.parametrize(
+    ("names", "panels", "crosses"),
+    [
+        (("c_eps_first", "c_x_first"), 1, 1),
+        (tuple(f"{name}[{i}]" for name in ("c_eps", "c_x") for i in range(4)), 4, 4),
+        (("c_eps", "c_x", "x0[0]", "x0[1]"), 3, 3),
+    ],
+)
+def test_the_landscape_has_a_panel_a_step(
+    names: tuple[str, ...], panels: int, crosses: int
+) -> None:
+    rng = np.random.default_rng(0)
+    neutral = (1.0,) * len(names)
+    slots = [slot(0, 0.0, neutral)]
+    slots += [slot(i, float(i), tuple(rng.uniform(0.6, 1.4, len(names)))) for i in range(1, 9)]
+    drawn = [Reader(svg) for svg in plots.landscapes(slots, names, neutral)]
+    assert len(drawn) == panels
+    marks = [a for read in drawn for a in read.all("path") if a["class"] == "cross"]
+    assert len(marks) == crosses
+    assert all(len(read.all("circle")) == 9 for read in drawn)
+
+
+def test_an_average_of_predictions_is_shown_where_there_is_one(tmp_path: Path) -> None:
+    path = fakes_light.study_file(tmp_path)
+    searched = '[search]\nparametrisation = "ramp+x0-average"'
+    path.write_text(path.read_text().replace("[search]", searched))
+    study = fakes_light.load_study(path)
+    found = study.parametrisation.coefficients((1.1, 0.9, 0.1, 0.2, -0.1)).to_dict()
+    rng = np.random.default_rng(0)
+    slots = [slot(0, 0.0, study.parametrisation.identity)]
+    slots += [slot(i, float(i), (*rng.normal(1, 0.1, 2), *rng.normal(0, 0.1, 3))) for i in (1, 2)]
+    best = {"slot": 2, "value": 2.0, "coefficients": found}
+    read = render(study, outcome(best=best, coefficients=found), slots=slots)
+    assert read.drawn["average rect"] == 4
+    assert read.drawn["landscape figure"] == 1 + 3
+    assert f"average={tuple(found['average'])}" in read.text("python")
+
+
+@pytest.mark.parametrize("verdict", ["improved", "not_shown"])
+def test_the_code_to_take_away_has_the_very_numbers(study: Study, verdict: str) -> None:
+    identity = {"model": [1.0] * 4, "sample": [1.0] * 4}
+    chosen = FOUND if verdict == "improved" else identity
+    read = render(study, outcome(verdict=verdict, coefficients=chosen))
+    code = read.words["python"].strip().replace("pipeline.scheduler = ", "# ")
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["found"] == RAMP
+    assert ("Not proven" in read.text("take-away")) == (verdict != "improved")
+    assert ("--force" in read.text("command")) == (verdict != "improved")
+
+
+def test_what_is_the_unmodified_schedule_is_not_taken_away(study: Study) -> None:
+    identity = {"model": [1.0] * 4, "sample": [1.0] * 4}
+    read = render(study, outcome(verdict="not_shown", best={"slot": 0, "coefficients": identity}))
+    assert "keep the scheduler you have" in read.text("take-away")
+    assert "python" not in read.words
+
+
+def test_the_cost_is_set_beside_the_grids(study: Study) -> None:
+    words = render(study).text("cost")
+    assert "trials 5 of 5" in words
+    assert "stopped early 1 trial images" in words
+    assert "images of the search 30" in words
+    assert "images of the proof 12 more" in words
+    assert "1 on 1 machine; RTX A6000" in words
+    assert "15,000 images, 500 times as many: 8.3 h at this speed" in words  # 2 s an image
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(5.4, "5 s"), (119, "119 s"), (150, "2.5 min"), (7200, "2.0 h"), (200_000, "2.3 days")],
+)
+def test_times_are_written_for_people(seconds: float, words: str) -> None:
+    assert duration(seconds) == words

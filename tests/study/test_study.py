@@ -1,0 +1,328 @@
+"""A study file: everything checked at once, nothing implicit left out of the fingerprint."""
+
+from pathlib import Path
+
+import pytest
+
+from qsched.errors import ConfigError
+from qsched.pipelines.catalog import MODELS, TWIN_SIDE
+from qsched.study.fingerprint import differences
+from qsched.study.study import Study, load_study
+from tests.support import fakes
+
+ROOT = Path(__file__).parents[2]
+
+
+def changed(folder: Path, old: str, new: str) -> Path:
+    """The small study file with one text replaced."""
+    path = fakes.study_file(folder)
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return path
+
+
+def test_the_shipped_study_is_valid() -> None:
+    study = load_study(ROOT / "studies" / "demo.toml")
+    assert study.trials == 2500 // 100  # as its docs say: 1 % of the official grid
+    assert len(study.calibration) == 32
+    assert len({prompt.text for prompt in study.held_out}) >= 64
+    assert study.tables.search.parametrisation == "per-step"
+    assert study.tables.sampling.steps == 4
+
+
+def test_what_the_file_leaves_out_comes_from_the_model(tmp_path: Path) -> None:
+    study = fakes.study(tmp_path)
+    arguments = study.tables.sampling.arguments()
+    assert (arguments["height"], arguments["width"]) == (64, 64)
+    assert arguments["guidance_scale"] == 0.0
+    assert arguments["max_sequence_length"] == 0
+    assert study.tables.model.part == "transformer"
+
+
+def test_every_problem_is_reported_at_once_with_its_key(tmp_path: Path) -> None:
+    path = fakes.study_file(tmp_path)
+    text = path.read_text()
+    for old, new in (
+        ("steps = 4", "steps = 0"),
+        ('scheme = "w4a8"', 'scheme = "w9a8"'),
+        ("seed = 0", "sead = 0"),
+        ('"demo-quality"', '"demo-beauty"'),
+        ('held_out = ["g", "h", "i"]', 'held_out = ["a", "h"]'),
+        ('metrics = ["pixels"]', 'metrics = ["attribute"]'),
+        ("[sampling]", "[sampling]\nguidance_scale = -1"),
+    ):
+        text = text.replace(old, new)
+    path.write_text(text)
+    with pytest.raises(ConfigError) as raised:
+        load_study(path)
+    lines = str(raised.value).splitlines()
+    assert all(line.startswith(f"{path}: ") for line in lines)
+    for words in (
+        "sampling.steps = 0; expected at least 1",
+        "sampling.guidance_scale = -1; expected at least 0",
+        "quantization.scheme = 'w9a8'; quantization scheme 'w9a8': 9 bits; expected 2 to 8",
+        "objective.terms.1.scorer = 'demo-beauty'; 'demo-beauty' is no metric",
+        "search.sead is not a known key; did you mean 'seed'?",
+        "validation.metrics.0 = 'attribute'; 'attribute' is no metric; did you mean 'attributes'?",
+        "prompts.held_out: 1 captions are calibration prompts too, among them 'a'",
+    ):
+        assert any(words in line for line in lines), (words, lines)
+    assert len(lines) == 7
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("steps = 4", "steps = 3", "sampling.steps = 3; demo was trained for 1, 2, 4 steps"),
+        ('name = "demo"', 'name = "sdxl"', "toml: model.name = 'sdxl'; expected one of demo"),
+        ("[search]", "[search]\nbounds = [1.1, 1.4]", "search.bounds"),
+        ("[search]", '[search]\nparametrisation = "spline"', "search.parametrisation = 'spline'"),
+        ("[model]", "[modell]", "model is missing"),
+        ('["g", "h", "i"]', '["g"]', "prompts.held_out: 1 caption; expected at least 2"),
+        ('["g", "h", "i"]', '"captions.txt"', "captions.txt: No such file"),
+        ("weight = 1.0", "weight = nan", "objective.terms.0.weight"),
+        ('"demo-quality"', '"demo-alignment"', "a scorer stands there twice"),
+        ("[sampling]", "[sampling]\nsigmas = [1.0, 0.5]", "sigmas has 2 numbers"),
+        ("[model]", "[model", "not valid TOML"),
+        ('["pixels"]', '["attributes"]', "none is independent of what the search optimises; add"),
+        ('"w4a8"', '"nf4"\nbackend = "simulated"', "nf4 exists with bitsandbytes"),
+        ('"w4a8"', '"w4a4"\nbackend = "torchao"', "w4a4 exists with simulated"),
+        ('"plain"', '"best"', "objective.preset = 'best'; expected 'standardised', 'plain'"),
+        ('"demo-quality"', '"pixels"', "pixels compares with the full-precision image"),
+        ('name = "demo"', 'name = "demo"\nscheduler = { shift = 1.0 }', "scheduler has no class"),
+        ('name = "demo"', 'name = "demo"\nfull_precision = "x"', "model.full_precision = 'x'"),
+        ("batch_size = 2", "batch_size = 0", "execution.batch_size = 0; expected at least 1"),
+    ],
+)
+def test_each_problem_in_words(tmp_path: Path, old: str, new: str, words: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load_study(changed(tmp_path, old, new))
+    assert words in str(raised.value)
+
+
+def test_a_missing_file() -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.toml: No such file or directory"):
+        load_study("nowhere.toml")
+
+
+def test_prompts_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = changed(tmp_path / "studies", '["g", "h", "i"]', '"held out.txt"')
+    (tmp_path / "studies" / "held out.txt").write_text("x\ny\n")
+    monkeypatch.chdir(tmp_path)
+    study = load_study(path.relative_to(tmp_path))
+    assert [prompt.text for prompt in study.held_out] == ["x", "x", "y", "y"]
+
+
+def test_calibration_and_held_out_share_neither_prompt_nor_seed(tmp_path: Path) -> None:
+    study = fakes.study(tmp_path)
+    calibration, held_out = study.calibration, study.held_out
+    assert not {prompt.text for prompt in calibration} & {prompt.text for prompt in held_out}
+    assert not {prompt.seed for prompt in calibration} & {prompt.seed for prompt in held_out}
+
+
+def test_a_study_survives_its_json(tmp_path: Path) -> None:
+    study = fakes.study(tmp_path)
+    assert Study.from_json(study.to_json()) == study
+    assert Study.from_json(study.to_json()).fingerprint() == study.fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "keys"),
+    [
+        ("steps = 4", "steps = 2", {"sampling.steps"}),
+        ("[sampling]", "[sampling]\nguidance_scale = 2.0", {"sampling.guidance_scale"}),
+        ("[sampling]", "[sampling]\nheight = 32", {"sampling.height"}),
+        ('"w4a8"', '"w8a8"', {"quantization.scheme"}),
+        ('scheme = "w4a8"', 'scheme = "w4a8"\nskip = ["proj_out"]', {"quantization.skip"}),
+        ("weight = 2.0", "weight = 5.0", {"objective.terms"}),
+        ('"plain"', '"standardised"', {"objective.preset"}),
+        ("[search]", "[search]\nbounds = [0.6, 1.4]", {"search.bounds"}),
+        ('"tpe"', '"random"', {"search.sampler"}),
+        ("[search]", '[search]\nparametrisation = "per-step"', {"search.parametrisation"}),
+        ("seed = 0", "seed = 1", {"search.seed"}),
+        ("[prompts]", "[prompts]\nseed = 7", {"prompts.calibration", "prompts.held_out"}),
+        ('"f"]', '"ff"]', {"prompts.calibration"}),
+        ('"i"]', '"ii"]', {"prompts.held_out"}),
+        ('["pixels"]', '["similarity"]', {"validation.metrics"}),
+        ('name = "demo"', 'name = "demo"\ndtype = "bfloat16"', {"model.dtype"}),
+        # What changes no score:
+        ("trials = 6", "trials = 60", set()),
+        ("batch_size = 2", 'batch_size = 8\ndevice = "cpu"', set()),
+        ('name = "fake"', 'name = "other"', set()),
+    ],
+)
+def test_the_fingerprint_names_all_that_a_score_depends_on(
+    tmp_path: Path, old: str, new: str, keys: set[str]
+) -> None:
+    before = fakes.study(tmp_path).fingerprint()
+    after = load_study(changed(tmp_path, old, new)).fingerprint()
+    assert {
+        key for key in before.keys() | after.keys() if before.get(key) != after.get(key)
+    } == keys
+    words = differences(before, after)
+    assert len(words) == len(keys)
+    assert all(repr(before.get(key)) in line and repr(after.get(key)) in line
+               for key, line in words.items())  # fmt: skip
+
+
+def test_the_fingerprint_knows_weights_and_versions(tmp_path: Path) -> None:
+    fingerprint = fakes.study(tmp_path).fingerprint()
+    assert len(fingerprint["model.weights"]) == 32
+    assert fingerprint["versions.torch"]
+    assert fingerprint["versions.diffusers"].startswith("0.42")
+
+
+def test_other_budgets_and_names_are_checked(tmp_path: Path) -> None:
+    study = fakes.study(tmp_path)
+    assert study.changed(trials=9).trials == 9
+    assert study.changed(name="other", trials=9).name == "other"
+    with pytest.raises(ConfigError, match=r"search\.trials = 0; expected at least 1"):
+        study.changed(trials=0)
+    with pytest.raises(ConfigError, match="name = 'a/b'"):
+        study.changed(name="a/b")
+
+
+PRESET = """
+name = "preset"
+[model]
+name = "sdxl-turbo"
+[sampling]
+steps = 4
+[quantization]
+scheme = "w4a8"
+backend = "torchao"
+[objective]
+preset = "{preset}"
+[prompts]
+calibration = "{calibration}"
+calibration_count = 4
+held_out_count = 3
+[validation]
+metrics = ["pixels"]
+"""
+
+
+def preset_study(folder: Path, preset: str, calibration: str = "captions.txt") -> Path:
+    (folder / "captions.txt").write_text("".join(f"caption {index}\n" for index in range(9)))
+    path = folder / "study.toml"
+    path.write_text(PRESET.format(preset=preset, calibration=calibration))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("preset", "terms", "standardised"),
+    [
+        ("clip", [("clipscore", 1.0, False), ("clip-iqa", 2.0, False)], False),
+        ("clip-log", [("clipscore", 1.0, True), ("clip-iqa", 2.0, False)], False),
+        ("hps", [("aq-map", 1.0, False), ("hpsv2.1", 2.0, False)], False),
+        ("standardised", [("clipscore", 1.0, False), ("clip-iqa", 2.0, False)], True),
+    ],
+)
+def test_a_preset_is_written_out(
+    tmp_path: Path, preset: str, terms: list[tuple[str, float, bool]], standardised: bool
+) -> None:
+    """TC + k * IQ with k = 2: the terms of the paper."""
+    study = load_study(preset_study(tmp_path, preset))
+    found = [(term.scorer, term.weight, term.log) for term in study.objective.terms]
+    assert found == terms
+    assert study.objective.standardised is standardised
+    assert study.fingerprint()["objective.terms"][0]["scorer"] == terms[0][0]
+
+
+def test_one_term_is_an_objective_for_an_ablation(tmp_path: Path) -> None:
+    path = preset_study(tmp_path, "plain")
+    path.write_text(path.read_text().replace('"plain"', '"plain"\nterms = [{ scorer = "aq-map" }]'))
+    assert load_study(path).scorers == ("aq-map",)
+    path.write_text(path.read_text().replace('terms = [{ scorer = "aq-map" }]\n', ""))
+    with pytest.raises(ConfigError, match=r"objective\.terms is missing"):
+        load_study(path)
+
+
+def test_one_file_is_split_and_nothing_is_shared(tmp_path: Path) -> None:
+    study = load_study(preset_study(tmp_path, "hps"))
+    calibration = {prompt.text for prompt in study.calibration}
+    held_out = {prompt.text for prompt in study.held_out}
+    assert (len(calibration), len(held_out)) == (4, 3)
+    assert not calibration & held_out
+    (tmp_path / "captions.txt").write_text("a\nb\nc\nd\ne\n")
+    with pytest.raises(ConfigError, match=r"prompts\.calibration.*5 captions"):
+        load_study(tmp_path / "study.toml")
+
+
+def test_prompts_on_the_hub_are_fetched_only_to_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    path = preset_study(tmp_path, "hps", "hf://datasets/owner/name/captions.yaml")
+    with pytest.raises(
+        ConfigError, match=r"prompts\.calibration: owner/name/captions\.yaml is not"
+    ):
+        load_study(path)
+    checked = load_study(path, fetch=False)
+    assert (len(checked.calibration), len({p.text for p in checked.held_out})) == (4, 3)
+    assert not {p.text for p in checked.calibration} & {p.text for p in checked.held_out}
+    path.write_text(path.read_text().replace("calibration_count = 4\n", ""))
+    with pytest.raises(ConfigError, match=r"calibration_count is missing; prompts on the hub"):
+        load_study(path, fetch=False)
+
+
+def test_a_study_holds_all_that_a_worker_needs(tmp_path: Path) -> None:
+    """Nothing is looked up in the catalog again, which may be another one on another machine."""
+    model = load_study(preset_study(tmp_path, "hps")).tables.model
+    entry = MODELS["sdxl-turbo"]
+    assert (model.source, model.revision) == (entry.source, entry.revision)
+    assert (model.variant, model.dtype) == ("fp16", "float16")
+    assert model.scheduler == entry.scheduler
+
+
+def test_a_twin_is_the_same_study_but_for_size(tmp_path: Path) -> None:
+    study = load_study(preset_study(tmp_path, "hps"))
+    twin = study.twin()
+    assert twin.name == "preset-twin"
+    assert twin.tables.model.twin
+    assert twin.tables.sampling.height == TWIN_SIDE
+    differing = differences(study.fingerprint(), twin.fingerprint()).keys()
+    size = {"sampling.height", "sampling.width"}
+    few = {"prompts.calibration", "prompts.held_out"}  # where there are more than a twin needs
+    assert differing - few == {"model.twin", "model.dtype", "model.weights"} | size
+    assert Study.from_json(twin.to_json()) == twin
+    with pytest.raises(ConfigError, match="has no twin; set model"):
+        load_study(changed(tmp_path, 'name = "demo"', 'name = "mine:pipeline"')).twin()
+
+
+def test_every_model_has_an_entry_under_its_name() -> None:
+    assert all(entry.name == name for name, entry in MODELS.items())
+
+
+def test_a_folder_is_found_from_the_study_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "models" / "mine"
+    folder.mkdir(parents=True)
+    (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    (tmp_path / "studies").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name in ("../models/mine", str(folder)):
+        path = changed(tmp_path / "studies", 'name = "demo"', f'name = "{name}"')
+        model = load_study(path).tables.model
+        assert model.source == str(folder)
+        assert model.pipeline == "FluxPipeline"
+        assert len(load_study(path).weights) == 32
+    path = changed(
+        tmp_path / "studies", 'name = "demo"', 'name = "demo"\nsource = "../models/mine"'
+    )
+    assert load_study(path).tables.model.source == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [(4, "per-step"), (2, "per-step+x0-average"), (1, "constant")]
+)
+def test_auto_is_the_space_that_repaired_most(tmp_path: Path, steps: int, expected: str) -> None:
+    path = fakes.study_file(tmp_path)
+    text = path.read_text().replace("steps = 4", f"steps = {steps}")
+    text = text.replace("[search]", '[search]\nparametrisation = "auto"')
+    path.write_text(text)
+    study = load_study(path)
+    assert study.tables.search.parametrisation == expected
+    assert study.parametrisation.name == expected

@@ -1,0 +1,1 @@
+"""What tests share: fakes, small networks, the fault harness."""

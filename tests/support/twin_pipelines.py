@@ -1,0 +1,51 @@
+"""Tiny twins of every pipeline class of the catalog, as they are sampled; prompts for them."""
+
+from diffusers import DiffusionPipeline
+
+from qsched.pipelines.catalog import TWIN_SIDE
+from qsched.pipelines.loading import load
+from qsched.pipelines.table import Model, Sampling, sampling_of, with_entry
+from qsched.prompts import Prompt
+from qsched.quantization.table import Quantization
+
+CAPTIONS = ["a red owl", "blue fox", "cat", "dog on a log", "x", "y z", "moon"]
+
+
+PROMPTS = [Prompt(caption, 11 * index + 3) for index, caption in enumerate(CAPTIONS)]
+
+
+NO_CACHE: frozenset[str] = frozenset()
+
+
+CASES: dict[str, tuple[str, dict[str, object]]] = {
+    "SDXL, Euler ancestral injects noise": ("sdxl-turbo", {"steps": 4}),
+    "SDXL in one step": ("sdxl-turbo", {"steps": 1}),
+    "LCM injects noise, guidance embedded": ("lcm-dreamshaper", {"steps": 4}),
+    "SD 1.5, LoRA, TCD": ("pcm-sd15", {"steps": 2}),
+    "SD 1.5, LoRA, TCD, classifier-free guidance": (
+        "pcm-sd15",
+        {"steps": 4, "guidance_scale": 7.5},
+    ),
+    "SD 1.5, TCD that injects noise": ("pcm-sd15", {"steps": 4, "call": {"eta": 0.3}}),
+    "SDXL, LoRA, TCD": ("pcm-sdxl", {"steps": 4}),
+    "SDXL base, Euler, classifier-free guidance": ("sdxl-base", {"steps": 4}),
+    "FLUX, flow matching": ("flux-schnell", {"steps": 4}),
+    "SD3, flow matching": ("demo", {"steps": 4}),
+    "SD3, own sigmas, classifier-free guidance": (
+        "demo",
+        {"steps": 4, "guidance_scale": 3.0, "sigmas": (1.0, 0.75, 0.5, 0.25)},
+    ),
+}
+
+
+Case = tuple[DiffusionPipeline, Sampling]
+
+
+def twin(name: str, quantization: Quantization | None = None, **sampling: object) -> Case:
+    """A tiny twin of a model of the catalog, and how it is sampled."""
+    settings = Sampling.model_validate(sampling)
+    model = with_entry(Model(name=name), settings.steps)
+    model = model.model_copy(update={"twin": True, "dtype": "float32"})
+    side = {"height": TWIN_SIDE, "width": TWIN_SIDE}
+    settings = sampling_of(name, settings).model_copy(update=side)
+    return load(model, quantization).pipeline, settings
