@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from qsched.errors import PromptError
+from qsched.errors import PromptError, first_line
 
 KEYS = ("prompt", "caption", "text")
 """Where an object of a JSON or YAML file may have its caption."""
@@ -81,7 +81,7 @@ def _yaml(text: str) -> list[str]:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise PromptError(f"{line}not valid YAML: {error.problem}; correct it") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise PromptError(f"not valid YAML: {_first_line(error)}; correct it") from error
+        raise PromptError(f"not valid YAML: {first_line(error)}; correct it") from error
     return _structured(content)
 
 
@@ -162,13 +162,9 @@ def _parsed_json(text: str, place: str = "") -> Any:
             f"{place}: not valid JSON: {error.msg} at column {error.colno}; correct it"
         ) from error
     except (ValueError, RecursionError) as error:
-        raise PromptError(f"not valid JSON: {_first_line(error)}; correct it") from error
+        raise PromptError(f"not valid JSON: {first_line(error)}; correct it") from error
 
 
 def _shown(value: Any) -> str:
     shown = repr(value)
     return shown if len(shown) <= 60 else f"{shown[:57]}..."
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -4,6 +4,7 @@
     ├── CoefficientsError     coefficients, their bounds, parametrisations and files
     ├── ScheduleError         a scheduler that cannot be preconditioned, or is stepped wrongly
     ├── ConfigError           a study file
+    ├── PluginError           a plug-in that can't be found, or breaks its protocol
     ├── PromptError           prompts and their seeds
     ├── HubError              a file that can't be fetched from the Hugging Face hub
     ├── ModelError            a model that cannot be found, loaded or used
@@ -17,6 +18,8 @@
 A message gives place, value, rule and remedy, in that order and on one line:
 "studies/demo.toml: steps = 0; expected 1 to 64; set sampling.steps".
 """
+
+from collections.abc import Iterator
 
 
 class QschedError(Exception):
@@ -33,6 +36,10 @@ class ScheduleError(QschedError):
 
 class ConfigError(QschedError):
     """A study file is missing, unreadable or invalid."""
+
+
+class PluginError(QschedError):
+    """A plug-in cannot be found or imported, or breaks the protocol of its kind."""
 
 
 class PromptError(QschedError):
@@ -77,3 +84,23 @@ class LeaseLost(StorageError):  # noqa: N818 - it says what happened
 
 class StudyError(QschedError):
     """A study cannot be created, resumed, run or validated."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, at most 200 characters; its class if it is mute."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
+def in_one_line(error: BaseException) -> str:
+    """An exception's class and the first line of what it says."""
+    said = first_line(error)
+    name = type(error).__name__
+    return name if said == name else f"{name}: {said}"
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An exception, then what it was raised from or while handling, to the first."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__

@@ -6,10 +6,9 @@ files needs no network. Nothing is imported before it is needed.
 
 import os
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
-from qsched.errors import HubError
+from qsched.errors import HubError, causes, first_line
 
 
 def fetch_file(
@@ -61,7 +60,7 @@ def explain(error: BaseException | None, what: str, gigabytes: float | None = No
     from huggingface_hub import errors as known
 
     size = f" ({gigabytes:.1f} GB)" if gigabytes else ""
-    chain = list(_causes(error))
+    chain = list(causes(error))
 
     def caused_by(*kinds: type[BaseException]) -> bool:
         return any(isinstance(cause, kinds) for cause in chain)
@@ -86,21 +85,11 @@ def explain(error: BaseException | None, what: str, gigabytes: float | None = No
             "hub's cache from another machine (HF_HOME)"
         )
     if caused_by(known.HfHubHTTPError):
-        return f"{what}: the hub answers {_first_line(chain[0])}"
+        return f"{what}: the hub answers {first_line(chain[0])}"
     if caused_by(ConnectionError, TimeoutError, socket.gaierror, known.LocalEntryNotFoundError):
         return (
             f"{what} is not downloaded{size} and the hub can't be reached "
-            f"({_first_line(chain[-1])}); connect, or copy the hub's cache from another machine "
+            f"({first_line(chain[-1])}); connect, or copy the hub's cache from another machine "
             "(HF_HOME)"
         )
-    return f"{what}: {_first_line(chain[0])}"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return f"{what}: {first_line(chain[0])}"

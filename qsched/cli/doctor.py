@@ -13,7 +13,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from qsched import __version__, hub
-from qsched.errors import QschedError
+from qsched.errors import QschedError, first_line
 from qsched.libraries import installed_version
 from qsched.pipelines.catalog import is_folder, is_function, model_entry
 from qsched.pipelines.table import source_of
@@ -188,7 +188,7 @@ def _nvidia_smi() -> tuple[str, str]:
     except FileNotFoundError:
         return "", ""
     except (OSError, subprocess.SubprocessError) as error:
-        return "", str(error).splitlines()[0]
+        return "", first_line(error)
     if done.returncode:
         said = (done.stdout + done.stderr).strip().splitlines()
         return "", said[0] if said else f"exit code {done.returncode}"

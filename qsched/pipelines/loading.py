@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from qsched.errors import ModelError
+from qsched.errors import ModelError, first_line
 from qsched.pipelines import catalog
 from qsched.pipelines.sources import PARTS, assemble, dtype_of
 from qsched.pipelines.table import Execution, Model, model_named, source_of
@@ -226,7 +226,7 @@ def _place(
         try:
             network.set_attention_backend(model.attention)
         except (ValueError, RuntimeError, ImportError, AttributeError) as error:
-            line = str(error).strip().splitlines()[0]
+            line = first_line(error)
             raise ModelError(f"model.attention = {model.attention!r}: {line}") from error
     if execution.offload == "model":
         pipeline.enable_model_cpu_offload(device=device)

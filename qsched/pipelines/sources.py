@@ -17,7 +17,7 @@ import transformers
 from diffusers import DiffusionPipeline, SchedulerMixin
 
 from qsched import hub
-from qsched.errors import HubError, ModelError
+from qsched.errors import HubError, ModelError, first_line
 from qsched.pipelines import catalog, twins
 from qsched.pipelines.table import LoraTable, Model, source_of
 from qsched.quantization.quantize import bitsandbytes_config
@@ -108,7 +108,7 @@ def _from_folder(model: Model, folder: Path, straight: Quantization | None) -> A
             folder, dtype=dtype_of(model), variant=variant, local_files_only=True, **given
         )
     except (OSError, ValueError, TypeError) as error:
-        line = str(error).strip().splitlines()[0]
+        line = first_line(error)
         raise ModelError(f"{model.name}: diffusers can't load {folder}: {line}") from error
 
 
@@ -190,7 +190,7 @@ def _fuse(pipeline: DiffusionPipeline, lora: LoraTable, *, twin: bool) -> None:
     try:
         pipeline.load_lora_weights(folder, weight_name=file, adapter_name=FUSED)
     except (ImportError, ValueError, OSError, KeyError) as error:
-        line = str(error).strip().splitlines()[0]
+        line = first_line(error)
         raise ModelError(
             f"model.lora: {folder / file} can't be loaded: {line}; "
             "it needs peft: pip install 'qsched[gpu]'"

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qsched.demo.captions import alternatives
-from qsched.errors import HubError, ScoreError
+from qsched.errors import HubError, ScoreError, causes, in_one_line
 from qsched.hub import explain, offline
 from qsched.pipelines.catalog import DEMO_FOLDER
 from qsched.scoring.catalog import MetricEntry
@@ -132,20 +132,13 @@ def _load(name: str, twin: bool) -> Any:
 
 def _is_absence(error: BaseException) -> bool:
     """Whether a file is missing, rather than wrong."""
-    return isinstance(error, HubError) or any(isinstance(one, OSError) for one in _causes(error))
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+    return isinstance(error, HubError) or any(isinstance(one, OSError) for one in causes(error))
 
 
 def _unloadable(error: BaseException, entry: MetricEntry) -> str:
     """Why weights can't be had or used, and what to do."""
     if not _is_absence(error):
-        first = (str(error).strip().splitlines() or [""])[0]
-        return f"{entry.source} can't be loaded: {type(error).__name__}: {first}"
+        return f"{entry.source} can't be loaded: {in_one_line(error)}"
     problem = explain(error, entry.source, entry.download_gb)
     if "pyiqa" in entry.needs:
         problem += "; pyiqa's own files lie in torch's cache (TORCH_HOME)"

@@ -30,7 +30,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.sql.expression import FunctionElement
 
-from qsched.errors import StorageError
+from qsched.errors import StorageError, first_line
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -182,7 +182,7 @@ class Database:
                 if not _transient(fault) or left <= 0:
                     raise StorageError(self._in_words(fault)) from error
                 if pause > 1:
-                    logger.warning("waiting for the database: %s", _first_line(fault))
+                    logger.warning("waiting for the database: %s", _complaint(fault))
                 time.sleep(min(left, pause * random.uniform(0.5, 1)))
                 pause = min(2 * pause, 5.0)
 
@@ -192,7 +192,7 @@ class Database:
             if self.path
             else "check the URL, the password and whether the server runs; qsched doctor says more"
         )
-        return f"storage {self}: {_first_line(fault)}; {remedy}"
+        return f"storage {self}: {_complaint(fault)}; {remedy}"
 
     def _engine_arguments(self, connections: int) -> dict[str, Any]:
         if self.dialect == "sqlite":
@@ -266,8 +266,6 @@ def _transient(fault: Fault) -> bool:
     return fault.connection_invalidated or isinstance(fault, transient)
 
 
-def _first_line(fault: Fault) -> str:
+def _complaint(fault: Fault) -> str:
     """The complaint without the statement; psycopg's own lines name host and port only."""
-    complaint = fault.orig if isinstance(fault, DBAPIError) and fault.orig else fault
-    lines = str(complaint).strip().splitlines()
-    return lines[0] if lines else type(complaint).__name__
+    return first_line(fault.orig if isinstance(fault, DBAPIError) and fault.orig else fault)
