@@ -93,10 +93,10 @@ def _loading(model: Model, imports: set[str]) -> list[str]:
     imports.add(f"from diffusers import {kind}")
     place = _quoted(source)
     if model.twin:
-        imports.add("from qsched.twins import pipeline_twin")
+        imports.add("from qsched.pipelines.twins import pipeline_twin")
         place = f'pipeline_twin("{kind}") / "pipeline"'
     elif model.source is None and catalog.is_folder(source):
-        imports.add("from qsched.catalog import MODELS")  # it ships with qsched
+        imports.add("from qsched.pipelines.catalog import MODELS")  # it ships with qsched
         place = f"MODELS[{_quoted(model.name)}].source"
     arguments = {
         key: _quoted(value)
@@ -143,7 +143,7 @@ def _quantizing(model: Model, table: Quantization, imports: set[str]) -> tuple[l
     """The code, and whether it comes after the pipeline is on its device."""
     network, lines = _network(model), []
     if model.text_encoders is not None:
-        imports.add("from qsched.quantize import quantize")
+        imports.add("from qsched.quantization.quantize import quantize")
         lines = [
             "for name, encoder in pipeline.components.items():",
             '    if name.startswith("text_encoder") and encoder is not None:',
@@ -155,7 +155,7 @@ def _quantizing(model: Model, table: Quantization, imports: set[str]) -> tuple[l
         table.scheme, table.backend, table.overrides.values(), table.group_size
     )
     if backend == "simulated" or table.overrides:
-        imports.add("from qsched.quantize import quantize")
+        imports.add("from qsched.quantization.quantize import quantize")
         options = {
             key: _literal(list(value) if isinstance(value, tuple) else value)
             for key, value in table.model_dump(exclude={"scheme"}).items()

@@ -396,7 +396,7 @@ def test_nothing_is_imported_before_it_is_used_and_nothing_is_printed() -> None:
     program = """
 import sys, torch
 from torch import nn
-from qsched.quantize import quantize
+from qsched.quantization.quantize import quantize
 assert not {"torchao", "bitsandbytes", "diffusers"} & sys.modules.keys()
 for scheme, backend in (("w4a8", "torchao"), ("w8a8", "torchao"), ("nf4", None), ("int8", None)):
     network = nn.Sequential(nn.Linear(64, 64))
