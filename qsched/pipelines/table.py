@@ -171,6 +171,13 @@ def weights_of(model: Model) -> str:
     return catalog.weights_identity(source_of(model), model.revision, lora)
 
 
+def packages_of_model(model: Model) -> tuple[str, ...]:
+    """The distributions that make a model's images."""
+    lora = ("peft",) if model.lora else ()
+    encoders = ("bitsandbytes",) if model.text_encoders else ()
+    return ("torch", "diffusers", "transformers", *lora, *encoders)
+
+
 def sampling_of(name: str, sampling: Sampling) -> Sampling:
     """`sampling` with what it leaves out filled in from the entry of the model `name`."""
     entry = catalog.model_entry(name)

@@ -150,3 +150,9 @@ def _has(backend: str, name: str) -> bool:
     if backend == "simulated":
         return name not in _OWN["bitsandbytes"]
     return name in _OWN[backend]
+
+
+def packages_of_backend(scheme: str, backend: str | None) -> tuple[str, ...]:
+    """The distributions that a scheme's backend calculates with."""
+    found = backend_for(scheme, backend)
+    return () if found == "simulated" else (found,)
