@@ -292,7 +292,7 @@ def _entry(found: Found) -> ScorerEntry:
     """What a registered name declares, whatever its form."""
     name, value = found.name, found.value
     goes_on = callable(value) and not inspect.isclass(value)
-    goes_on = goes_on and bool(found.rest or name in SCORERS.names())
+    goes_on = goes_on and bool(found.rest or name.partition(":")[0] in SCORERS.names())
     if found.rest and not goes_on:
         raise ScoreError(f"{name!r}: {name.partition(':')[0]} takes nothing after a colon", name)
     if goes_on:

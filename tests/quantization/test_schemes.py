@@ -118,7 +118,10 @@ def test_one_backend_for_a_scheme_and_its_overrides() -> None:
 
 
 def test_schemes_and_reports_need_no_torch() -> None:
-    program = "import qsched.quantization.schemes, qsched.quantization.account, sys; print('torch' in sys.modules)"
+    program = (
+        "import qsched.quantization.schemes, qsched.quantization.account, sys; "
+        "print('torch' in sys.modules)"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
