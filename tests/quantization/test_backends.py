@@ -15,8 +15,10 @@ from torch import nn
 from transformers import T5Config, T5EncoderModel
 
 from qsched.errors import QuantizationError
-from qsched.quantization.backends import size_of, tensors_held
-from qsched.quantization.quantize import bitsandbytes_config, finish_loading, quantize
+from qsched.quantization.backend import backend_named
+from qsched.quantization.layers import size_of
+from qsched.quantization.quantize import finish_loading, loading_config, quantize
+from qsched.quantization.schemes import Scheme
 from tests.support.networks import by_hand, denoise, distance, flux, images, sd3, unet
 
 SCHEMES = {"torchao": ("w8a8", "w4a8", "w8", "w4"), "bitsandbytes": ("nf4", "fp4", "int8")}
@@ -31,6 +33,11 @@ EVERY = [
 ]
 EIGHT = ("w8a8", "w8", "int8")
 with_torchao, with_bitsandbytes = INSTALLED["torchao"], INSTALLED["bitsandbytes"]
+
+
+def held(layer: nn.Module, backend: str) -> int:
+    """In bytes."""
+    return size_of(backend_named(backend).converter(None).held(layer))
 
 
 def one_layer(dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -148,9 +155,9 @@ def test_what_is_held_moves_with_the_network(scheme: str, backend: str) -> None:
     network = one_layer()
     quantize(network, scheme, backend=backend)
     x = torch.randn(3, 64)
-    before, held = network(x), size_of(tensors_held(network[0]))
+    before, size = network(x), held(network[0], backend)
     network._apply(lambda tensor: tensor.clone())
-    assert size_of(tensors_held(network[0])) == held, "two places for one weight"
+    assert held(network[0], backend) == size, "two places for one weight"
     assert torch.equal(network.to("cpu")(x), before)
     if scheme == "int8":
         network[0].weight.data.zero_()
@@ -187,7 +194,7 @@ def test_bytes_by_hand(
     assert bits < report.nominal_bits < bits + 1.5
     assert report.stored_bits == 8 * (report.bytes_stored - 4 * 48) / 3072
     network(torch.randn(2, 64))
-    assert size_of(tensors_held(network[0])) == report.bytes_stored, "also once it has run"
+    assert held(network[0], backend) == report.bytes_stored, "also once it has run"
 
 
 @with_torchao
@@ -303,7 +310,7 @@ def test_loading_is_the_same_as_quantizing(scheme: str, options: dict, tmp_path:
     loaded = FluxTransformer2DModel.from_pretrained(
         tmp_path,
         dtype=torch.float32,
-        quantization_config=bitsandbytes_config(layout, scheme, torch.float32, **options),
+        quantization_config=loading_config(layout, scheme, torch.float32, **options),
         device_map={"": "cpu"},
     )
     report = finish_loading(loaded, scheme, torch.float32, **options)
@@ -316,7 +323,7 @@ def test_loading_is_the_same_as_quantizing(scheme: str, options: dict, tmp_path:
 @pytest.mark.usefixtures("loader")
 def test_loading_spares_more_than_it_is_told_and_is_finished(tmp_path: Path) -> None:
     flux().save_pretrained(tmp_path)
-    config = bitsandbytes_config(flux().to("meta"), "nf4", torch.float32)
+    config = loading_config(flux().to("meta"), "nf4", torch.float32)
     assert config.llm_int8_skip_modules == ["x_embedder", "proj_out"]
     loaded = FluxTransformer2DModel.from_pretrained(
         tmp_path, dtype=torch.float32, quantization_config=config, device_map={"": "cpu"}
@@ -341,7 +348,7 @@ def test_loading_a_network_of_convolutions(tmp_path: Path) -> None:
     loaded = UNet2DConditionModel.from_pretrained(
         tmp_path,
         dtype=torch.float32,
-        quantization_config=bitsandbytes_config(unet(), "int8", torch.float32),
+        quantization_config=loading_config(unet(), "int8", torch.float32),
         device_map={"": "cpu"},
     )
     network = unet()
@@ -351,10 +358,11 @@ def test_loading_a_network_of_convolutions(tmp_path: Path) -> None:
 
 @with_bitsandbytes
 def test_there_is_no_loading_into_none() -> None:
-    with pytest.raises(QuantizationError, match="scheme none; expected nf4, fp4 or int8"):
-        bitsandbytes_config(flux(), "none", torch.float32)
+    for scheme in ("none", "w4a8"):
+        with pytest.raises(QuantizationError, match=f"scheme {scheme} .* expected nf4, fp4, int8;"):
+            loading_config(flux(), scheme, torch.float32)
     with pytest.raises(QuantizationError, match="w4a8 with backend bitsandbytes"):
-        bitsandbytes_config(flux(), "w4a8", torch.float32)
+        loading_config(flux(), "w4a8", torch.float32, backend="bitsandbytes")
 
 
 # --- What is refused ---
@@ -365,7 +373,24 @@ def test_there_is_no_loading_into_none() -> None:
 def test_quantizing_twice_is_refused(scheme: str, backend: str, again: str) -> None:
     network = one_layer()
     quantize(network, scheme, backend=backend)
-    found = {"nf4": "nf4", "fp4": "fp4", "int8": "int8"}.get(scheme, r"\w+Tensor")
+    with pytest.raises(QuantizationError, match=rf"^0 is quantized already \({scheme}\)"):
+        quantize(network, again)
+
+
+@pytest.mark.parametrize("again", ["w4a8", "nf4", "none"])
+@pytest.mark.parametrize(
+    ("scheme", "backend", "found"),
+    [
+        pytest.param("w8a8", "torchao", r"Int8\w*Tensor", marks=with_torchao),
+        pytest.param("nf4", "bitsandbytes", "nf4", marks=with_bitsandbytes),
+        pytest.param("int8", "bitsandbytes", "int8", marks=with_bitsandbytes),
+    ],
+)
+def test_what_others_have_quantized_is_known(
+    scheme: str, backend: str, found: str, again: str
+) -> None:
+    network = one_layer()
+    backend_named(backend).converter(None).convert(network[0], Scheme.parse(scheme))
     with pytest.raises(QuantizationError, match=rf"^0 is quantized already \({found}\)"):
         quantize(network, again)
 
@@ -396,7 +421,7 @@ def test_nothing_is_imported_before_it_is_used_and_nothing_is_printed() -> None:
     program = """
 import sys, torch
 from torch import nn
-from qsched.quantize import quantize
+from qsched.quantization.quantize import quantize
 assert not {"torchao", "bitsandbytes", "diffusers"} & sys.modules.keys()
 for scheme, backend in (("w4a8", "torchao"), ("w8a8", "torchao"), ("nf4", None), ("int8", None)):
     network = nn.Sequential(nn.Linear(64, 64))
