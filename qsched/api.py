@@ -245,7 +245,7 @@ def validate(
 ) -> Outcome:
     """Proves or refutes the best candidates on held-out prompts, and writes the results to `out`.
 
-    `controls`: names of `qsched.controls.phrases`, or `all`: companion studies in the same
+    `controls`: names of `qsched.proof.controls.phrases`, or `all`: companion studies in the same
     database, made and worked first; a signal stops that, and the same call goes on from there.
     Those that are finished are in every later validation. Raises StudyError if the budget isn't
     spent, nothing has been scored, or a control can't be had.

@@ -116,7 +116,8 @@ def source(stock: str, package: str = "diffusers") -> str:
 
 
 def _text(module: str) -> str:
-    return (files("qsched") / f"{module}.py").read_text(encoding="utf-8")
+    place = "errors.py" if module == "errors" else f"schedule/{module.removesuffix('s') if module == 'steps' else module}.py"
+    return (files("qsched") / place).read_text(encoding="utf-8")
 
 
 def _class(module: str, name: str) -> ast.ClassDef:

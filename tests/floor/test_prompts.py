@@ -267,7 +267,8 @@ def located(sources: list[str], home: Path, endpoint: str, *, offline: bool) -> 
 import json, sys
 from pathlib import Path
 from qsched.errors import PromptError
-from qsched.prompts import locate, read_captions
+from qsched.captions import read_captions
+from qsched.prompts import locate
 answers = []
 for source in sys.argv[1:]:
     try:

@@ -28,7 +28,7 @@ def test_the_files_are_those_that_init_writes() -> None:
     assert sorted(written) == FILES
     for name, text in written.items():
         assert (STUDIES / name).read_text(encoding="utf-8") == text, (
-            f"{name} is not what qsched.template.studies() writes"
+            f"{name} is not what qsched.study.template.studies() writes"
         )
 
 

@@ -115,7 +115,7 @@ def test_no_metric_is_independent_of_itself() -> None:
 def test_declarations_load_neither_torch_nor_pyiqa() -> None:
     code = (
         "import sys\n"
-        "from qsched.metrics import metric_entry\n"
+        "from qsched.scoring.catalog import metric_entry\n"
         "metric_entry('pyiqa:musiq'), metric_entry('open_clip:ViT-B-32/openai')\n"
         "assert not {'torch', 'pyiqa', 'open_clip', 'textblob'} & sys.modules.keys()"
     )

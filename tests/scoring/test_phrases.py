@@ -44,7 +44,7 @@ def test_it_needs_neither_torch_nor_a_download() -> None:
         "import sys, socket\n"
         "def refuse(*args, **options): raise AssertionError('network')\n"
         "socket.socket.connect = refuse\n"
-        "from qsched.phrases import noun_phrases\n"
+        "from qsched.scoring.phrases import noun_phrases\n"
         "assert noun_phrases('a red fox') == ('red fox',)\n"
         "assert 'torch' not in sys.modules"
     )

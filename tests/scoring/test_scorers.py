@@ -233,7 +233,7 @@ def refusals(names: Sequence[str], caches: Path, **environment: str) -> dict[str
     code = (
         "import json, socket, sys, time\n"
         "from qsched.errors import ScoreError\n"
-        "from qsched.score import load_scorers\n"
+        "from qsched.scoring.scorers import load_scorers\n"
         "def refuse(*arguments, **options): raise socket.gaierror('no such host')\n"
         "if '--severed' in sys.argv: socket.getaddrinfo = refuse\n"
         "said = {}\n"
