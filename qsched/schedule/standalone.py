@@ -116,7 +116,11 @@ def source(stock: str, package: str = "diffusers") -> str:
 
 
 def _text(module: str) -> str:
-    place = "errors.py" if module == "errors" else f"schedule/{module.removesuffix('s') if module == 'steps' else module}.py"
+    place = (
+        "errors.py"
+        if module == "errors"
+        else f"schedule/{module.removesuffix('s') if module == 'steps' else module}.py"
+    )
     return (files("qsched") / place).read_text(encoding="utf-8")
 
 
