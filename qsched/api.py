@@ -4,18 +4,20 @@ outcome = run("studies/demo.toml")
 outcome.verdict, outcome.sentence, outcome.coefficients, outcome.folder
 """
 
+import functools
 import json
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from qsched.captions import read_captions
 from qsched.errors import ConfigError, StudyError
 from qsched.pictures.sheets import Pictures
 from qsched.pipelines.catalog import TWIN_SIDE, model_entry
 from qsched.pipelines.table import Execution, Model, Sampling, model_named, sampling_of
+from qsched.plugins import beside
 from qsched.prompts import choose, locate, with_seeds
 from qsched.proof import controls as companions
 from qsched.quantization.schemes import Scheme
@@ -30,6 +32,7 @@ from qsched.service import pool
 from qsched.service.status import Status
 from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy, create, load
+from qsched.study.fingerprint import require_same_plugins
 from qsched.study.study import Study, load_study
 
 if TYPE_CHECKING:
@@ -57,6 +60,24 @@ EMPTY_DATABASE, BYTES_A_SCORE = 4_500_000, 110
 
 STATUS_SECONDS = 0.5
 """A worker looks at the whole study no more often than this."""
+
+Subject = TypeVar("Subject", bound=Study | StoredStudy)
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def _with_plugins(
+    verb: Callable[Concatenate[Subject, Parameters], Result],
+) -> Callable[Concatenate[Subject, Parameters], Result]:
+    """The verb, with the plug-ins found that lie beside the file of its study."""
+
+    @functools.wraps(verb)
+    def called(study: Subject, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+        definition = study if isinstance(study, Study) else study.definition
+        with beside(definition.folder):
+            return verb(study, *args, **kwargs)
+
+    return called
 
 
 class Observer:
@@ -143,6 +164,7 @@ def run(
     return validate(stored, out=folder, observer=observer)
 
 
+@_with_plugins
 def cost(study: Study) -> dict[str, float]:
     """What a study will take at the most; the first network call of a prompt is made once."""
     prompts, steps = len(study.calibration), study.tables.sampling.steps
@@ -166,6 +188,7 @@ def _download_gb(study: Study) -> float:
     return round(model_entry(study.tables.model.name).download_gb + sum(sizes), 1)
 
 
+@_with_plugins
 def work(
     study: StoredStudy,
     *,
@@ -189,16 +212,17 @@ def work(
     from qsched.pipelines.generator import ImageGenerator
     from qsched.pipelines.loading import PeakMemory, device_for, hardware
     from qsched.pipelines.loading import load as load_model
-    from qsched.scoring.scorers import load_metrics, load_scorers
+    from qsched.scoring.scorers import load_scorers
     from qsched.service.evaluator import Evaluator
     from qsched.service.worker import Worker
 
     definition, tables = study.definition, study.definition.tables
+    require_same_plugins(tables, status.fingerprint)
     execution = tables.execution.model_copy(update={"device": device} if device else {})
     where, twin = device_for(tables.model, execution), tables.model.twin
     # What can't be had is an error now, not at the first image and not at the end.
     scorers = load_scorers(definition.scorers, where, twin=twin)
-    load_metrics(tables.validation.metrics, twin=twin)
+    load_scorers(tables.validation.metrics, twin=twin)
     loaded = load_model(tables.model, tables.quantization, execution=execution)
     observer.network(loaded.summary)
     generator = ImageGenerator(
@@ -236,6 +260,7 @@ def work(
     return finished
 
 
+@_with_plugins
 def validate(
     study: StoredStudy,
     *,

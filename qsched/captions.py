@@ -1,11 +1,13 @@
 """Files of captions: text, JSON lines, JSON, YAML; the layouts that data sets come in."""
 
+import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from qsched.errors import PromptError, first_line
+from qsched.errors import PromptError, first_line, in_one_line
+from qsched.plugins import Registry
 
 KEYS = ("prompt", "caption", "text")
 """Where an object of a JSON or YAML file may have its caption."""
@@ -14,8 +16,24 @@ KEYS = ("prompt", "caption", "text")
 _EXPECTED = f"a caption, or an object with {', '.join(KEYS[:-1])} or {KEYS[-1]}"
 
 
-def read_captions(path: Path) -> list[str]:
-    """The captions of a file, by its suffix and structure; all are read as UTF-8.
+class Reader(Protocol):
+    """Reads captions from a file: what a plug-in provides, and what every built-in reader is.
+
+    `suffixes`: of the files that it reads unless a study names another reader; in small letters and
+    with their dots, "" for files without one.
+    """
+
+    suffixes: tuple[str, ...]
+
+    def read(self, path: Path) -> Sequence[str]:
+        """The captions, one an image, in the order of the file.
+
+        What it raises is said in one line with the file; PromptError where the remedy is known.
+        """
+
+
+def read_captions(path: Path, reader: str | None = None) -> list[str]:
+    """The captions of a file by a reader's name, else by the file's suffix and structure.
 
     - `.txt` or none: one a line; empty lines and ``#`` comments are skipped.
     - `.jsonl`: one JSON value a line, a caption or an object with prompt, caption or text.
@@ -24,75 +42,145 @@ def read_captions(path: Path) -> list[str]:
     - `.json` with "images": COCO-Karpathy, the first sentence of every image outside split "train",
       which are the images of COCO's val2014; of all images where there is no other split.
 
-    White space around a caption is removed, and a line break in it becomes a space. Where images
-    and not captions are listed once (mappings and COCO), a caption that comes again or is empty is
-    left out. Raises PromptError, with file and place, if the file is missing or broken, or if there
-    is no caption in it.
+    All are read as UTF-8. White space around a caption is removed, and a line break in it becomes a
+    space. Where images and not captions are listed once (mappings and COCO), a caption that comes
+    again or is empty is left out. Raises PromptError, with file and place, if the file is missing
+    or broken, or if there is no caption in it.
     """
-    read = _READERS.get(path.suffix.lower())
-    if read is None:
-        raise PromptError(
-            f"{path}: {path.suffix} is not a format of captions; expected "
-            f"{', '.join(filter(None, _READERS))}"
-        )
+    chosen = _reader(reader) if reader else _reader_of(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        found = list(chosen.read(path))
+        captions = [_full(_caption(each, place), place) for place, each in _numbered(found)]
+    except PromptError as error:
+        raise PromptError(f"{path}: {error}") from error
     except OSError as error:
         raise PromptError(f"{path}: {error.strerror}; expected a file of captions") from error
     except UnicodeDecodeError as error:
         raise PromptError(f"{path}: it is not UTF-8 text; save it as UTF-8") from error
-    try:
-        captions = read(text)
-    except PromptError as error:
-        raise PromptError(f"{path}: {error}") from error
+    except Exception as error:
+        raise PromptError(
+            f"{path}: {reader or 'its reader'} fails: {in_one_line(error)}"
+        ) from error
     if not captions:
         raise PromptError(f"{path}: no caption in it; expected at least one")
     return captions
 
 
-def _text(text: str) -> list[str]:
-    lines = [line.strip() for line in text.splitlines()]
-    return [_caption(line, "") for line in lines if line and not line.startswith("#")]
+def check_reader(name: str) -> None:
+    """Raises PromptError for a name that is no reader's."""
+    _reader(name)
 
 
-def _jsonl(text: str) -> list[str]:
-    captions = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            place = f"line {number}"
-            captions.append(_full(_caption(_parsed_json(line, place), place), place))
-    return captions
+def _reader(name: str) -> Reader:
+    found: Any = READERS.find(name).value
+    missing = [each for each in ("suffixes", "read") if not hasattr(found, each)]
+    if missing:
+        raise PromptError(
+            f"prompt reader {name!r} has no {' and no '.join(missing)}; expected a class with "
+            "suffixes and read(path)"
+        )
+    made: Any = found() if inspect.isclass(found) else found
+    reader: Reader = made
+    return reader
 
 
-def _json(text: str) -> list[str]:
-    content = _parsed_json(text)
-    if isinstance(content, dict) and isinstance(content.get("images"), list):
-        return _of_images(_coco(content["images"]))
-    return _structured(content)
+def _reader_of(path: Path) -> Reader:
+    """The reader of a file by its suffix: a built-in one, else an installed package's."""
+    suffix = path.suffix.lower()
+    known: list[str] = []
+    for name in READERS.names():
+        reader = _reader(name)
+        if suffix in reader.suffixes:
+            return reader
+        known += reader.suffixes
+    raise PromptError(
+        f"{path}: {path.suffix} is not a format of captions; expected "
+        f"{', '.join(filter(None, known))}, or set prompts.reader to one of your own"
+    )
 
 
-def _yaml(text: str) -> list[str]:
+def _numbered(values: Sequence[Any]) -> Iterable[tuple[str, Any]]:
+    return ((f"caption {number}", value) for number, value in enumerate(values, start=1))
+
+
+class Text:
+    """A caption a line; empty lines and comments are skipped."""
+
+    suffixes = (".txt", "")
+
+    def read(self, path: Path) -> list[str]:
+        """As `Reader` says."""
+        lines = [line.strip() for line in _decoded(path).splitlines()]
+        return [_caption(line, "") for line in lines if line and not line.startswith("#")]
+
+
+class JsonLines:
+    """A JSON value a line."""
+
+    suffixes = (".jsonl",)
+
+    def read(self, path: Path) -> list[str]:
+        """As `Reader` says."""
+        captions = []
+        for number, line in enumerate(_decoded(path).split("\n"), start=1):
+            if line.strip():
+                place = f"line {number}"
+                captions.append(_full(_caption(_parsed_json(line, place), place), place))
+        return captions
+
+
+class Json:
+    """A list, a mapping from images' names, or COCO-Karpathy."""
+
+    suffixes = (".json",)
+
+    def read(self, path: Path) -> list[str]:
+        """As `Reader` says."""
+        content = _parsed_json(_decoded(path))
+        if isinstance(content, dict) and isinstance(content.get("images"), list):
+            return _of_images(_coco(content["images"]))
+        return _structured(content)
+
+
+class Yaml:
+    """A list, or a mapping from images' names."""
+
+    suffixes = (".yaml", ".yml")
+
+    def read(self, path: Path) -> list[str]:
+        """As `Reader` says."""
+        return _structured(_parsed_yaml(_decoded(path)))
+
+
+READERS = Registry(
+    "prompt reader",
+    "qsched.prompt_readers",
+    {
+        "text": f"{__name__}:Text",
+        "jsonl": f"{__name__}:JsonLines",
+        "json": f"{__name__}:Json",
+        "yaml": f"{__name__}:Yaml",
+    },
+    PromptError,
+)
+"""Every reader of captions; `[prompts] reader` names one."""
+
+
+def _decoded(path: Path) -> str:
+    return path.read_text(encoding="utf-8-sig")
+
+
+def _parsed_yaml(text: str) -> Any:
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the compiled one is ten times as fast
     try:
-        content = yaml.load(text, loader)
+        return yaml.load(text, loader)
     except yaml.MarkedYAMLError as error:
         line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
         raise PromptError(f"{line}not valid YAML: {error.problem}; correct it") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise PromptError(f"not valid YAML: {first_line(error)}; correct it") from error
-    return _structured(content)
-
-
-_READERS = {
-    ".txt": _text,
-    "": _text,
-    ".jsonl": _jsonl,
-    ".json": _json,
-    ".yaml": _yaml,
-    ".yml": _yaml,
-}
 
 
 def _structured(content: Any) -> list[str]:

@@ -5,10 +5,17 @@ files needs no network. Nothing is imported before it is needed.
 """
 
 import os
+import shutil
 import socket
+import tempfile
+import urllib.request
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from qsched.errors import HubError, causes, first_line
+
+PATIENCE = 10.0
+"""Seconds without an answer after which a server is given up."""
 
 
 def fetch_file(
@@ -19,25 +26,71 @@ def fetch_file(
     Raises HubError in words: offline, gated, missing, or out of disk.
     """
     from huggingface_hub import hf_hub_download
+
+    what, kind = f"{repository}/{name}", "dataset" if dataset else "model"
+
+    def download(*, cached: bool) -> str:
+        return hf_hub_download(
+            repository, name, revision=revision, repo_type=kind, local_files_only=cached
+        )
+
+    return Path(_cached_or_fetched(download, what))
+
+
+def fetch_files(repository: str, names: Sequence[str], *, revision: str | None = None) -> Path:
+    """The local folder that holds these files of a model's repository. Raises HubError as above."""
+    first, *_ = [fetch_file(repository, name, revision=revision) for name in names]
+    return first.parent
+
+
+def fetch_url(url: str, place: Path) -> Path:
+    """`place`, where a file that lies elsewhere than on the hub is kept; downloaded where it isn't
+    yet. Raises HubError in words."""
+    if place.is_file():
+        return place
+    if offline():
+        raise HubError(explain(None, url))
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with (
+            urllib.request.urlopen(url, timeout=PATIENCE) as answer,
+            tempfile.NamedTemporaryFile(dir=place.parent, delete=False) as unfinished,
+        ):
+            shutil.copyfileobj(answer, unfinished)
+        Path(unfinished.name).rename(place)
+    except (OSError, ValueError) as error:
+        raise HubError(explain(error, url)) from error
+    return place
+
+
+def _cached_or_fetched(download: Callable[..., str], what: str) -> str:
+    """`download(cached=True)` asks nobody; `download(cached=False)` where that finds nothing, and
+    where the hub answers at all: its client alone would try for half a minute, file by file."""
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    kind = "dataset" if dataset else "model"
     try:
-        return Path(
-            hf_hub_download(
-                repository, name, revision=revision, repo_type=kind, local_files_only=True
-            )
-        )
-    except LocalEntryNotFoundError:
+        return download(cached=True)
+    except (LocalEntryNotFoundError, FileNotFoundError):
         pass
     except (OSError, ValueError) as error:
-        raise HubError(explain(error, f"{repository}/{name}")) from error
+        raise HubError(explain(error, what)) from error
     if offline():
-        raise HubError(explain(None, f"{repository}/{name}"))
+        raise HubError(explain(None, what))
     try:
-        return Path(hf_hub_download(repository, name, revision=revision, repo_type=kind))
+        _require_answer()
+        return download(cached=False)
     except (OSError, ValueError) as error:
-        raise HubError(explain(error, f"{repository}/{name}")) from error
+        raise HubError(explain(error, what)) from error
+
+
+def _require_answer() -> None:
+    """Raises ConnectionError where the hub doesn't answer."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+    except Exception as error:  # whatever the HTTP client raises
+        raise ConnectionError(str(error)) from error
 
 
 def cached(repository: str, name: str, revision: str | None = None) -> bool:

@@ -14,7 +14,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -31,8 +31,10 @@ _folder: ContextVar[Path | None] = ContextVar("folder of the study file", defaul
 
 @contextmanager
 def beside(folder: str | Path | None) -> Iterator[None]:
-    """While the context lasts, modules of plug-ins are looked for in `folder` first."""
-    token = _folder.set(Path(folder).resolve() if folder else None)
+    """While the context lasts, modules of plug-ins are looked for in `folder` first; in the current
+    folder where there is no such one, as on a worker's machine."""
+    there = Path(folder) if folder and Path(folder).is_dir() else Path()
+    token = _folder.set(there.resolve())
     try:
         yield
     finally:
@@ -91,8 +93,10 @@ class Registry:
         """The names that are built in, then those that installed packages add."""
         return tuple(dict.fromkeys((*self.built_in, *_installed(self.group))))
 
-    def find(self, name: str) -> Found:
-        """What `name` stands for. Raises this registry's error with the names that come near."""
+    def find(self, name: str, *, fitting: Iterable[str] | None = None) -> Found:
+        """What `name` stands for. Raises this registry's error with the names that come near, of
+        all or of those that are `fitting` at this place."""
+        listed = tuple(self.names() if fitting is None else fitting)
         head, _, rest = name.partition(":")
         for known, after in ((name, ""), (head, rest)):
             if known in self.built_in:
@@ -101,8 +105,8 @@ class Registry:
             if known in _installed(self.group):
                 return self._offered(name, _installed(self.group)[known], after)
         if is_reference(name):
-            return self._of_module(name, head, rest)
-        raise self._error(f"{name!r} is no {self.kind}; {nearest(name, self.names())}")
+            return self._of_module(name, head, rest, listed)
+        raise self._error(f"{name!r} is no {self.kind}; {nearest(name, listed)}")
 
     def _offered(self, name: str, point: EntryPoint, rest: str) -> Found:
         package = f"{point.dist.name} {point.dist.version}" if point.dist else point.module
@@ -116,7 +120,9 @@ class Registry:
         origin = Origin(point.value, package, _digest(sys.modules[point.module], set()))
         return Found(name, value, rest, origin)
 
-    def _of_module(self, name: str, module_name: str, attribute: str) -> Found:
+    def _of_module(
+        self, name: str, module_name: str, attribute: str, listed: Sequence[str]
+    ) -> Found:
         try:
             module, others = _imported(module_name, _folder.get())
         except ModuleNotFoundError as error:
@@ -125,7 +131,7 @@ class Registry:
             where = f"in {_folder.get()}, nor" if _folder.get() else "that"
             raise self._error(
                 f"{self.kind} {name!r}: no module {module_name!r} {where} can be imported; put "
-                f"{module_name}.py beside the study file, or {nearest(name, self.names())}"
+                f"{module_name}.py beside the study file; {nearest(name, listed)}"
             ) from error
         except Exception as error:
             raise self._error(

@@ -10,13 +10,15 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field
 
 from qsched import hub
+from qsched.captions import check_reader
 from qsched.errors import HubError, PromptError
 from qsched.seeds import stable_seed
-from qsched.tables import Section, Seed
+from qsched.tables import Section, Seed, accepted_by
 
 _REMOTE = re.compile(
     r"hf://(?P<dataset>datasets/)?(?!(datasets|spaces)/)(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>[^/@]+))?"
@@ -35,7 +37,8 @@ class Prompt:
 class Prompts(Section):
     """`[prompts]`: captions in files or lists, and the seed of all noise.
 
-    Without `held_out` the file of `calibration` is split, by a seeded order.
+    Without `held_out` the file of `calibration` is split, by a seeded order. `reader`: of the
+    files, where their suffix doesn't tell; "module:Class" for one of one's own.
     """
 
     calibration: str | tuple[str, ...]
@@ -44,6 +47,7 @@ class Prompts(Section):
     held_out_count: int | None = Field(default=None, ge=2)
     held_out_seeds: int = Field(default=2, ge=1, le=64)
     seed: Seed = 0
+    reader: Annotated[str, accepted_by(check_reader)] | None = None
 
 
 def is_remote(source: str) -> bool:

@@ -7,7 +7,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
 from qsched.errors import QschedError
 
@@ -23,7 +23,9 @@ class Section(BaseModel):
 def accepted_by(check: Callable[[Any], object]) -> AfterValidator:
     """Accepts what `check` takes without a QschedError; its words become the problem's."""
 
-    def validate(value: Any) -> Any:
+    def validate(value: Any, info: ValidationInfo) -> Any:
+        if is_stored(info):
+            return value
         try:
             check(value)
         except QschedError as error:
@@ -31,6 +33,16 @@ def accepted_by(check: Callable[[Any], object]) -> AfterValidator:
         return value
 
     return AfterValidator(validate)
+
+
+STORED = {"stored": True}
+"""The context in which a study that a database holds is read: what was accepted once is not looked
+up again, so that a study can be watched where its plug-ins are not."""
+
+
+def is_stored(info: ValidationInfo) -> bool:
+    """Whether a validator sees what a database holds."""
+    return info.context == STORED
 
 
 def in_words(problem: Mapping[str, Any], root: type[Section]) -> str:

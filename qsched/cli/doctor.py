@@ -16,9 +16,8 @@ from qsched import __version__, hub
 from qsched.errors import QschedError, first_line
 from qsched.libraries import installed_version
 from qsched.pipelines.catalog import is_folder, is_function, model_entry
-from qsched.pipelines.table import source_of
-from qsched.quantization.backend import Backend, backend_named
-from qsched.quantization.schemes import backend_for
+from qsched.pipelines.table import backend_of_encoders, source_of
+from qsched.quantization.backend import Backend
 from qsched.scoring.catalog import metric_entry
 from qsched.service.database import Database, now
 from qsched.service.schema import SCHEMA_VERSION
@@ -167,8 +166,9 @@ def _needs(definition: Study) -> Iterator[Finding]:
 def _backends(tables: StudyFile) -> Iterator[Backend]:
     """Those that quantize the denoiser and the text encoders."""
     yield tables.quantization.resolved()[0]
-    if tables.model.text_encoders is not None:
-        yield backend_named(backend_for(tables.model.text_encoders, None))
+    encoders = backend_of_encoders(tables.model)
+    if encoders is not None:
+        yield encoders
 
 
 def _installing(missing: Mapping[str, str]) -> str:

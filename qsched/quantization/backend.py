@@ -24,16 +24,15 @@ Its modules are imported to check a study file, so torch and libraries come insi
 
 import importlib
 import logging
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from qsched.errors import QuantizationError, in_one_line
+from qsched.libraries import quiet
 from qsched.plugins import Found, Origin, Registry
 
 if TYPE_CHECKING:
@@ -174,12 +173,13 @@ class Backend(ABC):
     def library(self, module: str) -> ModuleType:
         """One of its `modules`, or of theirs, imported. Raises QuantizationError if it can't be.
 
-        Its log is kept to errors, and its deprecations to itself.
+        Its log is kept to errors from now on: bitsandbytes says at every call of an 8-bit layer
+        that it calculates in float16.
         """
         top = module.partition(".")[0]
         logging.getLogger(top).setLevel(logging.ERROR)
         try:
-            with without_deprecations():
+            with quiet():
                 return importlib.import_module(module)
         except ImportError as error:
             raise QuantizationError(
@@ -219,20 +219,6 @@ def backends() -> Iterator[Backend]:
 def origin_of(name: str) -> Origin | None:
     """Where the backend of this name comes from; None for those that are built in."""
     return BACKENDS.find(name).origin
-
-
-@contextmanager
-def without_deprecations() -> Iterator[None]:
-    """torchao brings up those of its own code and, in torch's log, those of its enumerations."""
-    log = logging.getLogger("torch.utils._pytree")
-    level = log.level
-    try:
-        log.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
 
 
 def _made(found: Found) -> Backend:

@@ -8,13 +8,13 @@ from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 from qsched.errors import QschedError
 from qsched.quantization.backend import Backend, backend_named
 from qsched.quantization.schemes import Scheme, resolve
-from qsched.tables import Section, accepted_by
+from qsched.tables import Section, accepted_by, is_stored
 
 
 def _canonical(name: str, so_far: ValidationInfo) -> str:
     """A scheme's name as the reports have it; the backend's own names are known too."""
-    if "backend" not in so_far.data:
-        return name  # that problem comes first
+    if is_stored(so_far) or "backend" not in so_far.data:
+        return name  # it is the canonical one; the backend's problem comes first
     try:
         return Scheme.parse(name, so_far.data["backend"]).name
     except QschedError as error:
@@ -37,7 +37,9 @@ class Quantization(Section):
     group_size: int | None = None
 
     @model_validator(mode="after")
-    def _exists(self) -> "Quantization":
+    def _exists(self, info: ValidationInfo) -> "Quantization":
+        if is_stored(info):
+            return self
         try:
             self.resolved()
         except QschedError as error:

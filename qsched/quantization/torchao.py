@@ -18,7 +18,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from qsched.errors import QuantizationError
-from qsched.quantization.backend import Backend, Converter, Snippet, without_deprecations
+from qsched.libraries import quiet
+from qsched.quantization.backend import Backend, Converter, Snippet
 from qsched.quantization.schemes import FULL, Scheme
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class TorchAO(Backend):
         library = self.library("torchao.quantization")
         group = group_size or GROUP
         try:
-            with without_deprecations():
+            with quiet():  # of deprecations in its own code
                 return _Converter(library, _configs(library, group), group)
         except (AttributeError, TypeError) as error:
             raise QuantizationError(

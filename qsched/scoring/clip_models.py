@@ -1,24 +1,23 @@
 """The CLIP models of the scorers by name: published checkpoints, and tiny twins of them.
 
-Weights come from the Hugging Face hub, once, into its cache (`HF_HOME`). Loaders raise what the
-libraries raise; `score` says it in one line.
+Weights are fetched from the Hugging Face hub, once, into its cache (`HF_HOME`), and loaded from
+there. Loaders raise what the libraries raise; `loading` says it in one line.
 """
 
 import difflib
 import json
-import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
-from io import StringIO
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from qsched.errors import ScoreError
-from qsched.hub import fetch_file
+from qsched.errors import HubError, ScoreError, causes
+from qsched.hub import fetch_file, fetch_files, fetch_url
+from qsched.libraries import quiet
 from qsched.pipelines.twins import clip_words, made
 from qsched.scoring.clip import (
     AqMap,
@@ -39,7 +38,13 @@ SCENE_TEMPLATES = (
 )
 """What AQ-Map's ensemble adds to the 80 ImageNet templates that OpenAI published with CLIP."""
 
+_PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
+"""What open_clip's table says of a tag's images."""
+
 _PICKSCORE = "yuvalkirstain/PickScore_v1"
+_TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json")
+"""The files of a tokenizer of transformers."""
+
 _PICKSCORE_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
@@ -79,10 +84,12 @@ def load_pickscore(*, twin: bool = False) -> ClipAlignment:
     """PickScore: the cosine times the model's own logit scale."""
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
-    model, processor = _PICKSCORE, _PICKSCORE_PROCESSOR
     if twin:
         folder = made("pickscore", _make_pickscore)
-        model, processor = str(folder / "model"), str(folder / "processor")
+        model, processor = folder / "model", folder / "processor"
+    else:
+        model = fetch_files(_PICKSCORE, ("config.json", "model.safetensors"))
+        processor = fetch_files(_PICKSCORE_PROCESSOR, ("preprocessor_config.json", *_TOKENIZER))
     with quiet():
         network = CLIPModel.from_pretrained(model, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(processor)
@@ -113,7 +120,8 @@ def load_open_clip_scorer(name: str, *, twin: bool = False) -> ClipAlignment:
             )
         return ClipAlignment(*_open_clip(name))
     if name.startswith("hf-hub:"):
-        return ClipAlignment(*_open_clip(_twin(name) if twin else name))
+        place = _twin(name) if twin else _repository(name.removeprefix("hf-hub:"))
+        return ClipAlignment(*_open_clip(place))
     model, _, tag = name.partition("/")
     _known(model, open_clip.list_models(), "model", f"open_clip:{name}")
     if not Path(tag).is_file():
@@ -122,7 +130,7 @@ def load_open_clip_scorer(name: str, *, twin: bool = False) -> ClipAlignment:
     return ClipAlignment(*(_open_clip(_twin(name)) if twin else _open_clip(model, tag)))
 
 
-def load_open_clip(folder: Path, device: torch.device | str = "cpu") -> ClipAlignment:
+def load_open_clip(folder: Path) -> ClipAlignment:
     """The demo's alignment model: a folder of its config, weights and vocabulary, in float32.
 
     Raises ScoreError for a file that is missing.
@@ -139,38 +147,13 @@ def load_open_clip(folder: Path, device: torch.device | str = "cpu") -> ClipAlig
     tokenizer = open_clip.tokenizer.SimpleTokenizer(
         bpe_path=str(folder / "bpe.txt.gz"), context_length=shape["text_cfg"]["context_length"]
     )
-    alignment = ClipAlignment(
+    return ClipAlignment(
         OpenClipTowers(network, tokenizer),
         Preprocess(
             shape["vision_cfg"]["image_size"], tuple(normalise["mean"]), tuple(normalise["std"])
         ),
         half=False,
     )
-    alignment.to(device)
-    return alignment
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Libraries that print, or log as the program itself would, are not heard meanwhile."""
-    import transformers.utils.logging as transformers_logging
-
-    def silent(record: logging.LogRecord) -> bool:
-        return False
-
-    root, handler = logging.getLogger(), logging.NullHandler()
-    bars = transformers_logging.is_progress_bar_enabled()
-    root.addFilter(silent)
-    root.addHandler(handler)  # else the first `logging.info` of a library would install its own
-    transformers_logging.disable_progress_bar()
-    try:
-        with redirect_stdout(StringIO()):
-            yield
-    finally:
-        root.removeFilter(silent)
-        root.removeHandler(handler)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _open_clip(model: str, tag: str | None = None) -> tuple[OpenClipTowers, Preprocess]:
@@ -180,15 +163,46 @@ def _open_clip(model: str, tag: str | None = None) -> tuple[OpenClipTowers, Prep
     # OpenAI's models use another GELU. Their tag says so; the plain architecture does not, and
     # open_clip only warns of it.
     config = open_clip.get_pretrained_cfg(model, tag) if tag else {}
+    weights = tag if tag is None or Path(tag).is_file() else str(_weights(config))
     with quiet():
         network = open_clip.create_model(
             model,
-            pretrained=tag,
+            pretrained=weights,
             force_quick_gelu=bool(config.get("quick_gelu")),
+            force_preprocess_cfg={key: config[key] for key in _PREPROCESS if key in config},
             require_pretrained=True,
         )
         tokenizer = open_clip.get_tokenizer(model)
     return OpenClipTowers(network, tokenizer), preprocess_of(network.visual.preprocess_cfg, model)
+
+
+def _weights(config: Mapping[str, Any]) -> Path:
+    """The file of a pretrained tag, by open_clip's table of them. Raises HubError."""
+    repository, _, name = config.get("hf_hub", "").rpartition("/")
+    if repository:
+        return fetch_file(repository, name) if name else _checkpoint(repository)
+    url = config["url"]
+    return fetch_url(url, Path.home() / ".cache" / "clip" / Path(url).name)
+
+
+def _checkpoint(repository: str) -> Path:
+    """The weights of a repository of open_clip's: safetensors, or what older ones have."""
+    try:
+        return fetch_file(repository, "open_clip_model.safetensors")
+    except HubError as error:
+        if not any(isinstance(each, EntryNotFoundError) for each in causes(error)):
+            raise
+        return fetch_file(repository, "open_clip_pytorch_model.bin")
+
+
+def _repository(repository: str) -> str:
+    """open_clip's name of a repository on the hub, once its files are here."""
+    config = fetch_file(repository, "open_clip_config.json")
+    _checkpoint(repository)
+    text = json.loads(config.read_text(encoding="utf-8"))["model_cfg"]["text_cfg"]
+    if text.get("hf_tokenizer_name"):
+        fetch_files(repository, _TOKENIZER)
+    return f"local-dir:{config.parent}"
 
 
 def _known(name: str, names: Sequence[str], kind: str, where: str) -> None:
@@ -260,12 +274,3 @@ def _make_pickscore(folder: Path) -> None:
         network.save_pretrained(folder / "model")
         words.save_pretrained(folder / "processor")
         images.save_pretrained(folder / "processor")
-
-
-LOADERS: dict[str, Callable[..., ClipAlignment | AqMap]] = {
-    "clipscore": load_clipscore,
-    "aq-map": load_aq_map,
-    "hpsv2.1": load_hps,
-    "pickscore": load_pickscore,
-}
-"""By the fixed names of `metrics`; each takes `twin`."""

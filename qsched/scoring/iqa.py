@@ -9,11 +9,10 @@ Weights lie in torch's cache (`TORCH_HOME`) or the Hugging Face hub's (`HF_HOME`
 
 import difflib
 import random
-import socket
-import urllib.request
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qsched import hub
 from qsched.errors import ScoreError
-from qsched.hub import offline
+from qsched.libraries import quiet
 from qsched.pipelines.twins import made
+from qsched.prompts import Prompt
 from qsched.scoring.catalog import metric_entry
 from qsched.scoring.clip import precision
-from qsched.scoring.clip_models import quiet
 
 QUALITY = ("Good photo.", "Bad photo.")
 """CLIP-IQA's "quality" pair (Wang et al. 2023), as torchmetrics and the Q-Sched code have it."""
@@ -35,29 +35,26 @@ QUALITY = ("Good photo.", "Bad photo.")
 NO_WEIGHTS = ("piqe", "entropy")
 """Metrics of pyiqa that need no download."""
 
-PATIENCE = 30.0
-"""Seconds without an answer after which a download is given up."""
-
 
 class NoReference:
-    """A no-reference metric of pyiqa, turned so that higher is better."""
+    """A no-reference metric of pyiqa."""
 
     def __init__(self, metric: Any, *, lower_better: bool) -> None:
+        self.direction = "minimize" if lower_better else "maximize"
         self._metric = metric
-        self._sign = -1 if lower_better else 1
         self._device = torch.device("cpu")
 
-    def to(self, device: torch.device | str) -> None:
+    def prepare(self, device: torch.device) -> None:
         """Moves the metric."""
-        self._device = torch.device(device)
+        self._device = device
         move(self._metric, self._device)
 
-    def __call__(self, images: Tensor, captions: Sequence[str]) -> Tensor:
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> (N,). An image's score depends on nothing else."""
         with _same_random_numbers():
             values = self._metric(images.to(self._device).float().clamp(0, 1))
         scores: Tensor = values.float().reshape(len(images), -1).mean(dim=1)
-        return self._sign * scores
+        return scores
 
 
 class ClipIqa:
@@ -67,6 +64,8 @@ class ClipIqa:
     images in their own size. `network`: pyiqa's CLIP; `prompts`: tokens of the good, then the bad.
     """
 
+    direction = "maximize"
+
     def __init__(self, network: Any, prompts: Tensor, mean: Tensor, std: Tensor) -> None:
         self._network = network.eval().float()
         self._scale = network.logit_scale.exp().item()
@@ -75,12 +74,12 @@ class ClipIqa:
             self._prompts = F.normalize(network.encode_text(prompts).float(), dim=-1)
         self._device = torch.device("cpu")
 
-    def to(self, device: torch.device | str) -> None:
+    def prepare(self, device: torch.device) -> None:
         """Moves the network."""
-        self._device = torch.device(device)
+        self._device = device
         self._network.to(self._device, precision(self._device))
 
-    def __call__(self, images: Tensor, captions: Sequence[str]) -> Tensor:
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> (N,)."""
         images = images.to(self._device).float()
         pixels = (images - self._mean.to(images)) / self._std.to(images)
@@ -96,7 +95,7 @@ def load_clip_iqa(*, twin: bool = False) -> ClipIqa:
         from pyiqa.archs.clip_imports import clip
         from pyiqa.archs.clipiqa_arch import CLIPIQA
 
-        network = CLIPIQA(backbone=str(_twin_file()) if twin else "RN50")
+        network = CLIPIQA(backbone=str(_twin_file() if twin else _openai_clip("RN50")))
     tokens = clip.tokenize(list(QUALITY))
     return ClipIqa(network.clip_model[0], tokens, network.default_mean, network.default_std)
 
@@ -111,7 +110,7 @@ def load_pyiqa(name: str, *, twin: bool = False) -> NoReference:
         from pyiqa import create_metric, list_models
         from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
-    metric_entry(f"pyiqa:{name}")  # refuses in words those that are known not to fit
+    entry = metric_entry(f"pyiqa:{name}")  # refuses in words those that are known not to fit
     if name not in DEFAULT_CONFIGS:
         near = difflib.get_close_matches(name, list_models("NR"), n=4, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}? " if near else ""
@@ -129,6 +128,9 @@ def load_pyiqa(name: str, *, twin: bool = False) -> NoReference:
         if twin and name not in NO_WEIGHTS:
             metric = create_metric("clipiqa", device=cpu, backbone=str(_twin_file()))
         else:
+            for network in entry.networks:
+                if network.startswith("openai/"):
+                    _openai_clip(network.removeprefix("openai/"))
             metric = create_metric(name, device=cpu)
     return NoReference(metric, lower_better=lower_better)
 
@@ -161,27 +163,30 @@ def _same_random_numbers() -> Iterator[None]:
 
 @contextmanager
 def _loading() -> Iterator[None]:
-    """pyiqa says nothing; it downloads nothing where HF_HUB_OFFLINE forbids it, and never hangs."""
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
-    if offline():
-        urllib.request.install_opener(_Offline())
-    try:
-        with quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    """pyiqa says nothing, and has its own files by `hub.fetch_url`, which asks nobody where
+    HF_HUB_OFFLINE forbids it and never hangs."""
+    with quiet(), redirect_stdout(StringIO()):
+        from pyiqa.utils import download_util
+
+        before = download_util.download_url_to_file
+        download_util.download_url_to_file = _fetched
+        try:
             yield
-    finally:
-        socket.setdefaulttimeout(patience)
-        if offline():
-            urllib.request.install_opener(urllib.request.build_opener())
+        finally:
+            download_util.download_url_to_file = before
 
 
-class _Offline(urllib.request.OpenerDirector):
-    """Answers no request."""
+def _fetched(url: str, place: str, *options: Any, **named: Any) -> None:
+    """What pyiqa calls to download a file; it keeps it in torch's cache (`TORCH_HOME`)."""
+    hub.fetch_url(url, Path(place))
 
-    def open(self, request: Any, data: Any = None, timeout: float | None = None) -> Any:
-        """Raises ConnectionError."""
-        raise ConnectionError("HF_HUB_OFFLINE is set")
+
+def _openai_clip(name: str) -> Path:
+    """The file of a CLIP model of OpenAI, such as RN50 or ViT-B-32, where pyiqa keeps it."""
+    from pyiqa.archs.clip_model import _MODELS
+
+    url = _MODELS[name.replace("-B-", "-B/").replace("-L-", "-L/")]
+    return hub.fetch_url(url, Path(torch.hub.get_dir()) / "clip" / Path(url).name)
 
 
 def _twin_file() -> Path:

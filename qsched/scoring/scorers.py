@@ -1,7 +1,7 @@
-"""The scorers and the held-out metrics: models that judge images, loaded once, batched.
+"""Scorers: what judges images one by one, loaded once, batched, checked.
 
-A scorer or metric that fails, or returns anything that is not finite, raises ScoreError with its
-name and the prompt. It never becomes a zero, or a NaN that is ranked. `metrics` declares them.
+A scorer that fails, or returns anything that is not finite, raises ScoreError with its name and the
+prompt. It never becomes a zero, or a NaN that is ranked. `catalog` declares the scorers.
 """
 
 import gc
@@ -13,151 +13,140 @@ from typing import Any, Protocol
 import torch
 from torch import OutOfMemoryError, Tensor
 
-from qsched.errors import ScoreError
+from qsched.errors import ScoreError, in_one_line
 from qsched.prompts import Prompt
-from qsched.scoring.catalog import METRICS, metric_entry, scorer_entry
-from qsched.scoring.loading import load_judge
+from qsched.scoring.catalog import metric_entry
+from qsched.scoring.loading import load_scorer
 
 logger = logging.getLogger(__name__)
 
 
 class Scorer(Protocol):
-    """Judges images, higher is better. One with a method `to(device)` is moved where it is used."""
+    """Judges images: what a plug-in provides, and what every built-in scorer is.
 
-    def __call__(self, images: Tensor, captions: Sequence[str]) -> Tensor:
-        """`images`: (N, 3, H, W) in [0, 1]; one caption each. Returns (N,)."""
+    `direction`: "maximize" where a higher value is better, "minimize" where a lower one is; qsched
+    turns the values of the latter around, so that higher is better in all that it shows.
+
+    What a class may say of itself beside: `description`, one line; `networks`, what it sees with,
+    as tag/model, or () for none (left out, nothing is known, and it is never evidence from outside
+    the search); `packages`, distributions whose versions its values depend on; `reference = True`,
+    it compares with the full-precision image, so that only validation can use it; and a class
+    method `twin()`, the scorer that takes its place under ``--twin``.
+    """
+
+    @property
+    def direction(self) -> str:
+        """ "maximize" or "minimize"."""
+
+    def prepare(self, device: torch.device) -> None:
+        """Moves what it computes with to `device`; perhaps several times."""
+
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        """`images`: (N, 3, H, W) in [0, 1]; one prompt each. Returns (N,), finite.
+
+        With `reference` the full-precision images of the same prompts follow, (N, 3, H, W).
+        """
 
 
-class Metric(Protocol):
-    """Judges images beside the full-precision images of the same prompts and seeds."""
+class Scorers:
+    """Several scorers as one: `Scorers({name: Scorer}, device)`.
 
-    def __call__(self, images: Tensor, captions: Sequence[str], reference: Tensor) -> Tensor:
-        """`images`, `reference`: (N, 3, H, W) in [0, 1]. Returns (N,), higher is better."""
+    They live on `device`; where its memory does not hold them beside the rest, they live in the
+    computer's, and each is on the device only while it works.
+    """
 
-
-class _Judges:
-    """Judges by name. They live on `device`; where its memory does not hold them beside the rest,
-    they live in the computer's, and each is on the device only while it works."""
-
-    def __init__(self, judges: Mapping[str, Any], device: torch.device | str = "cpu") -> None:
-        self._judges = dict(judges)
+    def __init__(self, scorers: Mapping[str, Scorer], device: torch.device | str = "cpu") -> None:
+        self._scorers = dict(scorers)
         self._device = torch.device(device)
         self._crowded = False
         try:
-            self._move(self._judges.values(), self._device)
+            self._move(self._scorers.values(), self._device)
         except OutOfMemoryError:
             self._crowded = True
         if self._crowded:
             self._leave()
 
-    def _scored(self, prompts: Sequence[Prompt], *arguments: Any) -> dict[str, list[float]]:
-        return {
-            name: checked(name, prompts, self._work, judge, *arguments)
-            for name, judge in self._judges.items()
-        }
+    def score(
+        self, images: Tensor, prompts: Sequence[Prompt], reference: Tensor | None = None
+    ) -> dict[str, list[float]]:
+        """{name: one float an image, higher is better}.
 
-    def _work(self, judge: Any, *arguments: Any) -> Tensor:
-        """One judge's values. OutOfMemoryError means that these images are too many for it."""
+        `reference`: the full-precision images of the same prompts, for the scorers that compare
+        with them. Raises ScoreError with the scorer's name and the prompt, and torch's
+        OutOfMemoryError if so many images don't fit.
+        """
+        found = {}
+        for name, scorer in self._scorers.items():
+            beside = (reference,) if getattr(scorer, "reference", False) else ()
+            values = checked(name, prompts, self._work, scorer, images, prompts, *beside)
+            turned = scorer.direction == "minimize"
+            found[name] = [-value for value in values] if turned else values
+        return found
+
+    def _work(self, scorer: Scorer, *arguments: Any) -> Tensor:
+        """One scorer's values. OutOfMemoryError means that these images are too many for it."""
         if not self._crowded:
             try:
-                return self._called(judge, *arguments)
+                return scorer.score(*arguments).double().cpu()
             except OutOfMemoryError:
                 self._crowded = True
             self._leave()  # here, where the exception no longer holds the tensors of the attempt
         try:
-            self._move([judge], self._device)
-            return self._called(judge, *arguments)
+            self._move([scorer], self._device)
+            return scorer.score(*arguments).double().cpu()
         finally:
-            self._move([judge], torch.device("cpu"))
-
-    def _called(self, judge: Any, *arguments: Any) -> Tensor:
-        values: Tensor = judge(*arguments)
-        return values.double().cpu()
+            self._move([scorer], torch.device("cpu"))
 
     def _leave(self) -> None:
         logger.warning(
             "%s has no room for the scorers (%s); from now on each is there only while it works",
             self._device,
-            ", ".join(self._judges),
+            ", ".join(self._scorers),
         )
-        self._move(self._judges.values(), torch.device("cpu"))
+        self._move(self._scorers.values(), torch.device("cpu"))
         gc.collect()
 
-    def _move(self, judges: Iterable[Any], device: torch.device) -> None:
-        for judge in judges:
-            if hasattr(judge, "to"):
-                judge.to(device)
+    def _move(self, scorers: Iterable[Scorer], device: torch.device) -> None:
+        for scorer in scorers:
+            scorer.prepare(device)
         if device.type == "cpu" and torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-class Scorers(_Judges):
-    """Several scorers as one: `Scorers({name: Scorer}, device)`."""
-
-    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> dict[str, list[float]]:
-        """{name: one float an image}. Raises ScoreError with the scorer's name and the prompt, and
-        torch's OutOfMemoryError if so many images don't fit."""
-        return self._scored(prompts, images, [prompt.text for prompt in prompts])
-
-
-class Metrics(_Judges):
-    """Several held-out metrics as one: `Metrics({name: Metric}, device)`."""
-
-    def score(
-        self, images: Tensor, prompts: Sequence[Prompt], reference: Tensor
-    ) -> dict[str, list[float]]:
-        """As `Scorers.score`; `reference`: the full-precision images of the same prompts."""
-        return self._scored(prompts, images, [prompt.text for prompt in prompts], reference)
 
 
 def load_scorers(
     names: Sequence[str], device: torch.device | str = "cpu", *, twin: bool = False
 ) -> Scorers:
-    """The named scorers with their weights. Raises ScoreError for one that can't be had.
+    """The named scorers with their weights, held-out metrics among them.
 
-    `twin`: with tiny random networks in place of the real ones, which needs no download.
+    `twin`: with tiny random networks in place of the real ones, which needs no download. Raises
+    ScoreError for one that can't be had.
     """
-    return Scorers({name: load_judge(scorer_entry(name), twin=twin) for name in names}, device)
-
-
-def load_metrics(
-    names: Sequence[str], device: torch.device | str = "cpu", *, twin: bool = False
-) -> dict[str, Metric]:
-    """The named held-out metrics, scorers among them, on `device`.
-
-    Raises ScoreError for one that can't be had. `twin`: as in `load_scorers`.
-    """
-    metrics: dict[str, Metric] = {}
-    for name in names:
-        judge = load_judge(metric_entry(name), twin=twin)
-        metrics[name] = judge if name in METRICS else Unreferenced(judge)
-        if hasattr(judge, "to"):
-            judge.to(device)
-    return metrics
+    return Scorers({name: load_scorer(metric_entry(name), twin=twin) for name in names}, device)
 
 
 def checked(
-    name: str, prompts: Sequence[Prompt], judge: Callable[..., Tensor], *arguments: Any
+    name: str, prompts: Sequence[Prompt], score: Callable[..., Tensor], *arguments: Any
 ) -> list[float]:
-    """`judge(*arguments)`: one finite value for each prompt; else ScoreError.
+    """`score(*arguments)`: one finite value for each prompt; else ScoreError.
 
     Torch's OutOfMemoryError goes through: fewer images may fit.
     """
     try:
         with torch.inference_mode():
-            values = judge(*arguments).double().cpu()
+            values = score(*arguments).double().cpu()
     except OutOfMemoryError:
         raise
     except Exception as error:
         raise ScoreError(
             f"{name} failed on {len(prompts)} images from {prompts[0].text!r}: "
-            f"{type(error).__name__}: {error}",
+            f"{in_one_line(error)}",
             scorer=name,
             prompt=prompts[0].text,
         ) from error
     if values.shape != (len(prompts),):
         raise ScoreError(
-            f"{name} returned shape {tuple(values.shape)} for {len(prompts)} images",
+            f"{name} returned shape {tuple(values.shape)} for {len(prompts)} images; expected "
+            f"({len(prompts)},)",
             scorer=name,
             prompt=prompts[0].text,
         )
@@ -169,19 +158,3 @@ def checked(
                 prompt=prompt.text,
             )
     return list(values.tolist())
-
-
-class Unreferenced:
-    """A scorer as a held-out metric: the reference is not looked at."""
-
-    def __init__(self, scorer: Scorer) -> None:
-        self._scorer = scorer
-
-    def to(self, device: torch.device | str) -> None:
-        """Moves the scorer."""
-        if hasattr(self._scorer, "to"):
-            self._scorer.to(device)
-
-    def __call__(self, images: Tensor, captions: Sequence[str], reference: Tensor) -> Tensor:
-        """(N, 3, H, W) in [0, 1] and N captions -> (N,)."""
-        return self._scorer(images, captions)

@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from qsched.prompts import Prompt
+
 
 class FeatureSimilarity:
     """Cosine to the reference image in the features of an ImageNet network, trained by others.
@@ -18,16 +20,19 @@ class FeatureSimilarity:
     SIDE = 128
     """Images are resized to this; ImageNet's own 224 costs three times as much."""
 
+    direction = "maximize"
+    reference = True
+
     def __init__(self, network: Any) -> None:
         self._network = network.eval()
         self._device = torch.device("cpu")
 
-    def to(self, device: torch.device | str) -> None:
+    def prepare(self, device: torch.device) -> None:
         """Moves the network."""
-        self._device = torch.device(device)
+        self._device = device
         self._network.to(self._device)
 
-    def __call__(self, images: Tensor, captions: Sequence[str], reference: Tensor) -> Tensor:
+    def score(self, images: Tensor, prompts: Sequence[Prompt], reference: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] twice -> (N,), at most 1, which only equal images have."""
         stages = zip(self.features(images), self.features(reference), strict=True)
         return torch.stack(
@@ -45,9 +50,18 @@ class FeatureSimilarity:
         )
 
 
-def pixel_closeness(images: Tensor, captions: Sequence[str], reference: Tensor) -> Tensor:
-    """Minus the RMS difference to the reference in grey levels (0 to 255): (N,), at most 0."""
-    return -255 * (images - reference).square().flatten(1).mean(dim=1).sqrt()
+class Pixels:
+    """Minus the RMS difference to the reference image in grey levels (0 to 255)."""
+
+    direction = "maximize"
+    reference = True
+
+    def prepare(self, device: torch.device) -> None:
+        """Nothing to move."""
+
+    def score(self, images: Tensor, prompts: Sequence[Prompt], reference: Tensor) -> Tensor:
+        """(N, 3, H, W) in [0, 1] twice -> (N,), at most 0."""
+        return -255 * (images - reference).square().flatten(1).mean(dim=1).sqrt()
 
 
 def load_similarity() -> FeatureSimilarity:

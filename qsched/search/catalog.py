@@ -84,3 +84,14 @@ def resolved(name: str, dimension: int) -> str:
             "'constant' or 'ramp', or search.sampler to 'qmc'"
         )
     return name
+
+
+def packages_of_sampler(name: str, dimension: int) -> tuple[str, ...]:
+    """The distributions whose versions decide what a sampler proposes."""
+    found = resolved(name, dimension)
+    if found == "cmaes":
+        return ("cmaes", "numpy")
+    if found.startswith("nevergrad:"):
+        return ("nevergrad", "numpy")
+    models = ("optuna", "torch") if found == "gp" else ("optuna",)
+    return (*models, "numpy", "scipy") if found not in ("random",) else ("numpy",)

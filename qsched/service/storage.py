@@ -71,6 +71,13 @@ class Storage:
         row.accepted = row.accepted | {key: list(pair) for key, pair in accepted.items()}
 
     @transaction
+    def renew_fingerprint(
+        self, session: Session, name: str, fingerprint: Mapping[str, Any]
+    ) -> None:
+        """A fingerprint of an older format takes the form of today's."""
+        session.get_one(StudyTable, name).fingerprint = dict(fingerprint)
+
+    @transaction
     def pause(self, session: Session, name: str, paused: bool) -> None:
         """Workers claim nothing from a paused study; what they hold they finish."""
         session.get_one(StudyTable, name).paused = paused

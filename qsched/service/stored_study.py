@@ -306,5 +306,7 @@ def _agree(
             + "\nchange it back, give this one another name with --name, or take responsibility "
             "with --accept KEY"
         )
+    if "format" not in stored:
+        storage.renew_fingerprint(name, current)
     if differing:
         storage.accept(name, {key: (stored.get(key), current.get(key)) for key in differing})

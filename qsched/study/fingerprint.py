@@ -1,29 +1,85 @@
-"""What a study's values depend on, and how two studies differ in it."""
+"""What a study's values depend on, and how two studies differ in it.
 
-from collections.abc import Mapping
+Each room says what it computes with: the scorers, the sampler and the backend that a study uses
+name their packages, and a plug-in's code has an origin.
+"""
+
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-LIBRARIES = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "open_clip_torch",
-    "optuna",
-    "numpy",
-    "pyiqa",
-    "textblob",
-    "timm",
-    "torchao",
-    "bitsandbytes",
-    "peft",
-)
-"""Packages whose version can change a score or a proposal."""
+from qsched.captions import READERS
+from qsched.errors import StudyError
+from qsched.evidence.table import packages_of_reference
+from qsched.libraries import installed_version
+from qsched.pipelines.table import packages_of_model
+from qsched.plugins import Origin
+from qsched.quantization.backend import origin_of
+from qsched.scoring.catalog import metric_entry
+from qsched.search.catalog import packages_of_sampler
+from qsched.study.file import StudyFile
+
+FORMAT = 2
+"""Of a fingerprint. Those of version 0.1 have none; they list some packages, used or not."""
+
+
+def versions(tables: StudyFile) -> dict[str, str | None]:
+    """{"versions.PACKAGE": its version} of all that a study's values and proposals depend on."""
+    names = {
+        "numpy",
+        *packages_of_model(tables.model),
+        *tables.quantization.resolved()[0].packages,
+        *packages_of_sampler(tables.search.sampler, tables.space.dimension),
+        *packages_of_reference(tables.validation.reference),
+        *(package for name in _scorers(tables) for package in metric_entry(name).packages),
+    }
+    return {f"versions.{name}": installed_version(name) for name in sorted(names)}
+
+
+def plugins(tables: StudyFile) -> dict[str, str]:
+    """{"plugins.NAME": the origin of its code} of the plug-ins that make images and values."""
+    return {f"plugins.{name}": str(origin) for name, origin in _origins(tables)}
+
+
+def reader(tables: StudyFile) -> dict[str, str]:
+    """The same of the plug-in that reads the prompts, if there is one."""
+    name = tables.prompts.reader
+    origin = READERS.find(name).origin if name else None
+    return {f"plugins.{name}": str(origin)} if origin else {}
 
 
 def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:
-    """{key in which two fingerprints differ: both values in words}."""
+    """{key in which two fingerprints differ: both values in words}.
+
+    Of the versions in a fingerprint of version 0.1 only those count that are in the other one too.
+    """
+    keys = stored.keys() | current.keys()
+    if "format" not in stored:
+        both = stored.keys() & current.keys()
+        keys = {key for key in keys - {"format"} if key in both or not key.startswith("versions.")}
     return {
         key: f"{key}: the study has {stored.get(key)!r}, now it is {current.get(key)!r}"
-        for key in sorted(stored.keys() | current.keys())
+        for key in sorted(keys)
         if stored.get(key) != current.get(key)
     }
+
+
+def require_same_plugins(tables: StudyFile, stored: Mapping[str, Any]) -> None:
+    """Raises StudyError, naming both, if the code of a plug-in is not what a study began with."""
+    for key, origin in plugins(tables).items():
+        if stored.get(key) not in (None, origin):
+            raise StudyError(
+                f"{key}: the study began with {stored[key]!r}, here it is {origin!r}; use the code "
+                "that it began with, or take responsibility with --accept where it is run"
+            )
+
+
+def _scorers(tables: StudyFile) -> list[str]:
+    return [*(term.scorer for term in tables.objective.terms), *tables.validation.metrics]
+
+
+def _origins(tables: StudyFile) -> Iterator[tuple[str, Origin]]:
+    backend = tables.quantization.resolved()[0].name
+    origins = {name: metric_entry(name).origin for name in _scorers(tables)}
+    for name, origin in (origins | {backend: origin_of(backend)}).items():
+        if origin is not None:
+            yield name, origin

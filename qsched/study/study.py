@@ -5,7 +5,6 @@ relative to the file. The fingerprint names all that a score depends on; a study
 under the same one.
 """
 
-import hashlib
 import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,15 +18,16 @@ from pydantic import ValidationError
 from qsched.captions import read_captions
 from qsched.errors import ConfigError, QschedError
 from qsched.evidence.table import with_reference
-from qsched.libraries import installed_version
 from qsched.pipelines import catalog
 from qsched.pipelines.table import placed, sampling_of, weights_of, with_entry
+from qsched.plugins import beside
 from qsched.prompts import Prompt, Prompts, choose, is_remote, locate, split, stand_ins, with_seeds
 from qsched.schedule.parametrisations import Bounds, Parametrisation
 from qsched.scoring import jaq
+from qsched.seeds import digest
 from qsched.study.file import StudyFile
-from qsched.study.fingerprint import LIBRARIES
-from qsched.tables import in_words
+from qsched.study.fingerprint import FORMAT, plugins, reader, versions
+from qsched.tables import STORED, in_words
 
 TWIN_PROMPTS = 4
 """A twin calibrates on no more prompts than this, and is held to no more."""
@@ -37,13 +37,15 @@ TWIN_PROMPTS = 4
 class Study:
     """A validated study: the file's tables with every default and prompt filled in.
 
-    Complete by itself: it is stored in the database as JSON, so a worker needs no file.
+    Complete by itself: it is stored in the database as JSON, so a worker needs no file. `folder`:
+    of the file, beside which plug-ins are looked for; None for a study without one.
     """
 
     tables: StudyFile
     calibration: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]
     weights: str
+    folder: str | None = None
 
     @property
     def name(self) -> str:
@@ -127,7 +129,9 @@ class Study:
         keys["model.weights"] = self.weights
         keys["prompts.calibration"] = _digest(self.calibration)
         keys["prompts.held_out"] = _digest(self.held_out)
-        return keys | {f"versions.{name}": installed_version(name) for name in LIBRARIES}
+        with beside(self.folder):
+            code = plugins(self.tables) | reader(self.tables) | versions(self.tables)
+        return {"format": FORMAT, **keys, **code}
 
     def to_json(self) -> str:
         """The whole study as JSON; `from_json` reads it back equal."""
@@ -137,6 +141,7 @@ class Study:
                 "calibration": [[prompt.text, prompt.seed] for prompt in self.calibration],
                 "held_out": [[prompt.text, prompt.seed] for prompt in self.held_out],
                 "weights": self.weights,
+                "folder": self.folder,
             }
         )
 
@@ -145,10 +150,11 @@ class Study:
         """The study that `to_json` wrote."""
         stored = json.loads(text)
         return cls(
-            tables=StudyFile.model_validate(stored["tables"]),
+            tables=StudyFile.model_validate(stored["tables"], context=STORED),
             calibration=tuple(Prompt(*pair) for pair in stored["calibration"]),
             held_out=tuple(Prompt(*pair) for pair in stored["held_out"]),
             weights=stored["weights"],
+            folder=stored.get("folder"),
         )
 
 
@@ -166,6 +172,12 @@ def load_study(path: str | Path, *, fetch: bool = True) -> Study:
         raise ConfigError(f"{path}: {error.strerror}; expected a study file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from error
+    with beside(path.parent):
+        return _read(content, path, fetch)
+
+
+def _read(content: Mapping[str, Any], path: Path, fetch: bool) -> Study:
+    """The study of a file's content. Raises ConfigError with every problem."""
     problems: list[str] = []
     prompts: tuple[tuple[Prompt, ...], tuple[Prompt, ...]] = ((), ())
     tables = None
@@ -190,6 +202,7 @@ def load_study(path: str | Path, *, fetch: bool = True) -> Study:
         calibration=calibration,
         held_out=held_out,
         weights=weights_of(tables.model),
+        folder=str(path.parent.resolve()),
     )
 
 
@@ -224,7 +237,7 @@ def _captions(table: Prompts, folder: Path, fetch: bool) -> tuple[list[str], lis
             if count is None:
                 raise ConfigError(f"prompts.{key}_count is missing; prompts on the hub need it")
             return stand_ins(count, key)
-        return read_captions(locate(source, folder, where=f"prompts.{key}"))
+        return read_captions(locate(source, folder, where=f"prompts.{key}"), table.reader)
 
     if table.held_out is None and not (
         isinstance(table.calibration, str) and is_remote(table.calibration) and not fetch
@@ -265,7 +278,8 @@ def _with_defaults(tables: StudyFile, folder: Path) -> StudyFile:
 def _checked(study: Study, changes: Mapping[str, Any]) -> Study:
     """`study` with some tables replaced, validated again as a file would be."""
     try:
-        tables = StudyFile.model_validate(study.tables.model_dump() | dict(changes))
+        with beside(study.folder):
+            tables = StudyFile.model_validate(study.tables.model_dump() | dict(changes))
     except ValidationError as error:
         raise ConfigError(
             "\n".join(in_words(dict(entry), StudyFile) for entry in error.errors())
@@ -282,5 +296,4 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]
 
 
 def _digest(prompts: Iterable[Prompt]) -> str:
-    listed = json.dumps([[prompt.text, prompt.seed] for prompt in prompts])
-    return hashlib.blake2b(listed.encode(), digest_size=8).hexdigest()
+    return digest(json.dumps([[prompt.text, prompt.seed] for prompt in prompts]))

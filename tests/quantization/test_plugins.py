@@ -17,6 +17,7 @@ from qsched.quantization.backend import BACKENDS, backend_named, origin_of
 from qsched.quantization.quantize import quantize
 from qsched.quantization.schemes import Scheme, backend_for, group_size_for, resolve
 from qsched.quantization.table import Quantization
+from qsched.study.study import load_study
 from tests.support.fakes_light import study_file
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +62,18 @@ def test_the_documented_one_is_checked_and_run_from_anywhere(folder: Path, tmp_p
     assert "e4m3 (mine:Float8): 99.0% of 4.5 M parameters" in " ".join(done.stdout.split())
     pasted = (tmp_path / "runs" / "fake" / "README.md").read_text()
     assert 'quantize(pipeline.transformer, "e4m3", backend="mine:Float8")' in pasted
+    (folder / "mine.py").write_text(documented().replace("e4m3fn", "e5m2"))
+    done = called("-m", "qsched", "run", folder / "study.toml", where=tmp_path)
+    assert done.returncode == 2
+    assert "plugins.mine:Float8: the study has 'mine:Float8 " in done.stderr
+
+
+def test_a_stored_study_is_read_where_its_backend_is_not(folder: Path) -> None:
+    text = load_study(folder / "study.toml").to_json()
+    (folder / "mine.py").unlink()
+    program = "import sys; from qsched.study.study import Study; Study.from_json(sys.argv[1])"
+    done = called("-c", program, text, where=folder)
+    assert done.returncode == 0, done.stderr
 
 
 def test_its_schemes_are_known_where_it_is_named(folder: Path) -> None:
