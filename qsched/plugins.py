@@ -146,7 +146,7 @@ class Registry:
             near = difflib.get_close_matches(attribute, public, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise self._error(f"{self.kind} {name!r}: {module.__file__} has no {attribute!r}{hint}")
-        packages = packages_distributions().get(module_name.partition(".")[0], [])
+        packages = _distributions().get(module_name.partition(".")[0], [])
         package = f"{packages[0]} {version(packages[0])}" if packages else ""
         return Found(
             name, getattr(module, attribute), origin=Origin(name, package, _digest(module, others))
@@ -165,6 +165,12 @@ def nearest(name: str, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(name.lower().replace("_", "-"), known, n=2)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
     return f"{hint}expected one of {', '.join(known)}, or module:name"
+
+
+@cache
+def _distributions() -> Mapping[str, list[str]]:
+    """The installed distributions by what can be imported of them; it takes a while to look."""
+    return packages_distributions()
 
 
 @cache

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,13 +16,14 @@ from qsched import __version__, hub
 from qsched.errors import QschedError, first_line
 from qsched.libraries import installed_version
 from qsched.pipelines.catalog import is_folder, is_function, model_entry
-from qsched.pipelines.table import source_of
-from qsched.quantization.schemes import resolve
+from qsched.pipelines.table import backend_of_encoders, source_of
+from qsched.quantization.backend import Backend
 from qsched.scoring.catalog import metric_entry
 from qsched.service.database import Database, now
 from qsched.service.schema import SCHEMA_VERSION
 from qsched.service.storage import Storage
 from qsched.service.stored_study import load
+from qsched.study.file import StudyFile
 from qsched.study.study import Study, load_study
 
 CONNECTIONS = 4
@@ -135,20 +136,17 @@ def _device() -> Iterator[Finding]:
 def _needs(definition: Study) -> Iterator[Finding]:
     """What a study asks of this machine: packages, downloads, a GPU."""
     tables = definition.tables
-    quantization = tables.quantization
-    backend, _ = resolve(quantization.scheme, quantization.backend, quantization.overrides.values())
-    modules = {backend: "gpu"} if backend != "simulated" else {}
+    modules = {module: each.extra for each in _backends(tables) for module in each.modules}
     if tables.model.lora is not None:
         modules["peft"] = "gpu"
     for name in (*definition.scorers, *tables.validation.metrics):
         judge = metric_entry(name)
         modules |= dict.fromkeys(judge.needs, judge.extra)
     missing = {name: extra for name, extra in modules.items() if find_spec(name) is None}
-    extras = ",".join(sorted(set(missing.values())))
     yield Finding(
         "packages",
         not missing,
-        f"missing: {', '.join(missing)}; pip install 'qsched[{extras}]'"
+        f"missing: {', '.join(missing)}; {_installing(missing)}"
         if missing
         else f"all that the study needs: {', '.join(modules) or 'nothing more'}",
     )
@@ -163,6 +161,21 @@ def _needs(definition: Study) -> Iterator[Finding]:
         yield Finding("model", not hub.offline(), words if hub.offline() else later)
     if entry.gpu_gb:
         yield _room(entry.name, entry.gpu_gb)
+
+
+def _backends(tables: StudyFile) -> Iterator[Backend]:
+    """Those that quantize the denoiser and the text encoders."""
+    yield tables.quantization.resolved()[0]
+    encoders = backend_of_encoders(tables.model)
+    if encoders is not None:
+        yield encoders
+
+
+def _installing(missing: Mapping[str, str]) -> str:
+    """The command that installs modules, each by qsched's extra, or by its own name without one."""
+    extras = ",".join(sorted(set(filter(None, missing.values()))))
+    others = [module for module, extra in missing.items() if not extra]
+    return " ".join(["pip install", *([f"'qsched[{extras}]'"] if extras else []), *others])
 
 
 def _room(model: str, needed: float) -> Finding:

@@ -19,7 +19,6 @@ from qsched.pipelines import catalog
 from qsched.pipelines.sources import PARTS, assemble, dtype_of
 from qsched.pipelines.table import Execution, Model, model_named, source_of
 from qsched.quantization.quantize import QuantizationReport, finish_loading, quantize
-from qsched.quantization.schemes import backend_for
 from qsched.quantization.table import Quantization
 
 MEMORY_REMEDIES = (
@@ -180,7 +179,7 @@ class PeakMemory:
 
 
 def _straight(model: Model, quantization: Quantization | None, device: torch.device) -> bool:
-    """Whether diffusers can load the denoiser into 8 or 4 bits at once.
+    """Whether diffusers can load the denoiser into the bits of its scheme at once.
 
     It saves memory: the full-precision network is never whole. It takes a GPU, since diffusers
     refuses without one, and no LoRA, which has to be fused first. All else is quantized after
@@ -190,7 +189,8 @@ def _straight(model: Model, quantization: Quantization | None, device: torch.dev
         return False
     if device.type != "cuda" or model.lora is not None or catalog.is_function(source_of(model)):
         return False
-    return backend_for(quantization.scheme, quantization.backend) == "bitsandbytes"
+    backend, _ = quantization.resolved()
+    return backend.loads_straight
 
 
 def _quantized(
@@ -201,7 +201,12 @@ def _quantized(
         return None
     if loaded_in is not None:
         return finish_loading(
-            network, table.scheme, loaded_in, skip=table.skip, overrides=table.overrides
+            network,
+            table.scheme,
+            loaded_in,
+            backend=table.backend,
+            skip=table.skip,
+            overrides=table.overrides,
         )
     return quantize(
         network,

@@ -20,7 +20,7 @@ from qsched import hub
 from qsched.errors import HubError, ModelError, first_line
 from qsched.pipelines import catalog, twins
 from qsched.pipelines.table import LoraTable, Model, source_of
-from qsched.quantization.quantize import bitsandbytes_config
+from qsched.quantization.quantize import loading_config
 from qsched.quantization.table import Quantization
 
 PARTS = ("transformer", "unet")
@@ -32,7 +32,7 @@ FUSED = "qsched"
 def assemble(model: Model, straight: Quantization | None = None) -> DiffusionPipeline:
     """The pipeline of a study's `[model]` on the CPU.
 
-    `straight`: how the denoiser is to be quantized while it is loaded, by bitsandbytes on a GPU;
+    `straight`: how the denoiser is to be quantized while diffusers loads it, on a GPU;
     `quantize.finish_loading` has to follow. Raises ModelError if the pipeline can't be had.
     """
     _quiet()
@@ -120,15 +120,16 @@ def _in_bits(
     variant: str | None,
     straight: Quantization,
 ) -> Any:
-    """The denoiser, loaded in 8 or 4 bits by diffusers' bitsandbytes loader."""
+    """The denoiser, loaded by diffusers in the bits of its scheme."""
     from accelerate import init_empty_weights
 
     with init_empty_weights():
         layout = network_class.from_config(network_class.load_config(folder, subfolder=part))
-    how = bitsandbytes_config(
+    how = loading_config(
         layout,
         straight.scheme,
         dtype_of(model),
+        backend=straight.backend,
         skip=straight.skip,
         overrides=straight.overrides,
     )

@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from qsched.errors import ConfigError
 from qsched.pipelines import catalog
+from qsched.quantization.backend import Backend, backend_named
+from qsched.quantization.schemes import backend_for
 from qsched.tables import Section, accepted_by
 
 
@@ -174,8 +176,14 @@ def weights_of(model: Model) -> str:
 def packages_of_model(model: Model) -> tuple[str, ...]:
     """The distributions that make a model's images."""
     lora = ("peft",) if model.lora else ()
-    encoders = ("bitsandbytes",) if model.text_encoders else ()
-    return ("torch", "diffusers", "transformers", *lora, *encoders)
+    encoders = backend_of_encoders(model)
+    return ("torch", "diffusers", "transformers", *lora, *(encoders.packages if encoders else ()))
+
+
+def backend_of_encoders(model: Model) -> Backend | None:
+    """What quantizes the text encoders, if anything does."""
+    scheme = model.text_encoders
+    return backend_named(backend_for(scheme, None)) if scheme else None
 
 
 def sampling_of(name: str, sampling: Sampling) -> Sampling:

@@ -3,12 +3,12 @@
     report = quantize(pipeline.transformer, "w4a8", overrides={"proj_out": "w8a8"})
     print(report.summary())
 
-`schemes` says what there is, `simulate` and `backends` do it. A network that is too large to stand
-on a GPU in full precision is loaded in 4 or 8 bits instead, by diffusers and bitsandbytes:
+`schemes` says what there is, a `backend` does it. A network that is too large to stand on a GPU in
+full precision is loaded in 4 or 8 bits instead, by diffusers:
 
     with accelerate.init_empty_weights():
         layout = FluxTransformer2DModel.from_config(config)
-    how = bitsandbytes_config(layout, "nf4", torch.bfloat16)
+    how = loading_config(layout, "nf4", torch.bfloat16)
     network = FluxTransformer2DModel.from_pretrained(..., dtype=..., quantization_config=how)
     report = finish_loading(network, "nf4", torch.bfloat16)
 """
@@ -17,25 +17,21 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
 
-from qsched.errors import QuantizationError
+from qsched.errors import QschedError, QuantizationError, in_one_line
 from qsched.quantization.account import LayerLeft, QuantizationReport, QuantizedLayer
-from qsched.quantization.backends import (
-    BitsAndBytes,
-    TorchAO,
-    diffusers_config,
-    quantized_as,
-    size_of,
-    tensors_held,
-)
+from qsched.quantization.backend import Backend, Converter, backend_named, backends
+from qsched.quantization.layers import Layer, size_of, weights_of
 from qsched.quantization.schemes import FIRST_AND_LAST, FULL, NONE, Scheme, resolve
-from qsched.quantization.simulated import Layer, Simulated, SimulatedConv2d, SimulatedLinear
 
-__all__ = ["QuantizationReport", "bitsandbytes_config", "finish_loading", "quantize"]
+__all__ = ["QuantizationReport", "finish_loading", "loading_config", "quantize"]
+
+_MARK = "quantized_as"
+"""The attribute of a converted layer that says in which scheme."""
 
 
 def quantize(
@@ -47,30 +43,31 @@ def quantize(
     overrides: Mapping[str, str] | None = None,
     group_size: int | None = None,
 ) -> QuantizationReport:
-    """Quantize a network's Linear and, if simulated, Conv2d layers in place; says what was done.
+    """Quantize a network's Linear and Conv2d layers in place; says what was done.
 
-    `backend`: one of `schemes.BACKENDS`, by default the scheme's own. `skip`: patterns (fnmatch,
-    where ``*`` also matches dots) of names of layers to leave in full precision; None means the
-    first and the last, as `schemes.FIRST_AND_LAST` knows them. `overrides`: pattern -> another
-    scheme of the same backend, or none, for the layers it matches; the first pattern that matches
-    counts; a given `skip` goes before it, the default one behind. `group_size`: see
+    `backend`: a name of `backend.BACKENDS`, by default the first that has the scheme. `skip`:
+    patterns (fnmatch, where ``*`` also matches dots) of names of layers to leave in full precision;
+    None means the first and the last, as `schemes.FIRST_AND_LAST` knows them. `overrides`: pattern
+    -> another scheme of the same backend, or none, for the layers it matches; the first pattern
+    that matches counts; a given `skip` goes before it, the default one behind. `group_size`: see
     `schemes.group_size_for`.
 
     Layers keep their identity, hooks and place. Simulated layers that are tied stay tied, and an
     embedding tied to one of them keeps its full-precision weight. Left alone and reported are
-    subclasses of Linear and Conv2d, whose forward may differ, and, by the backends that hold
-    integers, tied layers, those that the backend can't convert and those that the network's class
-    wants in float32 (a T5 calculates with their weights' dtype).
+    subclasses of Linear and Conv2d, whose forward may differ, those that the backend can't convert,
+    and, unless it only simulates, tied layers and those that the network's class wants in float32
+    (a T5 calculates with their weights' dtype).
 
     Raises QuantizationError, with the network unchanged, for schemes and backends that do not go
     together or are not installed; if the network is quantized already or has no layer that can be;
     if a pattern matches no layer; if weights are not plain finite floating point; or if a layer's
-    forward was replaced (by an offloading hook, say: quantize first).
+    forward was replaced (by an offloading hook, say: quantize first). And where a backend's own
+    code fails, in the middle of its work.
     """
     plan = _Plan.of(scheme, backend, skip, overrides, group_size)
-    layers = _layers(module)
+    layers = plan.layers(module)
     for name, layer in layers.items():
-        if how := _quantized_as(layer):
+        if how := plan.quantized_as(layer):
             raise QuantizationError(
                 f"{name or type(module).__name__} is quantized already ({how}); "
                 "load the full-precision network again"
@@ -80,30 +77,33 @@ def quantize(
     return _convert(plan, module, layers, converter, chosen, left, torch.float32)
 
 
-def bitsandbytes_config(
+def loading_config(
     layout: nn.Module,
     scheme: str,
     dtype: torch.dtype,
     *,
+    backend: str | None = None,
     skip: Sequence[str] | None = None,
     overrides: Mapping[str, str] | None = None,
 ) -> Any:
-    """diffusers' ``quantization_config`` that loads a network straight into nf4, fp4 or int8.
+    """diffusers' ``quantization_config`` that loads a network straight into the scheme's bits.
 
     It needs a GPU, and `finish_loading` has to follow with the same arguments. `layout`: the
     network without its weights, on the meta device. `dtype`: what all the rest is loaded in. Raises
-    QuantizationError as `quantize` does.
+    QuantizationError as `quantize` does, and for a backend that diffusers can't load into.
     """
-    plan = _Plan.of(scheme, "bitsandbytes", skip, overrides, None)
-    if plan.scheme == NONE:
+    plan = _Plan.of(scheme, backend, skip, overrides, None)
+    if plan.scheme == NONE or not plan.backend.loads_straight:
+        able = " or ".join(each.listed for each in backends() if each.loads_straight)
         raise QuantizationError(
-            "quantization scheme none; expected nf4, fp4 or int8; load without quantization_config"
+            f"quantization scheme {plan.scheme.name} by {plan.backend.name}: diffusers can't load "
+            f"into it; expected {able}; load without quantization_config"
         )
-    layers = _layers(layout)
+    layers = plan.layers(layout)
     chosen, _ = plan.sort(layout, layers, plan.converter())
     linear = [name for name, layer in layers.items() if isinstance(layer, nn.Linear)]
     spared = [name for name in linear if chosen.get(name) != plan.scheme]
-    return diffusers_config(plan.scheme, dtype, spared)
+    return plan.backend.loading_config(plan.scheme, dtype, spared)
 
 
 def finish_loading(
@@ -111,50 +111,52 @@ def finish_loading(
     scheme: str,
     dtype: torch.dtype,
     *,
+    backend: str | None = None,
     skip: Sequence[str] | None = None,
     overrides: Mapping[str, str] | None = None,
 ) -> QuantizationReport:
-    """Completes a network that was loaded by `bitsandbytes_config` with the same arguments.
+    """Completes a network that was loaded by `loading_config` with the same arguments.
 
     diffusers spares more layers than it is told to, and knows one scheme for all: what should be
     quantized and is not yet is converted in place. The report is that of `quantize`; the sizes
     before are those that the network would have had in `dtype`. Raises QuantizationError as
     `quantize` does, and if a layer was loaded in other bits than the arguments ask for.
     """
-    plan = _Plan.of(scheme, "bitsandbytes", skip, overrides, None)
-    layers, converter = _layers(network), plan.converter()
+    plan = _Plan.of(scheme, backend, skip, overrides, None)
+    layers, converter = plan.layers(network), plan.converter()
     chosen, left = plan.sort(network, layers, converter)
     for name, layer in layers.items():
-        found, expected = _quantized_as(layer), chosen.get(name, NONE).name
+        found, expected = plan.quantized_as(layer), chosen.get(name, NONE).name
         if found not in (None, expected):
             raise QuantizationError(
                 f"{name} was loaded in {found}; expected {expected}: load the network with the "
-                "bitsandbytes_config of the same scheme, skip and overrides"
+                "loading_config of the same scheme, skip and overrides"
             )
-        if found is not None and isinstance(converter, BitsAndBytes):
+        if found is not None:
             converter.settle(layer)
     return _convert(plan, network, layers, converter, chosen, left, dtype)
 
 
-class _Converter(Protocol):
-    """One backend, for one network."""
+class _Idle(Converter):
+    """For a plan in which nothing is to be done: needs no library."""
 
-    def obstacle(self, layer: Layer, scheme: Scheme) -> str | None: ...
-
-    def convert(self, layer: Layer, scheme: Scheme) -> None: ...
-
-    def nominal_bytes(self, layer: Layer, scheme: Scheme) -> int: ...
+    def convert(self, layer: Layer, scheme: Scheme) -> None:
+        raise AssertionError(f"nothing is to be converted, and {scheme} is asked for")
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What was asked for, checked as far as that can be done without a network."""
+    """What was asked for, checked as far as that can be done without a network.
+
+    `known`: the backends that are asked whether they have quantized a layer before.
+    """
 
     scheme: Scheme
-    backend: str
+    backend: Backend
     skip: tuple[str, ...] | None
     overrides: Mapping[str, Scheme]
     group_size: int | None
+    known: tuple[Backend, ...]
 
     @classmethod
     def of(
@@ -165,19 +167,39 @@ class _Plan:
         overrides: Mapping[str, str] | None,
         group_size: int | None,
     ) -> "_Plan":
-        main = Scheme.parse(scheme)
-        by_pattern = {pattern: Scheme.parse(name) for pattern, name in (overrides or {}).items()}
-        chosen, size = resolve(scheme, backend, (overrides or {}).values(), group_size)
-        return cls(main, chosen, None if skip is None else tuple(skip), by_pattern, size)
+        named = overrides or {}
+        name, size = resolve(scheme, backend, named.values(), group_size)
+        chosen = backend_named(name)
+        return cls(
+            Scheme.parse(scheme, name),
+            chosen,
+            None if skip is None else tuple(skip),
+            {pattern: Scheme.parse(other, name) for pattern, other in named.items()},
+            size,
+            (chosen, *backends()),
+        )
 
-    def converter(self) -> _Converter:
-        """The backend, imported now, unless nothing is to be done."""
-        if self.backend == "simulated" or {self.scheme, *self.overrides.values()} == {NONE}:
-            return Simulated(self.group_size)
-        return TorchAO(self.group_size or 32) if self.backend == "torchao" else BitsAndBytes()
+    def converter(self) -> Converter:
+        """The backend's, its library imported now, unless nothing is to be done."""
+        idle = {self.scheme, *self.overrides.values()} == {NONE}
+        return _Idle() if idle else self.backend.converter(self.group_size)
+
+    def quantized_as(self, layer: Layer) -> str | None:
+        """In which scheme the layer is, or as what a backend knows its library's; None if plain."""
+        mark: str | None = vars(layer).get(_MARK)
+        return mark or next(filter(None, (each.quantized_as(layer) for each in self.known)), None)
+
+    def layers(self, module: nn.Module) -> dict[str, Layer]:
+        """The network's Linear and Conv2d layers by name. Raises QuantizationError if none is."""
+        found = {name: layer for name, layer in module.named_modules() if isinstance(layer, Layer)}
+        if all(self._unlike(layer) for layer in found.values()):
+            raise QuantizationError(
+                f"{type(module).__name__} has no Linear or Conv2d layer to quantize"
+            )
+        return found
 
     def sort(
-        self, module: nn.Module, layers: Mapping[str, Layer], converter: _Converter
+        self, module: nn.Module, layers: Mapping[str, Layer], converter: Converter
     ) -> tuple[dict[str, Scheme], tuple[LayerLeft, ...]]:
         """The scheme of each layer that is to be quantized, and the others."""
         for pattern in (*(self.skip or ()), *self.overrides):
@@ -192,8 +214,8 @@ class _Plan:
         for name, layer in layers.items():
             scheme, reason = self._wanted(name)
             if scheme != NONE:
-                reason = _unlike(layer) or converter.obstacle(layer, scheme) or ""
-                if not reason and self.backend != "simulated":
+                reason = self._unlike(layer) or converter.obstacle(layer, scheme) or ""
+                if not reason and not self.backend.simulates:
                     if uses[id(layer.weight)] > 1:
                         reason = "shares its weight"
                     elif any(f".{part}." in f".{name}." for part in wide):
@@ -203,6 +225,11 @@ class _Plan:
             else:
                 chosen[name] = scheme
         return chosen, tuple(left)
+
+    def _unlike(self, layer: Layer) -> str | None:
+        """Why its forward may not be that of a Linear or Conv2d."""
+        plain = type(layer) in (nn.Linear, nn.Conv2d) or self.quantized_as(layer)
+        return None if plain else f"a subclass, {type(layer).__name__}"
 
     def _wanted(self, name: str) -> tuple[Scheme, str]:
         """What the patterns say of a layer, and why if that is none."""
@@ -216,29 +243,8 @@ class _Plan:
         return self.scheme, "none" if self.scheme == NONE else ""
 
 
-def _layers(module: nn.Module) -> dict[str, Layer]:
-    layers = {name: layer for name, layer in module.named_modules() if isinstance(layer, Layer)}
-    if not any(_quantized_as(layer) or not _unlike(layer) for layer in layers.values()):
-        raise QuantizationError(
-            f"{type(module).__name__} has no Linear or Conv2d layer to quantize"
-        )
-    return layers
-
-
 def _kind(layer: Layer) -> str:
     return "Linear" if isinstance(layer, nn.Linear) else "Conv2d"
-
-
-def _unlike(layer: Layer) -> str | None:
-    """Why its forward may not be that of a Linear or Conv2d."""
-    plain = type(layer) in (nn.Linear, nn.Conv2d) or quantized_as(layer)
-    return None if plain else f"a subclass, {type(layer).__name__}"
-
-
-def _quantized_as(layer: Layer) -> str | None:
-    if isinstance(layer, SimulatedLinear | SimulatedConv2d):
-        return layer.scheme.name
-    return quantized_as(layer)
 
 
 def _refuse_weight(name: str, layer: Layer) -> None:
@@ -261,27 +267,29 @@ def _convert(
     plan: _Plan,
     module: nn.Module,
     layers: Mapping[str, Layer],
-    converter: _Converter,
+    converter: Converter,
     chosen: Mapping[str, Scheme],
     left: tuple[LayerLeft, ...],
     dtype: torch.dtype,
 ) -> QuantizationReport:
     """Converts the chosen layers that are not yet; the account of all. `dtype`: of those that are,
     before."""
-    todo = [name for name in chosen if not _quantized_as(layers[name])]
+    todo = [name for name in chosen if not plan.quantized_as(layers[name])]
     for name in todo:
         _refuse_weight(name, layers[name])
-    sizes = _sizes(module, dtype)
+    sizes = _sizes(plan, module, dtype)
     rounded = [layers[name] for name, how in chosen.items() if how.weight_bits < FULL]
     covered = {id(layer.weight): sizes[id(layer.weight)] for layer in rounded}
     for name in todo:
-        converter.convert(layers[name], chosen[name])
+        _convert_layer(plan, converter, name, layers[name], chosen[name])
+    for name, how in chosen.items():
+        vars(layers[name])[_MARK] = how.name
     before, covered_before = _total(sizes.values()), _total(covered.values())
     now = {id(layers[name].weight): (layers[name], how) for name, how in chosen.items()}
     packed = sum(converter.nominal_bytes(*one) for one in now.values() if one[1].weight_bits < FULL)
     return QuantizationReport(
         scheme=plan.scheme,
-        backend=plan.backend,
+        backend=plan.backend.name,
         group_size=plan.group_size,
         quantized=tuple(
             QuantizedLayer(name, _kind(layers[name]), how) for name, how in chosen.items()
@@ -292,18 +300,33 @@ def _convert(
         bytes_before=before[1],
         quantized_bytes_before=covered_before[1],
         bytes_nominal=before[1] - covered_before[1] + packed,
-        bytes_stored=size_of(tensor for one in module.modules() for tensor in tensors_held(one)),
+        bytes_stored=size_of(held for one in module.modules() for held in converter.held(one)),
     )
 
 
-def _sizes(module: nn.Module, dtype: torch.dtype) -> dict[int, tuple[int, int]]:
+def _convert_layer(
+    plan: _Plan, converter: Converter, name: str, layer: Layer, scheme: Scheme
+) -> None:
+    """Whatever a backend's own code raises is one line; a device that is too small is not it."""
+    try:
+        converter.convert(layer, scheme)
+    except (QschedError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise QuantizationError(
+            f"{name}: quantization backend {plan.backend.name} failed at {scheme.name}: "
+            f"{in_one_line(error)}; take another backend, or skip this layer"
+        ) from error
+
+
+def _sizes(plan: _Plan, module: nn.Module, dtype: torch.dtype) -> dict[int, tuple[int, int]]:
     """By parameter: the numbers in it, and their bytes in full precision."""
     sizes = {}
     for layer in module.modules():
         for key, parameter in layer.named_parameters(recurse=False):
             count, each = parameter.numel(), parameter.element_size()
-            if key == "weight" and isinstance(layer, nn.Linear) and quantized_as(layer):
-                count, each = layer.in_features * layer.out_features, dtype.itemsize
+            if key == "weight" and isinstance(layer, Layer) and plan.quantized_as(layer):
+                count, each = weights_of(layer), dtype.itemsize
             sizes[id(parameter)] = (count, count * each)
     return sizes
 

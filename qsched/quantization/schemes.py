@@ -2,22 +2,21 @@
 
 w4a8        integers: 4 bits for weights, 8 for activations; any widths from 2 to 8
 w4, w16a8   one of the two as it is
-nf4, fp4    4-bit weights on bitsandbytes' normal or floating-point levels
-int8        LLM.int8 (Dettmers et al. 2022): 8-bit both, but outlying inputs in 16 bits
+nf4, ...    what a backend declares under a name of its own
 none        full precision
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from qsched.errors import QuantizationError
+from qsched.quantization.backend import Backend, backend_named, backends
 
 FULL = 16
 """The width that stands for "left as it is", whatever the network's own dtype."""
 
-BACKENDS = ("simulated", "torchao", "bitsandbytes")
-"""`simulated` rounds and calculates in floating point; the others hold and run real integers."""
+WIDTHS = (*range(2, 9), FULL)
 
 FIRST_AND_LAST = (
     *("conv_in", "pos_embed.proj", "patch_embed.proj", "x_embedder", "x_embedder.proj"),
@@ -29,13 +28,7 @@ FIRST_AND_LAST = (
 them. They are few and precious: in full precision unless a study says otherwise."""
 
 SMALLEST_GROUP = 8
-_OWN: Mapping[str, tuple[str, ...]] = {
-    "torchao": ("w8a8", "w4a8", "w8", "w4"),
-    "bitsandbytes": ("nf4", "fp4", "int8"),
-}
 _INTEGERS = re.compile(r"w(\d{1,2})(?:a(\d{1,2}))?")
-_WIDTHS = (*range(2, 9), FULL)
-_WHICH = "none, nf4, fp4, int8, or bits from 2 to 8 such as w8a8, w4a8, w4a6, w4a4, w8, w4"
 
 
 @dataclass(frozen=True)
@@ -48,62 +41,72 @@ class Scheme:
 
     def __post_init__(self) -> None:
         for bits in (self.weight_bits, self.activation_bits):
-            if bits not in _WIDTHS:
+            if bits not in WIDTHS:
                 raise QuantizationError(
                     f"quantization scheme {self.name!r}: {bits} bits; expected 2 to 8, or {FULL} "
                     "for what is left as it is"
                 )
 
     @classmethod
-    def parse(cls, name: str) -> "Scheme":
+    def of_bits(cls, weight_bits: int, activation_bits: int) -> "Scheme":
+        """Integers, under their shortest name: w4a8, or w4 if activations are left as they are."""
+        activations = "" if activation_bits == FULL else f"a{activation_bits}"
+        return cls(f"w{weight_bits}{activations}", weight_bits, activation_bits)
+
+    @classmethod
+    def parse(cls, name: str, backend: str | None = None) -> "Scheme":
         """The scheme of this name, under the shortest of its names: w4a16 is w4, fp16 is none.
 
-        Raises QuantizationError, which says what exists.
+        `backend`: a study's, whose names come first. Raises QuantizationError, which says what
+        exists.
         """
         key = name.strip().lower()
-        if key in _NAMED:
-            return _NAMED[key]
-        match = _INTEGERS.fullmatch(key)
-        if match is None:
-            raise QuantizationError(f"quantization scheme {name!r}; expected {_WHICH}")
-        weight, activation = int(match[1]), int(match[2] or FULL)
-        if weight == activation == FULL:
+        if key in ("none", "fp16"):
             return NONE
-        short = f"w{weight}" if activation == FULL else f"w{weight}a{activation}"
-        return cls(short, weight, activation)
+        if match := _INTEGERS.fullmatch(key):
+            weight, activation = int(match[1]), int(match[2] or FULL)
+            return NONE if weight == activation == FULL else cls.of_bits(weight, activation)
+        named: dict[str, Scheme] = {}
+        for each in (*([backend_named(backend)] if backend else []), *backends()):
+            for scheme in each.schemes:
+                if scheme.name.lower() == key:
+                    return scheme
+                if not _INTEGERS.fullmatch(scheme.name):
+                    named.setdefault(scheme.name, scheme)
+        raise QuantizationError(
+            f"quantization scheme {name!r}; expected none, {', '.join(named)}, or bits from 2 to 8 "
+            "such as w8a8, w4a8, w4a6, w4a4, w8, w4"
+        )
 
 
 NONE = Scheme("none", FULL, FULL)
-_NAMED: Mapping[str, Scheme] = {
-    "none": NONE,
-    "fp16": NONE,
-    "nf4": Scheme("nf4", 4, FULL),
-    "fp4": Scheme("fp4", 4, FULL),
-    "int8": Scheme("int8", 8, 8),
-}
 
 
 def backend_for(scheme: str, backend: str | None) -> str:
-    """The backend of a scheme: the one asked for, else bitsandbytes for its own, else simulated.
+    """The backend of a scheme: the one asked for, else the first that has it: simulated if it can.
 
     Raises QuantizationError for a name that is not known, and for a pair that does not exist, with
     the backend's schemes and the scheme's backends.
     """
-    name = Scheme.parse(scheme).name
-    if backend is not None and backend not in BACKENDS:
-        raise QuantizationError(
-            f"quantization backend {backend!r}; expected one of {', '.join(BACKENDS)}"
-        )
-    able = [other for other in BACKENDS if _has(other, name)]
+    chosen = Scheme.parse(scheme, backend)
     if backend is None:
-        return able[0]
-    if backend not in able:
-        own = ", ".join(_OWN.get(backend, ("w2 to w8, w2a2 to w8a8",)))
+        return next(each.name for each in backends() if _has(each, chosen))
+    found = backend_named(backend)
+    if not _has(found, chosen):
+        able = [each.name for each in backends() if _has(each, chosen)]
         raise QuantizationError(
-            f"quantization scheme {name} with backend {backend}, which has {own}; "
-            f"{name} exists with {' and '.join(able)}"
+            f"quantization scheme {chosen.name} with backend {backend}, which has {found.listed}; "
+            f"{chosen.name} exists with {' and '.join(able)}"
         )
     return backend
+
+
+def backend_to_hold(scheme: str) -> str:
+    """The backend that a study template names: the first that holds what the scheme says and does
+    not simulate it, else that of `backend_for`. Raises QuantizationError for an unknown scheme."""
+    chosen = Scheme.parse(scheme)
+    able = (each.name for each in backends() if chosen in each.schemes and not each.simulates)
+    return next(able, None) or backend_for(scheme, None)
 
 
 def group_size_for(scheme: str, backend: str, group_size: int | None) -> int | None:
@@ -112,21 +115,11 @@ def group_size_for(scheme: str, backend: str, group_size: int | None) -> int | N
 
     Raises QuantizationError for a size that the pair can't have.
     """
-    chosen = Scheme.parse(scheme)
-    grouped = backend == "simulated" or (backend == "torchao" and chosen.weight_bits != 8)
-    if group_size is None:
-        return 32 if backend == "torchao" and chosen.weight_bits == 4 else None
-    if group_size < SMALLEST_GROUP:
+    if group_size is not None and group_size < SMALLEST_GROUP:
         raise QuantizationError(
             f"quantization group_size = {group_size}; expected at least {SMALLEST_GROUP} weights"
         )
-    if not grouped:
-        what = "blocks of 64 weights" if backend == "bitsandbytes" else "a scale for each channel"
-        raise QuantizationError(
-            f"quantization group_size = {group_size}; {chosen.name} with backend {backend} has "
-            f"{what}; leave group_size out"
-        )
-    return group_size
+    return backend_named(backend).group_size(Scheme.parse(scheme, backend), group_size)
 
 
 def resolve(
@@ -136,7 +129,7 @@ def resolve(
 
     Raises QuantizationError as `backend_for` and `group_size_for` do.
     """
-    names = [Scheme.parse(name).name for name in (scheme, *overrides)]
+    names = [Scheme.parse(name, backend).name for name in (scheme, *overrides)]
     leading = next((name for name in names if name != NONE.name), NONE.name)
     chosen = backend_for(leading, backend)
     for name in names:
@@ -144,15 +137,5 @@ def resolve(
     return chosen, group_size_for(leading, chosen, group_size)
 
 
-def _has(backend: str, name: str) -> bool:
-    if name == NONE.name:
-        return True
-    if backend == "simulated":
-        return name not in _OWN["bitsandbytes"]
-    return name in _OWN[backend]
-
-
-def packages_of_backend(scheme: str, backend: str | None) -> tuple[str, ...]:
-    """The distributions that a scheme's backend calculates with."""
-    found = backend_for(scheme, backend)
-    return () if found == "simulated" else (found,)
+def _has(backend: Backend, scheme: Scheme) -> bool:
+    return scheme == NONE or scheme in backend.schemes

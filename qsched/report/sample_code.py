@@ -1,13 +1,13 @@
 """Python code that samples a study's model with its exported scheduler, for a reader to paste."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from qsched.pipelines import catalog
 from qsched.pipelines.table import Model, source_of
-from qsched.quantization.schemes import FIRST_AND_LAST, resolve
+from qsched.quantization.schemes import FIRST_AND_LAST, Scheme
 from qsched.quantization.table import Quantization
 from qsched.schedule.standalone import in_order
 from qsched.study.study import Study
@@ -21,45 +21,12 @@ _ENDS: Mapping[str, tuple[str, ...]] = {
 }
 """Which of `FIRST_AND_LAST` are Linear layers of a pipeline's denoiser."""
 
-_TORCHAO = {
-    "w8a8": "Int8DynamicActivationInt8WeightConfig(set_inductor_config=False, version=2)",
-    "w8": "Int8WeightOnlyConfig(set_inductor_config=False, version=2)",
-    "w4a8": "Int8DynamicActivationIntxWeightConfig(\n"
-    "    weight_dtype=torch.int4, weight_granularity=PerGroup({group}), version=2\n)",
-    "w4": "IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=PerGroup({group}), version=2)",
-}
-
-_FOUR_BITS = """\
-for name, layer in list({network}.named_modules()):
-    if wanted(layer, name):
-        how = {{"compress_statistics": False, "quant_type": "{scheme}"}}
-        few = bnb.nn.Linear4bit(
-            layer.in_features, layer.out_features, layer.bias is not None,
-            compute_dtype=layer.weight.dtype, device="meta", **how,
-        )
-        weight = bnb.nn.Params4bit(layer.weight.data, requires_grad=False, module=few, **how)
-        few.weight = weight.to(device)
-        few.support_avx512bf16_for_cpu = False  # on a CPU too, calculate in the network's dtype
-        few.bias = layer.bias
-        {network}.set_submodule(name, few.eval())"""
-
-_EIGHT_BITS = """\
-for name, layer in list({network}.named_modules()):
-    if wanted(layer, name):
-        few = bnb.nn.Linear8bitLt(
-            layer.in_features, layer.out_features, layer.bias is not None,
-            has_fp16_weights=False, threshold=6.0, device="meta",
-        )
-        few.weight = bnb.nn.Int8Params(layer.weight.data, requires_grad=False).to(device)
-        few.bias = layer.bias
-        {network}.set_submodule(name, few.eval())"""
-
 
 def sample_code(study: Study) -> str:
     """Code that is complete by itself, to be run in the exported folder; it writes image.png.
 
-    It loads what the study loaded and quantizes it the same way: in plain torchao or bitsandbytes
-    where one scheme covers the network, else by qsched's quantizer.
+    It loads what the study loaded and quantizes it the same way: in its backend's own code where it
+    has some and one scheme covers the network, else by qsched's quantizer.
     """
     tables, prompt = study.tables, study.held_out[0]
     imports = {"import torch", "from diffusers import AutoModel"}
@@ -151,10 +118,10 @@ def _quantizing(model: Model, table: Quantization, imports: set[str]) -> tuple[l
         ]
     if table.scheme == "none" and not table.overrides:
         return lines, True
-    backend, group = resolve(
-        table.scheme, table.backend, table.overrides.values(), table.group_size
-    )
-    if backend == "simulated" or table.overrides:
+    backend, group = table.resolved()
+    scheme = Scheme.parse(table.scheme, backend.name)
+    snippet = None if table.overrides else backend.snippet(network, scheme, group)
+    if snippet is None:
         imports.add("from qsched.quantization.quantize import quantize")
         options = {
             key: _literal(list(value) if isinstance(value, tuple) else value)
@@ -162,37 +129,26 @@ def _quantizing(model: Model, table: Quantization, imports: set[str]) -> tuple[l
             if value is not None and value != {}
         }
         return [_call("quantize", [network, _quoted(table.scheme)], options), *lines], True
-    wanted = _wanted(model, table, group, imports)
-    if backend == "torchao":
-        config = _TORCHAO[table.scheme].format(group=group)
-        names = ["quantize_", config.partition("(")[0], *(["PerGroup"] if group else [])]
-        imports |= {f"from torchao.quantization import {name}" for name in names}
-        return [
-            *wanted,
-            f"config = {config}",
-            f"quantize_({network}, config, filter_fn=wanted)",
-            *lines,
-        ], True
-    imports.add("import bitsandbytes as bnb")
-    loop = _EIGHT_BITS if table.scheme == "int8" else _FOUR_BITS
-    return [*wanted, *loop.format(network=network, scheme=table.scheme).splitlines(), *lines], False
+    imports.update(snippet.imports)
+    wanted = _wanted(model, table, snippet.rules, imports)
+    return [*wanted, *snippet.lines, *lines], snippet.on_device
 
 
-def _wanted(model: Model, table: Quantization, group: int | None, imports: set[str]) -> list[str]:
+def _wanted(
+    model: Model, table: Quantization, rules: Iterable[str], imports: set[str]
+) -> list[str]:
     """A function that says which layers are quantized."""
-    rules = ["type(layer) is torch.nn.Linear"]
-    if group:
-        rules.append(f"layer.in_features % {group} == 0")
+    tests = [*rules]
     spared = table.skip
     if spared is None:
         spared = _ENDS.get(model.pipeline or "", FIRST_AND_LAST)
     if any(set("*?[") & set(pattern) for pattern in spared):
         imports.add("from fnmatch import fnmatchcase")
         patterns = _literal(list(spared))
-        rules.append(f"not any(fnmatchcase(name, pattern) for pattern in {patterns})")
+        tests.append(f"not any(fnmatchcase(name, pattern) for pattern in {patterns})")
     elif spared:
-        rules.append(f"name not in {_literal(list(spared))}")
-    return ["", "def wanted(layer, name):", f"    return {' and '.join(rules)}", ""]
+        tests.append(f"name not in {_literal(list(spared))}")
+    return ["", "def wanted(layer, name):", f"    return {' and '.join(tests)}", ""]
 
 
 def _call(function: str, positional: list[str], named: Mapping[str, str]) -> str:

@@ -13,7 +13,7 @@ from qsched.evidence.table import packages_of_reference
 from qsched.libraries import installed_version
 from qsched.pipelines.table import packages_of_model
 from qsched.plugins import Origin
-from qsched.quantization.schemes import packages_of_backend
+from qsched.quantization.backend import origin_of
 from qsched.scoring.catalog import metric_entry
 from qsched.search.catalog import packages_of_sampler
 from qsched.study.file import StudyFile
@@ -27,7 +27,7 @@ def versions(tables: StudyFile) -> dict[str, str | None]:
     names = {
         "numpy",
         *packages_of_model(tables.model),
-        *packages_of_backend(tables.quantization.scheme, tables.quantization.backend),
+        *tables.quantization.resolved()[0].packages,
         *packages_of_sampler(tables.search.sampler, tables.space.dimension),
         *packages_of_reference(tables.validation.reference),
         *(package for name in _scorers(tables) for package in metric_entry(name).packages),
@@ -78,7 +78,8 @@ def _scorers(tables: StudyFile) -> list[str]:
 
 
 def _origins(tables: StudyFile) -> Iterator[tuple[str, Origin]]:
-    for name in _scorers(tables):
-        origin = metric_entry(name).origin
+    backend = tables.quantization.resolved()[0].name
+    origins = {name: metric_entry(name).origin for name in _scorers(tables)}
+    for name, origin in (origins | {backend: origin_of(backend)}).items():
         if origin is not None:
             yield name, origin

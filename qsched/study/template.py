@@ -7,7 +7,8 @@ from string import Template
 from qsched.errors import ConfigError
 from qsched.pipelines.catalog import MODELS
 from qsched.pipelines.table import Model, with_entry
-from qsched.quantization.schemes import backend_for
+from qsched.quantization.backend import backend_named
+from qsched.quantization.schemes import backend_to_hold
 
 SDCI_REVISION = "35636da44cdc7cef8916b122a12e4aa9e2df80c1"
 TEMPLATE = Path(__file__).with_name("study.toml.tmpl")
@@ -15,11 +16,6 @@ TEMPLATE = Path(__file__).with_name("study.toml.tmpl")
 _PRESETS = {
     "clip": ("CLIPScore + 2 * CLIP-IQA, as the paper has it for LCM and PCM", "hpsv2.1"),
     "hps": ("AQ-Map + 2 * HPSv2.1, as the paper has it for SDXL-Turbo and FLUX.1", "clipscore"),
-}
-_BACKENDS = {
-    "torchao": "the paper's own; integer kernels where torchao has them",
-    "bitsandbytes": "4-bit weights in blocks of 64, or LLM.int8",
-    "simulated": "rounds and calculates in floating point: any width, no speed",
 }
 
 
@@ -56,7 +52,7 @@ def study_text(
     plan, entry = _PLANS[model], MODELS[model]
     steps = steps or plan.steps
     with_entry(Model(name=model), steps)
-    backend = "torchao" if scheme in ("w8a8", "w4a8", "w8", "w4") else backend_for(scheme, None)
+    backend = backend_named(backend_to_hold(scheme))
     name = name or study_name(model, scheme, steps)
     says, unseen = _PRESETS[plan.preset]
     values = {
@@ -72,9 +68,9 @@ def study_text(
         "steps": steps,
         "steps_allowed": f"{', '.join(map(str, entry.steps or ()))} steps",
         "guidance": entry.guidance_scale,
-        "backend": backend,
-        "backend_space": " " * max(1, 20 - len(backend)),
-        "backend_says": _BACKENDS[backend],
+        "backend": backend.name,
+        "backend_space": " " * max(1, 20 - len(backend.name)),
+        "backend_says": backend.description,
         "preset": plan.preset,
         "preset_space": " " * max(1, 21 - len(plan.preset)),
         "preset_says": says,

@@ -1,5 +1,5 @@
-"""Contract suites: what the author of a plug-in runs to know that it keeps its protocol.
+"""What qsched asks of plug-ins, as tests: what it checks of the built-in ones, for everybody's own.
 
-Each checks a plug-in as qsched's own tests check the built-in ones, and fails with words:
-`scorers`, `readers`, `backends`, `launchers`. Begin with `scorers`.
+For the pytest module of a plug-in's author; each failure says what the plug-in doesn't keep:
+`scorers`, `readers`, `backends`, `launchers`. Nothing else imports this room. Begin with `scorers`.
 """

@@ -22,7 +22,8 @@ LIGHT_ROOMS = ("search", "study", "pictures", "report", "cli")
 LIGHT_MODULES = (
     *("api", "captions", "errors", "hub", "libraries", "prompts", "seeds", "statistics", "tables"),
     *("schedule.coefficients", "schedule.parametrisations", "schedule.standalone"),
-    *("quantization.account", "quantization.schemes", "quantization.table"),
+    *("quantization.account", "quantization.backend", "quantization.schemes", "quantization.table"),
+    *("quantization.simulated", "quantization.torchao", "quantization.bitsandbytes"),
     *("pipelines.catalog", "pipelines.table", "scoring.catalog", "scoring.jaq", "scoring.table"),
     *("evidence.guards", "evidence.table", "demo.captions"),
     *("service.database", "service.schema", "service.slots", "service.status", "service.storage"),

@@ -1,6 +1,5 @@
 """torchao and bitsandbytes on a CPU: what becomes of real denoisers, and what is said of it."""
 
-import copy
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -15,8 +14,10 @@ from torch import nn
 from transformers import T5Config, T5EncoderModel
 
 from qsched.errors import QuantizationError
-from qsched.quantization.backends import size_of, tensors_held
-from qsched.quantization.quantize import bitsandbytes_config, finish_loading, quantize
+from qsched.quantization.backend import backend_named
+from qsched.quantization.layers import size_of
+from qsched.quantization.quantize import finish_loading, loading_config, quantize
+from qsched.quantization.schemes import Scheme
 from tests.support.networks import by_hand, denoise, distance, flux, images, sd3, unet
 
 SCHEMES = {"torchao": ("w8a8", "w4a8", "w8", "w4"), "bitsandbytes": ("nf4", "fp4", "int8")}
@@ -31,6 +32,11 @@ EVERY = [
 ]
 EIGHT = ("w8a8", "w8", "int8")
 with_torchao, with_bitsandbytes = INSTALLED["torchao"], INSTALLED["bitsandbytes"]
+
+
+def held(layer: nn.Module, backend: str) -> int:
+    """In bytes."""
+    return size_of(backend_named(backend).converter(None).held(layer))
 
 
 def one_layer(dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -130,27 +136,14 @@ def test_an_image_does_not_depend_on_its_batch(scheme: str, backend: str) -> Non
 
 
 @pytest.mark.parametrize(("scheme", "backend"), EVERY)
-def test_hooks_mode_and_copies(scheme: str, backend: str) -> None:
-    network, seen = one_layer(), []
-    network[0].register_forward_hook(lambda *_: seen.append(1))
-    quantize(network, scheme, backend=backend)
-    x = torch.randn(3, 64)
-    assert torch.equal(copy.deepcopy(network)(x), network(x))
-    assert torch.equal(copy.deepcopy(network)(x), network(x)), "once it has run"
-    assert len(seen) == 4
-    assert not network[0].training
-    assert network(x).shape == (3, 48)
-
-
-@pytest.mark.parametrize(("scheme", "backend"), EVERY)
 def test_what_is_held_moves_with_the_network(scheme: str, backend: str) -> None:
     """As far as can be seen without a GPU: torch moves parameters like this."""
     network = one_layer()
     quantize(network, scheme, backend=backend)
     x = torch.randn(3, 64)
-    before, held = network(x), size_of(tensors_held(network[0]))
+    before, size = network(x), held(network[0], backend)
     network._apply(lambda tensor: tensor.clone())
-    assert size_of(tensors_held(network[0])) == held, "two places for one weight"
+    assert held(network[0], backend) == size, "two places for one weight"
     assert torch.equal(network.to("cpu")(x), before)
     if scheme == "int8":
         network[0].weight.data.zero_()
@@ -187,7 +180,7 @@ def test_bytes_by_hand(
     assert bits < report.nominal_bits < bits + 1.5
     assert report.stored_bits == 8 * (report.bytes_stored - 4 * 48) / 3072
     network(torch.randn(2, 64))
-    assert size_of(tensors_held(network[0])) == report.bytes_stored, "also once it has run"
+    assert held(network[0], backend) == report.bytes_stored, "also once it has run"
 
 
 @with_torchao
@@ -303,7 +296,7 @@ def test_loading_is_the_same_as_quantizing(scheme: str, options: dict, tmp_path:
     loaded = FluxTransformer2DModel.from_pretrained(
         tmp_path,
         dtype=torch.float32,
-        quantization_config=bitsandbytes_config(layout, scheme, torch.float32, **options),
+        quantization_config=loading_config(layout, scheme, torch.float32, **options),
         device_map={"": "cpu"},
     )
     report = finish_loading(loaded, scheme, torch.float32, **options)
@@ -316,7 +309,7 @@ def test_loading_is_the_same_as_quantizing(scheme: str, options: dict, tmp_path:
 @pytest.mark.usefixtures("loader")
 def test_loading_spares_more_than_it_is_told_and_is_finished(tmp_path: Path) -> None:
     flux().save_pretrained(tmp_path)
-    config = bitsandbytes_config(flux().to("meta"), "nf4", torch.float32)
+    config = loading_config(flux().to("meta"), "nf4", torch.float32)
     assert config.llm_int8_skip_modules == ["x_embedder", "proj_out"]
     loaded = FluxTransformer2DModel.from_pretrained(
         tmp_path, dtype=torch.float32, quantization_config=config, device_map={"": "cpu"}
@@ -341,7 +334,7 @@ def test_loading_a_network_of_convolutions(tmp_path: Path) -> None:
     loaded = UNet2DConditionModel.from_pretrained(
         tmp_path,
         dtype=torch.float32,
-        quantization_config=bitsandbytes_config(unet(), "int8", torch.float32),
+        quantization_config=loading_config(unet(), "int8", torch.float32),
         device_map={"": "cpu"},
     )
     network = unet()
@@ -351,10 +344,11 @@ def test_loading_a_network_of_convolutions(tmp_path: Path) -> None:
 
 @with_bitsandbytes
 def test_there_is_no_loading_into_none() -> None:
-    with pytest.raises(QuantizationError, match="scheme none; expected nf4, fp4 or int8"):
-        bitsandbytes_config(flux(), "none", torch.float32)
+    for scheme in ("none", "w4a8"):
+        with pytest.raises(QuantizationError, match=f"scheme {scheme} .* expected nf4, fp4, int8;"):
+            loading_config(flux(), scheme, torch.float32)
     with pytest.raises(QuantizationError, match="w4a8 with backend bitsandbytes"):
-        bitsandbytes_config(flux(), "w4a8", torch.float32)
+        loading_config(flux(), "w4a8", torch.float32, backend="bitsandbytes")
 
 
 # --- What is refused ---
@@ -365,9 +359,26 @@ def test_there_is_no_loading_into_none() -> None:
 def test_quantizing_twice_is_refused(scheme: str, backend: str, again: str) -> None:
     network = one_layer()
     quantize(network, scheme, backend=backend)
-    found = {"nf4": "nf4", "fp4": "fp4", "int8": "int8"}.get(scheme, r"\w+Tensor")
-    with pytest.raises(QuantizationError, match=rf"^0 is quantized already \({found}\)"):
+    with pytest.raises(QuantizationError, match=rf"^0 is quantized already \({scheme}\)"):
         quantize(network, again)
+
+
+@pytest.mark.parametrize("again", ["w4a8", "nf4", "none"])
+@pytest.mark.parametrize(
+    ("scheme", "backend", "found"),
+    [
+        pytest.param("w8a8", "torchao", r"Int8\w*Tensor", marks=with_torchao),
+        pytest.param("nf4", "bitsandbytes", "nf4", marks=with_bitsandbytes),
+        pytest.param("int8", "bitsandbytes", "int8", marks=with_bitsandbytes),
+    ],
+)
+def test_what_others_have_quantized_is_known(
+    scheme: str, backend: str, found: str, again: str
+) -> None:
+    layer = nn.Linear(64, 48)
+    backend_named(backend).converter(None).convert(layer, Scheme.parse(scheme))
+    with pytest.raises(QuantizationError, match=rf"^0 is quantized already \({found}\)"):
+        quantize(nn.Sequential(layer), again)
 
 
 @pytest.mark.parametrize(("scheme", "backend"), EVERY)

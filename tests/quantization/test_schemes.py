@@ -6,7 +6,14 @@ import sys
 import pytest
 
 from qsched.errors import QuantizationError
-from qsched.quantization.schemes import BACKENDS, Scheme, backend_for, group_size_for, resolve
+from qsched.quantization.backend import BACKENDS
+from qsched.quantization.schemes import (
+    Scheme,
+    backend_for,
+    backend_to_hold,
+    group_size_for,
+    resolve,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,12 +61,28 @@ def test_backend_by_default(scheme: str, backend: str) -> None:
     assert backend_for(scheme, backend) == backend
 
 
+@pytest.mark.parametrize(
+    ("scheme", "backend"),
+    [
+        ("w4a8", "torchao"),
+        ("w4a16", "torchao"),
+        ("nf4", "bitsandbytes"),
+        ("w4a4", "simulated"),
+        ("none", "simulated"),
+    ],
+)
+def test_a_template_names_what_holds_the_scheme_and_does_not_simulate_it(
+    scheme: str, backend: str
+) -> None:
+    assert backend_to_hold(scheme) == backend
+
+
 @pytest.mark.parametrize("scheme", ["w8a8", "W4A8", "w8a16", "w4"])
 def test_torchao_has_what_the_paper_used(scheme: str) -> None:
     assert backend_for(scheme, "torchao") == "torchao"
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS.names())
 def test_every_backend_can_do_nothing(backend: str) -> None:
     assert backend_for("none", backend) == backend
 
@@ -80,7 +103,9 @@ def test_an_impossible_pair_is_told_what_exists(scheme: str, backend: str, words
 
 
 def test_an_unknown_backend() -> None:
-    with pytest.raises(QuantizationError, match="'quanto'; expected one of simulated, torchao, bi"):
+    with pytest.raises(
+        QuantizationError, match=r"'quanto' is no .*; expected one of simulated, torchao, bi"
+    ):
         backend_for("w8a8", "quanto")
 
 
@@ -119,7 +144,8 @@ def test_one_backend_for_a_scheme_and_its_overrides() -> None:
 
 def test_schemes_and_reports_need_no_torch() -> None:
     program = (
-        "import qsched.quantization.schemes, qsched.quantization.account, sys; "
+        "import qsched.quantization.schemes as schemes, qsched.quantization.account, sys\n"
+        "schemes.resolve('none', None, ['int8', 'nf4']), schemes.resolve('w4', 'torchao')\n"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from qsched.quantization.quantize import quantize
-from qsched.quantization.simulated import SimulatedConv2d, SimulatedLinear
+from qsched.quantization.rounding import SimulatedConv2d, SimulatedLinear
 from tests.support.networks import Network, by_hand, denoise, distance, images, linear, sd3, unet
 
 

@@ -193,7 +193,7 @@ def test_plain_quantization_is_the_study_s(
     definition = variant(name).twin()
     tables = definition.tables
     code = sample_code(definition)
-    assert "qsched.quantize" not in code
+    assert "qsched.quantization" not in code
     stock = load(tables.model).pipeline.scheduler
     coefficients = Coefficients.ramp(tables.sampling.steps, 1.1, 0.9)
     export(tmp_path, coefficients, precondition(stock, coefficients).to_json_string(), {})
