@@ -1,6 +1,6 @@
 """How far pictures shift from full precision by quantization alone, and by coefficients.
 
-    python bench/guards.py [--schemes w8a8,w4a8,w4a4] [--json]
+    python -m bench.guards [--schemes w8a8,w4a8,w4a4] [--json]
 
 Each row is an image set of the demo study's held-out prompts: the unmodified schedule at each
 scheme, and full precision with coefficients that a search might like. The columns are the relative
@@ -12,8 +12,8 @@ import argparse
 from pathlib import Path
 
 import torch
-from printing import show
 
+from bench.printing import show
 from qsched.evidence.appearance import Appearance
 from qsched.evidence.distances import Cloud, Statistics
 from qsched.evidence.guards import guards
@@ -25,7 +25,7 @@ from qsched.quantization.table import Quantization
 from qsched.schedule.coefficients import Coefficients
 from qsched.study.study import Study, load_study
 
-STUDY = Path(__file__).parents[1] / "studies" / "demo.toml"
+STUDY = Path(__file__).parents[2] / "studies" / "demo.toml"
 RAMPS = ((1.1, 1.0), (1.2, 1.0), (0.9, 1.0), (1.0, 1.1), (1.0, 0.9))
 """First steps' c_eps and c_x; linear to 1 at the last."""
 

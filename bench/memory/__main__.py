@@ -1,6 +1,6 @@
 """Whether a worker's memory stays flat: resident size over the trials of one study, in one process.
 
-    python bench/memory.py [--trials 200] [--json]
+    python -m bench.memory [--trials 200] [--json]
 
 The study is studies/demo.toml with a larger budget, worked on by a real worker with a real
 database, scorers and contact sheets. Exits with 1 if the resident size grows by more than a tenth
@@ -22,7 +22,7 @@ from qsched.service.status import Status
 from qsched.service.storage import Storage
 from qsched.study.study import load_study
 
-STUDY = Path(__file__).parents[1] / "studies" / "demo.toml"
+STUDY = Path(__file__).parents[2] / "studies" / "demo.toml"
 WARM = 0.2
 """The first so many of the trials fill caches and allocators; growth is counted after them."""
 

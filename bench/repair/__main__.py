@@ -1,14 +1,14 @@
 """How much of the lost quality a search wins back, and how much of its gain is taste.
 
-    python bench/repair.py run [--processes 2] [--only w4a4-4]     # hours; resumable
-    python bench/repair.py                                          # tables and docs/repair.png
+    python -m bench.repair run [--processes 2] [--only w4a4-4]    # hours; resumable
+    python -m bench.repair                                        # tables and repair.png
 
 The demo model at 1, 2 and 4 steps and three widths. A search sees JAQ on 32 calibration prompts (a
 draw of its own for each seed), 32 trials, `auto`; its best trial is measured on 128 held-out
 prompts that it never saw, with metrics that it never saw. *Repair* is its gain on the quantized
 model minus the gain of the same method, searched anew, on the full-precision one. A ceiling is the
 same search with an independent metric itself as its objective, and three times the trials. Values
-and features are kept by image in bench/data/repair, so that every interval can be made again.
+and features are kept by image in data/, so that every interval can be made again.
 """
 
 import argparse
@@ -23,8 +23,9 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from printing import Table, show
-from repairs import (
+
+from bench.printing import Table, show
+from bench.repair.searches import (
     CALIBRATION,
     CEILED,
     CEILINGS,
@@ -51,7 +52,6 @@ from repairs import (
     sized,
     work,
 )
-
 from qsched.evidence import distances
 from qsched.evidence import real_images as distribution
 from qsched.evidence.table import FRECHET
@@ -59,7 +59,7 @@ from qsched.proof.verdict import JAQ
 from qsched.scoring import jaq
 from qsched.statistics import Values
 
-PLOT = ROOT / "docs" / "repair.png"
+PLOT = ROOT / "docs" / "images" / "repair.png"
 SLIGHT = ("w8a8",)
 """Schemes that cost so little that a gain is no share of it."""
 
@@ -254,7 +254,7 @@ SHOWN = {
 
 
 def plot() -> None:
-    """docs/repair.png: each search's gain at w4a4 and four steps, beside full precision's own."""
+    """Each search's gain at w4a4 and four steps, beside full precision's own."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -310,7 +310,8 @@ def run(processes: int, only: Sequence[str]) -> None:
     running: list[subprocess.Popen[bytes]] = []
     while queue or running:
         while queue and len(running) < processes:
-            running.append(subprocess.Popen([sys.executable, __file__, "network", queue.pop(0)]))
+            command = [sys.executable, "-m", "bench.repair", "network", queue.pop(0)]
+            running.append(subprocess.Popen(command, cwd=ROOT))
         time.sleep(1)
         running = [process for process in running if process.poll() is None]
 

@@ -1,4 +1,4 @@
-"""The searches of docs/repair.md: which there are, made with the demo model, and kept by image."""
+"""Which searches there are, made with the demo model, and kept by image."""
 
 import json
 from collections.abc import Sequence
@@ -19,8 +19,8 @@ from qsched.search.samplers import Proposer
 from qsched.statistics import Values
 from qsched.study.study import Study, load_study
 
-ROOT = Path(__file__).parents[1]
-DATA = Path(__file__).parent / "data" / "repair"
+ROOT = Path(__file__).parents[2]
+DATA = Path(__file__).parent / "data"
 SCHEMES = ("none", "w4a4", "w4a8", "w8a8")
 STEPS = (4, 2, 1)
 SEEDS = range(5)

@@ -1,8 +1,8 @@
 """How few images a search needs: every sampler on the demo's recorded landscape, and for real.
 
-    python bench/search.py replay [--processes 2]    # thousands of searches, resumable
-    python bench/search.py confirm [--processes 2]   # the leaders with the model itself
-    python bench/search.py [table] [--json]          # what was run, and docs/search.png
+    python -m bench.search replay [--processes 2]    # thousands of searches, resumable
+    python -m bench.search confirm [--processes 2]   # the leaders with the model itself
+    python -m bench.search [table] [--json]          # what was run, and search.png
 
 `recording` says what is recorded, `searches` which searches are run, `replay` how. Each JAQ is
 that of the trial which the search reports as best, on all 16 prompts; *trend* is what of it is
@@ -17,10 +17,11 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from printing import Table, show
-from recording import PROMPTS, ROOT, SIDE
-from replay import Search
-from searches import (
+
+from bench.printing import Table, show
+from bench.search.recording import PROMPTS, ROOT, SIDE
+from bench.search.replay import Search
+from bench.search.searches import (
     BATCH,
     SPACES,
     STOP,
@@ -36,11 +37,10 @@ from searches import (
     stored,
     variants,
 )
-
 from qsched.search.catalog import SAMPLERS
 from qsched.statistics import paired_interval
 
-PLOT = ROOT / "docs" / "search.png"
+PLOT = ROOT / "docs" / "images" / "search.png"
 BUDGETS = (20, 25, 50, 100, 200)
 SHOWN = {
     "gp": "#c2410c",
@@ -149,7 +149,7 @@ def stopping(done: dict[str, Any], plan: Sequence[Setting], trials: int = 50) ->
 
 
 def plot(done: dict[str, Any]) -> None:
-    """docs/search.png: medians of regret against images, as measured and without roughness."""
+    """Medians of regret against images, as measured and without roughness."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

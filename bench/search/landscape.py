@@ -1,7 +1,7 @@
 """What a ramp does to the demo model: differences to the unmodified schedule, on prompts and noise
 that neither the demo's search nor its proof uses.
 
-    python bench/landscape.py --scheme w4a4
+    python -m bench.search.landscape --scheme w4a4
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Records the demo's landscape densely: every prompt's raw scores at thousands of coefficients.
 
-    python bench/recording.py [ramp-grid] [ramp-between] [ramp-close] [per-step]
+    python -m bench.search.recording [ramp-grid] [ramp-between] [ramp-close] [per-step]
 
-What it records lies in bench/data, one compressed file for each plan, and is what bench/search.py
+What it records lies in data/, one compressed file for each plan, and is what `bench.search`
 replays. A recording is saved every minute and when interrupted; the same command goes on with
 the next point of the plan. The order is such that a part of a recording is useful too.
 
@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from qsched.schedule.parametrisations import parametrisation
 from qsched.study.study import Study, load_study
 
-ROOT = Path(__file__).parents[1]
-DATA = ROOT / "bench" / "data"
+ROOT = Path(__file__).parents[2]
+DATA = Path(__file__).parent / "data"
 PROMPTS = 16
 SIDE = 50
 BOX = (0.8, 1.2)
@@ -204,7 +204,7 @@ def record(name: str, processes: int) -> None:
     kept = load_recording(name)
     scores = [] if kept is None else list(kept.scores)
     if kept is not None and not np.array_equal(kept.vectors, vectors[: len(scores)]):
-        raise SystemExit(f"bench/data/demo-{name}.npz holds another plan's points; remove it")
+        raise SystemExit(f"data/demo-{name}.npz holds another plan's points; remove it")
     if len(scores) == len(vectors):
         print(f"{name}: {len(scores)} points are there", flush=True)
         return

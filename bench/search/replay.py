@@ -16,10 +16,10 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from recording import Recording
 from scipy.spatial import KDTree
 from scipy.spatial.distance import cdist
 
+from bench.search.recording import Recording
 from qsched.scoring.jaq import Objective
 from qsched.search.samplers import Proposer
 from qsched.statistics import chance_to_lead

@@ -1,8 +1,8 @@
 """How rough the demo's recorded landscape is, and what a surrogate explains of it.
 
-    python bench/roughness.py [--json]
+    python -m bench.search.roughness [--json]
 
-*Trend* is the polynomial that bench/search.py replays searches on, fitted per prompt; R2 and RMS
+*Trend* is the polynomial that `bench.search` replays searches on, fitted per prompt; R2 and RMS
 are those of points that it was not fitted to, of JAQ's mean over the prompts unless said.
 """
 
@@ -10,12 +10,13 @@ import argparse
 from collections.abc import Sequence
 
 import numpy as np
-from printing import Table, show
-from recording import BOX, DISTANCES, PROMPTS, SIDE, demo, load_recording
-from replay import Array, Polynomial, held_out, prompt_values
 from scipy.optimize import brentq
 from scipy.stats import norm
-from searches import SPACES, landscape, recorded
+
+from bench.printing import Table, show
+from bench.search.recording import BOX, DISTANCES, PROMPTS, SIDE, demo, load_recording
+from bench.search.replay import Array, Polynomial, held_out, prompt_values
+from bench.search.searches import SPACES, landscape, recorded
 
 DRAWS = 200
 

@@ -1,4 +1,4 @@
-"""Which searches bench/search.py runs, on the replayed landscape and on the model, and its results.
+"""Which searches `bench.search` runs, on the replayed landscape and on the model, and its results.
 
 Two spaces: `ramp`, the official grid's own two numbers and box; `per-step`, eight numbers in the
 wider box [0.6, 1.4]. A budget is counted in full trials' worth of images, 16 each, trials that were
@@ -20,8 +20,18 @@ from functools import cache
 from itertools import product
 from typing import Any
 
-from recording import BOX, DATA, PROMPTS, SAVE_EVERY, WIDE, Recording, Trial, demo, load_recording
-from replay import (
+from bench.search.recording import (
+    BOX,
+    DATA,
+    PROMPTS,
+    SAVE_EVERY,
+    WIDE,
+    Recording,
+    Trial,
+    demo,
+    load_recording,
+)
+from bench.search.replay import (
     Array,
     Best,
     Fit,
@@ -34,7 +44,6 @@ from replay import (
     prompt_values,
     search,
 )
-
 from qsched.schedule.parametrisations import Bounds, parametrisation
 from qsched.search.catalog import SAMPLERS
 from qsched.search.samplers import Proposer
@@ -105,7 +114,7 @@ def recorded(space: str) -> tuple[Recording, Array]:
     """A space's recording and its JAQ per prompt, (P, prompts)."""
     found = load_recording(SPACES[space].recording)
     if found is None:
-        raise SystemExit(f"no recording of {space}; run: python bench/recording.py")
+        raise SystemExit(f"no recording of {space}; run: python -m bench.search.recording")
     return found, prompt_values(found, demo().objective)
 
 

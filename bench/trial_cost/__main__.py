@@ -1,6 +1,6 @@
 """What a trial costs beside plain diffusers and a plain scoring loop: one run, same pixels.
 
-    python bench/trial_cost.py [--prompts 32] [--trials 9] [--json]
+    python -m bench.trial_cost [--prompts 32] [--trials 9] [--json]
 
 A trial here is generating and scoring the calibration images of the demo model, as a worker does.
 `plain` calls the pipeline itself, with the same scheduler, and encodes every caption anew for the
