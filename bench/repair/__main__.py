@@ -56,23 +56,22 @@ from qsched.evidence import distances
 from qsched.evidence import real_images as distribution
 from qsched.evidence.table import FRECHET
 from qsched.proof.verdict import JAQ
-from qsched.scoring import jaq
-from qsched.statistics import Values
+from qsched.statistics import Interval, Values, paired_interval
 
 PLOT = ROOT / "docs" / "images" / "repair.png"
 SLIGHT = ("w8a8",)
 """Schemes that cost so little that a gain is no share of it."""
 
 
-def interval(metric: str, differences: Sequence[Values]) -> jaq.Interval:
+def interval(metric: str, differences: Sequence[Values]) -> Interval:
     """Of the mean over seeds; over the held-out prompts, which are all different."""
     mean = np.mean(differences, axis=0)
     if metric == FRECHET:
         return distances.interval(mean)
-    return jaq.paired_interval(mean, np.zeros(len(mean)), [str(i) for i in range(len(mean))])
+    return paired_interval(mean, np.zeros(len(mean)), [str(i) for i in range(len(mean))])
 
 
-def written(found: jaq.Interval, lost: float | None = None) -> str:
+def written(found: Interval, lost: float | None = None) -> str:
     """The mean and its interval; `lost`: in per cent of that."""
     numbers = np.array([found.mean, found.low, found.high])
     if lost is None:
@@ -132,7 +131,7 @@ class Pair:
     whole: Network
     slight: bool = False
 
-    def lost(self, metric: str) -> jaq.Interval:
+    def lost(self, metric: str) -> Interval:
         """What quantization cost, in the mean of the units of all seeds."""
         each = [
             self.whole.values("identity", metric, seed)

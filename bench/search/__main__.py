@@ -142,7 +142,8 @@ def stopping(done: dict[str, Any], plan: Sequence[Setting], trials: int = 50) ->
             ],
         }
         for name, values in pairs.items():
-            change = paired_interval(*np.array(values).T, seeds)
+            with_stop, without_stop = np.array(values).T
+            change = paired_interval(with_stop, without_stop, seeds)
             row[name] = f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]"
         rows.append(row)
     return rows

@@ -100,8 +100,9 @@ class Kriging:
         return trend
 
     def _kernel(self, a: Array, b: Array) -> Array:
-        far = np.sqrt(5) * cdist(a, b) / self.length
-        return (1 + far + far**2 / 3) * np.exp(-far)
+        far: Array = np.sqrt(5) * cdist(a, b) / self.length
+        near: Array = (1 + far + far**2 / 3) * np.exp(-far)
+        return near
 
 
 def held_out(vectors: Array, values: Array, fit: Fit, folds: int = 10) -> Array:
@@ -160,8 +161,8 @@ class Landscape:
         near = self._tree.query(at, k=NEIGHBOURS)[1]
         prompts = self._residuals.shape[1]
         drawn = np.random.default_rng(int.from_bytes(digest)).choice(near, size=prompts)
-        smooth: Array = self._trend(at)
-        return smooth + self._residuals[drawn, np.arange(prompts)]
+        rough: Array = self._residuals[drawn, np.arange(prompts)]
+        return self._trend(at) + rough
 
     def trend(self, vector: Sequence[float]) -> float:
         return float(self._trend(np.asarray(vector, dtype=float)).mean())
@@ -214,7 +215,7 @@ class _Running:
     slot: int
     vector: tuple[float, ...]
     values: Array  # all prompts', in the trial's own order
-    order: Array
+    order: NDArray[np.intp]
     seen: int = 0
 
 

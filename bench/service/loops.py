@@ -162,7 +162,7 @@ def together(workers: int, target: Any, *arguments: Any) -> float:
     ]
     for process in processes:
         process.start()
-    seconds = [value for _ in processes for value in queue.get()]
+    seconds: list[float] = [value for _ in processes for value in queue.get()]
     for process in processes:
         process.join()
     return 1000 * statistics.median(seconds)
@@ -245,7 +245,7 @@ def statements(url: str, name: str) -> dict[str, float]:
         sa.event.listen(engine, "commit", committed)
         return engine
 
-    sa.engine.create_engine = watched  # type: ignore[assignment]
+    sa.engine.create_engine = watched
     try:
         plain_trials(url, f"{name}-plain", 1, "random")
         base = dict(counted)
@@ -278,7 +278,7 @@ def efficiency(url: str, *, workers: int = 16, seconds: float = 2.0, each: int =
     ]
     for process in processes:
         process.start()
-    spans = [queue.get() for _ in processes]
+    spans: list[tuple[float, float]] = [queue.get() for _ in processes]
     for process in processes:
         process.join()
     elapsed = max(span[1] for span in spans) - min(span[0] for span in spans)
