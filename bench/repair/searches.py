@@ -127,7 +127,7 @@ class Lab:
         from qsched.pipelines.loading import load
         from qsched.pipelines.table import Sampling, sampling_of
         from qsched.quantization.table import Quantization
-        from qsched.scoring.scorers import Metrics, load_metrics, load_scorers
+        from qsched.scoring.scorers import load_scorers
 
         torch.set_num_threads(1)
         self.study = demo()
@@ -139,7 +139,7 @@ class Lab:
         compared = sorted({*calibration(0), *self.held_out})
         self._features = distribution.demo_features()
         self._scorers = load_scorers(self.study.scorers)
-        self._metrics = Metrics(load_metrics(UNSEEN), torch.device("cpu"))
+        self._metrics = load_scorers(UNSEEN)
         self._references: dict[Prompt, Any] = {}
 
         def generator(scheme: Any) -> ImageGenerator:

@@ -19,7 +19,7 @@ from qsched.pipelines.table import Sampling, sampling_of
 from qsched.prompts import with_seeds
 from qsched.quantization.quantize import quantize
 from qsched.schedule.coefficients import Coefficients
-from qsched.scoring.scorers import checked, load_metrics, load_scorers
+from qsched.scoring.scorers import load_scorers
 
 STEPS = 4
 PROMPTS = 64
@@ -39,9 +39,7 @@ def main() -> None:
     entry = model_entry("demo")
     sampling = sampling_of("demo", Sampling(steps=STEPS))
     prompts = with_seeds(prompt_lists()[0][:PROMPTS], seed=5, split="landscape")
-    captions = [prompt.text for prompt in prompts]
-    scorers = load_scorers(["demo-alignment", "demo-quality"])
-    similarity = load_metrics(["similarity"])["similarity"]
+    scorers = load_scorers(["demo-alignment", "demo-quality", "similarity"])
 
     pipeline = load_pipeline("demo")
     full = ImageGenerator(pipeline, sampling).generate(prompts, Coefficients.identity(STEPS))
@@ -50,8 +48,7 @@ def main() -> None:
 
     def judged(coefficients: Coefficients) -> dict[str, float]:
         images = generator.generate(prompts, coefficients)
-        scores = scorers.score(images, prompts)
-        scores["similarity"] = checked("similarity", prompts, similarity, images, captions, full)
+        scores = scorers.score(images, prompts, full)
         scores["contrast"] = (contrast(images) / contrast(full)).tolist()
         return {name: float(np.mean(values)) for name, values in scores.items()}
 

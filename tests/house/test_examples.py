@@ -2,12 +2,14 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from qsched.testing.scorers import ScorerContract
 from tests.support import fakes_light
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +77,11 @@ def test_a_study_calls_a_pipeline_of_ones_own(tmp_path: Path) -> None:
     study.write_text(text)
     run(tmp_path, "-m", "qsched", "run", study, path=EXAMPLES)
     assert "own_pipeline:pipeline" in (tmp_path / "runs" / "own" / "README.md").read_text()
+
+
+def test_the_scorer_keeps_its_contract() -> None:
+    sharpness = runpy.run_path(str(EXAMPLES / "own_scorer" / "sharp.py"))["Sharpness"]
+    ScorerContract(sharpness()).check()
 
 
 def test_a_scorer_of_ones_own_is_searched_and_held_out(tmp_path: Path) -> None:
