@@ -147,7 +147,7 @@ def run(
 
     `study`: a study file's path, or what `load_study` returned. `storage`: a URL; None is the
     default. `workers`: processes on this machine, one after the other on its GPUs. `accept`: keys
-    of the fingerprint that may differ. `out`: the folder of the results, by default runs/<study>.
+    of the fingerprint that may differ. `out`: the folder of the results, by default runs/NAME.
     Raises QschedError.
     """
     observer = observer or Observer()

@@ -6,7 +6,7 @@
 #         --prompts studies/prompts/demo-heldout.txt --out runs/demo/images
 #
 # Images that are there are kept, so the same command goes on after an interrupt.
-# Relative paths are relative to this repository. docs/from-the-research-script.md says what each old flag became.
+# Relative paths are relative to this repository. docs/how-to/from-the-research-script.md says what each old flag became.
 
 (return 0 2>/dev/null) && { bash "${BASH_SOURCE[0]:-$0}" "$@"; return; } # the research scripts were sourced
 set -euo pipefail

@@ -6,7 +6,7 @@
 #
 # Without arguments: SDXL-Turbo, 4 steps, W4A8, the study of the research script of this name. Interrupt it whenever you
 # like; the same command goes on. The result lies in runs/NAME/coefficients.json, for scripts/collect_images.sh.
-# Relative paths are relative to this repository. docs/from-the-research-script.md says what each old flag became.
+# Relative paths are relative to this repository. docs/how-to/from-the-research-script.md says what each old flag became.
 
 (return 0 2>/dev/null) && { bash "${BASH_SOURCE[0]:-$0}" "$@"; return; } # the research scripts were sourced
 set -euo pipefail

@@ -24,7 +24,7 @@ Limit = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class Limits(Section):
     """`limits` of `[validation]`: the largest relative shift from full precision, up or down.
 
-    Above what rounding does to the demo (bench/guards.py): at w8a8 and w4a8 none of the five moves
+    Above what rounding does to the demo (bench/guards): at w8a8 and w4a8 none of the five moves
     by more than 1.3 %; at w4a4 contrast by -12 %, sharpness by -21 %, saturation by +3 %.
     """
 

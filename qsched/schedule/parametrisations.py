@@ -44,7 +44,7 @@ class Bounds:
 
 
 DECAY = 0.4
-"""An average that repairs without any search: docs/repair.md."""
+"""An average that repairs without any search: docs/explanation/repair.md."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def parametrisation(name: str, steps: int) -> Parametrisation:
 
 
 def automatic(steps: int) -> str:
-    """The name of the parametrisation that repaired most on the demo model: docs/repair.md."""
+    """The name of what repaired most on the demo model: docs/explanation/repair.md."""
     return {1: "constant", 2: "per-step+x0-average"}.get(steps, "per-step")
 
 

@@ -90,13 +90,10 @@ def test_the_verbs_are_those_of_the_design() -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_each_command_has_help_with_an_example_and_is_documented(
-    qsched: Qsched, command: str
-) -> None:
+def test_each_command_has_help_with_an_example(qsched: Qsched, command: str) -> None:
     code, out, _ = qsched(command, "--help")
     assert code == 0
     assert f"Example: qsched {command}" in out
-    assert f"`qsched {command}" in (ROOT / "docs" / "guide.md").read_text()
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import os
+import re
 import subprocess
 import tomllib
 from pathlib import Path
@@ -14,12 +15,14 @@ from packaging.requirements import Requirement
 import qsched
 
 ROOT = Path(__file__).parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 SCRIPTS = [
     "scripts/install",
     "scripts/demo",
     "scripts/test",
     "scripts/check",
+    "scripts/docs",
     "scripts/workers",
     "scripts/qsched.sh",
     "scripts/collect_images.sh",
@@ -56,8 +59,35 @@ def test_an_unfit_interpreter_is_refused_in_words(tmp_path: Path) -> None:
         check=False,
     )
     assert result.returncode == 2
-    assert result.stderr.startswith("qsched needs Python 3.11, 3.12 or 3.13 and found none as no ")
+    assert result.stderr.startswith("qsched needs Python 3.11 to 3.14 and found none as no ")
     assert not (tmp_path / "a clone" / ".venv").exists()
+
+
+def test_a_package_page_has_no_link_that_only_a_clone_can_follow() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert "](docs/" in text
+    hook = PYPROJECT["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    for rule in hook["substitutions"]:
+        text = re.sub(rule["pattern"], rule["replacement"], text)
+    assert all(link.startswith("https://") for link in re.findall(r"\]\((.*?)\)", text))
+    pictures = re.findall(r"!\[.*?\]\((.*?)\)", text)
+    assert pictures
+    assert all(link.startswith("https://raw.githubusercontent.com/") for link in pictures)
+
+
+def test_workflows_and_hooks_call_what_there_is() -> None:
+    called = set()
+    for workflow in (ROOT / ".github" / "workflows").glob("*.yml"):
+        jobs = yaml.safe_load(workflow.read_text())["jobs"].values()
+        commands = [step.get("run", "") for job in jobs for step in job.get("steps", [])]
+        called |= set(re.findall(r"scripts/\w+", " ".join(commands)))
+    assert called == {"scripts/test", "scripts/docs"}
+    assert called <= set(SCRIPTS)
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    checks = (ROOT / "scripts" / "check").read_text()
+    for hook in hooks:
+        tool = hook["entry"].split()[0].removeprefix(".venv/bin/")
+        assert tool in checks
 
 
 def test_compose_starts_a_database_with_a_volume_and_a_health_check() -> None:

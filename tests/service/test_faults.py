@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 def test_under_faults_nothing_is_lost_and_nothing_done_twice(
     tmp_path: Path, database: str, stop_below: float
 ) -> None:
-    """1,000 faults: python -m tests.support.faults; the table is in docs/service.md."""
+    """1,000 faults: python -m tests.support.faults; the table is in docs/explanation/service.md."""
     result = faults.run(database, 25, 7, tmp_path, stop_below=stop_below)
     assert result["wrong"] == []
     assert sum(result["faults"].values()) == 25

@@ -1,0 +1,1 @@
+"""Measured comparisons, a folder a question; README.md lists them."""

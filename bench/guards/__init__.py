@@ -1,0 +1,1 @@
+"""How far do pictures shift by quantization alone?"""

@@ -1,0 +1,1 @@
+"""Does a worker's memory stay flat?"""

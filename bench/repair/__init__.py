@@ -1,0 +1,1 @@
+"""How much of a gain is repair, and how much is taste?"""

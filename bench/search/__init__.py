@@ -1,0 +1,1 @@
+"""How few images does a search need?"""

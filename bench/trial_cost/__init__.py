@@ -1,0 +1,1 @@
+"""What does a trial cost beside plain diffusers?"""
