@@ -14,7 +14,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -109,7 +109,7 @@ class Registry:
             if known in (offered := self._installed(self.group)):
                 return self._offered(name, offered[known], after)
         if is_reference(name):
-            return self._of_module(name, head, rest, listed)
+            return referenced(name, self.kind, self._error, listed)
         raise self._error(f"{name!r} is no {self.kind}; {nearest(name, listed)}")
 
     def _offered(self, name: str, point: EntryPoint, rest: str) -> Found:
@@ -124,33 +124,38 @@ class Registry:
         origin = Origin(point.value, package, _digest(sys.modules[point.module], set()))
         return Found(name, value, rest, origin)
 
-    def _of_module(
-        self, name: str, module_name: str, attribute: str, listed: Sequence[str]
-    ) -> Found:
-        try:
-            module, others = _imported(module_name, _folder.get())
-        except ModuleNotFoundError as error:
-            if error.name != module_name.partition(".")[0]:
-                raise self._error(f"{self.kind} {name!r}: {in_one_line(error)}") from error
-            where = f"in {_folder.get()}, nor" if _folder.get() else "that"
-            raise self._error(
-                f"{self.kind} {name!r}: no module {module_name!r} {where} can be imported; put "
-                f"{module_name}.py beside the study file; {nearest(name, listed)}"
-            ) from error
-        except Exception as error:
-            raise self._error(
-                f"{self.kind} {name!r}: importing it failed: {in_one_line(error)}"
-            ) from error
-        if not hasattr(module, attribute):
-            public = [each for each in vars(module) if not each.startswith("_")]
-            near = difflib.get_close_matches(attribute, public, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise self._error(f"{self.kind} {name!r}: {module.__file__} has no {attribute!r}{hint}")
-        packages = _distributions().get(module_name.partition(".")[0], [])
-        package = f"{packages[0]} {version(packages[0])}" if packages else ""
-        return Found(
-            name, getattr(module, attribute), origin=Origin(name, package, _digest(module, others))
-        )
+
+def referenced(
+    name: str, kind: str, error: Callable[[str], QschedError], known: Iterable[str] = ()
+) -> Found:
+    """What ``module:name`` stands for, the module beside the study file or importable.
+
+    `kind`: a noun for `error`, which is raised in one line for what isn't there; `known`: the names
+    that could have been meant.
+    """
+    module_name, _, attribute = name.partition(":")
+    try:
+        module, others = _imported(module_name, _folder.get())
+    except ModuleNotFoundError as failure:
+        if failure.name != module_name.partition(".")[0]:
+            raise error(f"{kind} {name!r}: {in_one_line(failure)}") from failure
+        where = f"in {_folder.get()}, nor" if _folder.get() else "that"
+        names = f"; {nearest(name, known)}" if known else ", or install it"
+        raise error(
+            f"{kind} {name!r}: no module {module_name!r} {where} can be imported; put "
+            f"{module_name}.py beside the study file{names}"
+        ) from failure
+    except Exception as failure:
+        raise error(f"{kind} {name!r}: importing it failed: {in_one_line(failure)}") from failure
+    if not hasattr(module, attribute):
+        public = [each for each in vars(module) if not each.startswith("_")]
+        near = difflib.get_close_matches(attribute, public, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise error(f"{kind} {name!r}: {module.__file__} has no {attribute!r}{hint}")
+    packages = packages_distributions().get(module_name.partition(".")[0], [])
+    package = f"{packages[0]} {version(packages[0])}" if packages else ""
+    origin = Origin(name, package, _digest(module, others))
+    return Found(name, getattr(module, attribute), origin=origin)
 
 
 def is_reference(name: str) -> bool:

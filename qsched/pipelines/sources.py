@@ -5,7 +5,6 @@ twin. LoRA weights are fused, the declared scheduler takes its place, and a safe
 watermark, which would spoil images that are only scored, are left out.
 """
 
-import importlib
 import json
 import logging
 from pathlib import Path
@@ -20,6 +19,7 @@ from qsched import hub
 from qsched.errors import HubError, ModelError, first_line
 from qsched.pipelines import catalog, twins
 from qsched.pipelines.table import LoraTable, Model, source_of
+from qsched.plugins import referenced
 from qsched.quantization.quantize import loading_config
 from qsched.quantization.table import Quantization
 
@@ -144,13 +144,13 @@ def _in_bits(
 
 
 def _built(model: Model, source: str) -> Any:
-    module, _, function = source.partition(":")
+    build = referenced(source, "model", ModelError).value
     try:
-        return getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError) as error:
+        return build()
+    except TypeError as error:
         raise ModelError(
-            f"model.name = {model.name!r}: {error}; expected an importable module and a function "
-            "without arguments that returns a diffusers pipeline"
+            f"model {source!r}: {error}; expected a function without arguments that returns a "
+            "diffusers pipeline"
         ) from error
 
 

@@ -1,63 +1,76 @@
-"""The contract of a scorer.
+"""What every scorer keeps.
 
-def test_sharpness_keeps_the_contract() -> None:
-    ScorerContract(Sharpness()).check()
+    from qsched.testing.scorers import ScorerContract
+
+    class TestSharpness(ScorerContract):
+        def scorer(self) -> Scorer:
+            return Sharpness()
+
+Nothing needs a GPU.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import pytest
 import torch
+from torch import Tensor
 
 from qsched.prompts import Prompt
 from qsched.scoring.scorers import Scorer, Scorers
 
-CAPTIONS = ("a red owl on a stone", "a blue fox", "a boat on a lake at night")
 
-
-@dataclass(frozen=True)
 class ScorerContract:
-    """Checks `scorer`; `side`: height and width of the images that it is shown, in pixels."""
+    """Inherit it, and say what is tested."""
 
-    scorer: Scorer
-    side: int = 64
+    captions: Sequence[str] = ("a red owl on a stone", "a blue fox", "a boat on a lake at night")
+    """What the images are said to show: two or more, for a scorer that reads some words only."""
 
-    def check(self, captions: Sequence[str] = CAPTIONS) -> None:
-        """All of it. Raises AssertionError, in words, for what it does not keep.
+    side = 64
+    """Height and width of the images, in pixels."""
 
-        `captions`: what the images show, at least two, for scorers that read some language only.
-        """
-        prompts = [Prompt(caption, seed) for seed, caption in enumerate(captions)]
-        images = self._images(len(prompts))
-        before = images.clone()
-        assert self.scorer.direction in ("maximize", "minimize"), (
-            f"direction = {self.scorer.direction!r}; expected 'maximize' or 'minimize'"
-        )
-        self.scorer.prepare(torch.device("cpu"))
-        self.scorer.prepare(torch.device("cpu"))  # it may be moved again
-        together = self._score(images, prompts)
-        assert together == self._score(images, prompts), "the same images score differently"
-        assert torch.equal(images, before), "it changes the images that it is shown"
-        for index, prompt in enumerate(prompts):
-            (alone,) = self._score(images[index : index + 1], [prompt], at=index)
-            assert abs(alone - together[index]) <= 1e-4 * max(1.0, abs(alone)), (
-                f"image {index} scores {alone:.6g} alone and {together[index]:.6g} in a batch; "
-                "an image's score must not depend on its neighbours"
-            )
+    def scorer(self) -> Scorer:
+        """What is tested, newly made."""
+        raise NotImplementedError
 
-    def _score(
-        self, images: torch.Tensor, prompts: Sequence[Prompt], at: int | None = None
-    ) -> list[float]:
-        reference = self._images(3 if at is None else at + 1).flip(3)
-        beside = reference[: len(images)] if at is None else reference[at:]
-        return Scorers({"it": self.scorer}).score(images, prompts, beside)["it"]
+    def test_it_says_which_way_is_better(self) -> None:
+        assert self.scorer().direction in ("maximize", "minimize")
 
-    def _images(self, count: int) -> torch.Tensor:
-        """(count, 3, side, side) smooth pictures in [0, 1], the first ones always the same."""
-        pictures = []
-        for index in range(count):
-            generator = torch.Generator().manual_seed(index)
-            coarse = torch.rand(1, 3, 8, 8, generator=generator)
-            size = (self.side, self.side)
-            pictures.append(torch.nn.functional.interpolate(coarse, size=size, mode="bilinear"))
-        return torch.cat(pictures)
+    def test_it_may_be_moved_again(self) -> None:
+        scorer = self.scorer()
+        for _ in range(2):
+            scorer.prepare(torch.device("cpu"))
+        assert len(self._scored(scorer)) == len(self.captions)
+
+    def test_the_same_images_score_the_same(self) -> None:
+        scorer = self.scorer()
+        assert self._scored(scorer) == self._scored(scorer) == self._scored(self.scorer())
+
+    def test_the_images_stay_as_they_are(self) -> None:
+        images = self._images()
+        Scorers({"it": self.scorer()}).score(images, self._prompts(), self._reference())
+        assert torch.equal(images, self._images())
+
+    def test_an_image_does_not_depend_on_its_neighbours(self) -> None:
+        scorer = self.scorer()
+        together = self._scored(scorer)
+        for index in range(len(self.captions)):
+            (alone,) = self._scored(scorer, slice(index, index + 1))
+            assert alone == pytest.approx(together[index], rel=1e-4, abs=1e-4)
+
+    def _scored(self, scorer: Scorer, part: slice = slice(None)) -> list[float]:
+        return Scorers({"it": scorer}).score(
+            self._images()[part], self._prompts()[part], self._reference()[part]
+        )["it"]
+
+    def _prompts(self) -> list[Prompt]:
+        return [Prompt(caption, seed) for seed, caption in enumerate(self.captions)]
+
+    def _images(self) -> Tensor:
+        """(N, 3, side, side) smooth pictures in [0, 1], always the same."""
+        generator = torch.Generator().manual_seed(0)
+        coarse = torch.rand(len(self.captions), 3, 8, 8, generator=generator)
+        return torch.nn.functional.interpolate(coarse, size=self.side, mode="bilinear")
+
+    def _reference(self) -> Tensor:
+        """What the full-precision network might have made."""
+        return self._images().flip(3)

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from qsched import plugins
-from qsched.captions import read_captions
-from qsched.errors import PromptError, ScoreError
+from qsched.captions import READERS, Reader, read_captions
+from qsched.errors import PromptError, ScoreError, StudyError
 from qsched.plugins import Registry, beside
 from qsched.scoring.catalog import SCORERS, UNKNOWN, independent, metric_entry, scorer_entry
 from qsched.scoring.loading import load_scorer
 from qsched.study.fingerprint import differences, require_same_plugins
 from qsched.study.study import Study, load_study
-from qsched.testing.readers import check_reader
+from qsched.testing.readers import ReaderContract
 from tests.support import fakes_light
 
 SHARP = """
@@ -73,8 +73,6 @@ def test_code_that_changed_is_another_study(tmp_path: Path) -> None:
     plugins._beside.clear()  # another process
     after = study_with(tmp_path, "sharp:Sharpness", SHARP.replace("abs()", "square()"))
     assert list(differences(before, after.fingerprint())) == ["plugins.sharp:Sharpness"]
-    from qsched.errors import StudyError
-
     with beside(after.folder), pytest.raises(StudyError, match="the study began with"):
         require_same_plugins(after.tables, before)
 
@@ -163,27 +161,29 @@ def test_a_reader_of_ones_own(tmp_path: Path) -> None:
         read_captions(tmp_path / "captions.lst", "txt")
 
 
-@pytest.mark.parametrize(
-    ("suffix", "text"),
-    [
-        (".txt", "a cat\n# no caption\n\na dog\n"),
-        (".jsonl", '"a cat"\n{"prompt": "a dog"}\n'),
-        (".json", '{"1.png": "a cat", "2.png": {"text": "a dog"}}'),
-        (".yaml", "- a cat\n- caption: a dog\n"),
-    ],
-)
-def test_built_in_readers_keep_the_contract_of_plug_ins(
-    tmp_path: Path, suffix: str, text: str
-) -> None:
-    from qsched.captions import READERS
+FILES = {
+    "text": "a cat\n# no caption\n\na dog\n",
+    "jsonl": '"a cat"\n{"prompt": "a dog"}\n',
+    "json": '{"1.png": "a cat", "2.png": {"text": "a dog"}}',
+    "yaml": "- a cat\n- caption: a dog\n",
+}
 
-    (path := tmp_path / f"captions{suffix}").write_text(text)
-    for name in READERS.names():
-        reader = READERS.find(name).value()
-        if suffix in reader.suffixes:
-            check_reader(reader, path, ["a cat", "a dog"])
-            return
-    raise AssertionError(suffix)
+
+@pytest.mark.parametrize("name", FILES)
+class TestEveryBuiltInReader(ReaderContract):
+    expected = ("a cat", "a dog")
+
+    @pytest.fixture(autouse=True)
+    def _named(self, name: str) -> None:
+        self.name = name
+
+    def reader(self) -> Reader:
+        made: Reader = READERS.find(self.name).value()
+        return made
+
+    def file(self, folder: Path) -> Path:
+        (path := folder / f"captions{self.reader().suffixes[0]}").write_text(FILES[self.name])
+        return path
 
 
 def test_every_name_that_is_built_in_is_there() -> None:
