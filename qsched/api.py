@@ -277,6 +277,7 @@ def validate(
     """
     observer = observer or Observer()
     status = study.status()
+    require_same_plugins(study.definition.tables, status.fingerprint)
     if status.done + status.parked < status.budget or status.identity is None:
         raise StudyError(
             f"study {study.name!r}: {status.done} of {status.budget} trials are done; "

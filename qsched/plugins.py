@@ -75,6 +75,7 @@ class Registry:
     `kind`: a noun for errors. `group`: the entry-point group of other packages. `built_in`: {name:
     "module:name"}. `error`: what is raised, in one line, for names that stand for nothing. A name
     may be followed by a colon and more, as in ``pyiqa:musiq``: what it stands for gets the rest.
+    `installed`: what other packages offer in a group.
     """
 
     def __init__(
@@ -83,15 +84,18 @@ class Registry:
         group: str,
         built_in: Mapping[str, str],
         error: Callable[[str], QschedError],
+        *,
+        installed: "Callable[[str], Mapping[str, EntryPoint]] | None" = None,
     ) -> None:
         self.kind = kind
         self.group = group
         self.built_in = MappingProxyType(dict(built_in))
         self._error = error
+        self._installed = installed or _installed
 
     def names(self) -> tuple[str, ...]:
         """The names that are built in, then those that installed packages add."""
-        return tuple(dict.fromkeys((*self.built_in, *_installed(self.group))))
+        return tuple(dict.fromkeys((*self.built_in, *self._installed(self.group))))
 
     def find(self, name: str, *, fitting: Iterable[str] | None = None) -> Found:
         """What `name` stands for. Raises this registry's error with the names that come near, of
@@ -102,8 +106,8 @@ class Registry:
             if known in self.built_in:
                 module, _, attribute = self.built_in[known].partition(":")
                 return Found(name, getattr(importlib.import_module(module), attribute), after)
-            if known in _installed(self.group):
-                return self._offered(name, _installed(self.group)[known], after)
+            if known in (offered := self._installed(self.group)):
+                return self._offered(name, offered[known], after)
         if is_reference(name):
             return self._of_module(name, head, rest, listed)
         raise self._error(f"{name!r} is no {self.kind}; {nearest(name, listed)}")

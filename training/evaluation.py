@@ -11,11 +11,12 @@ from torch import Tensor
 
 from qsched.demo.critic import Critic, load_critic
 from qsched.evidence.distances import Cloud, Statistics
+from qsched.prompts import Prompt
 from qsched.quantization.quantize import quantize
 from qsched.scoring.clip import ClipAlignment
 from qsched.scoring.clip_models import load_open_clip
-from qsched.scoring.loading import Attributes
-from qsched.scoring.scorers import load_metrics
+from qsched.scoring.demo import Attributes
+from qsched.scoring.similarity import load_similarity
 from training.damages import DAMAGES
 from training.generator import generate, load_pipeline
 from training.scenes import to_unit
@@ -50,21 +51,22 @@ def evaluate(work: Path, seed: int, steps: int = 4) -> None:
         quantize(quantized.transformer, scheme, skip=())
         sets[f"{steps} steps, {scheme}"] = generate(quantized, texts, steps, seed)
     alignment, critic = load_open_clip(work / "alignment"), load_critic(work / "quality")
-    attributes, similarity = Attributes(alignment), load_metrics(["similarity"])["similarity"]
+    attributes, similarity = Attributes(alignment), load_similarity()
 
     def pooled(images: Tensor) -> Tensor:
         return in_chunks(lambda part: similarity.features(part)[-1].mean((2, 3)), images)
 
+    shown_for = [Prompt(text, 0) for text in texts]
     scenes = Statistics(pooled(reference).double().numpy())
     full = sets[f"{steps} steps"]
     table = {}
     for name, images in sets.items():
         shown = attributes.shown(images, texts)
         table[name] = {
-            "alignment": in_chunks(alignment, images, texts).mean().item(),
+            "alignment": in_chunks(alignment.score, images, shown_for).mean().item(),
             "quality": in_chunks(critic, images).mean().item(),
             "frechet": Cloud(pooled(images).double().numpy(), scenes).distance(),
-            "similarity": in_chunks(similarity, images, texts, full).mean().item(),
+            "similarity": in_chunks(similarity.score, images, shown_for, full).mean().item(),
             "attributes": sum(sum(row.values()) / len(row) for row in shown) / len(shown),
             "captions": sum(all(row.values()) for row in shown) / len(shown),
         }

@@ -32,6 +32,45 @@ class Lora:
 
 
 @dataclass(frozen=True)
+class Hints:
+    """What suits a model's study on one GPU with 48 GB; `qsched init` writes it down.
+
+    `study`: its name; `{steps}` in it is the number of steps. `preset`: the paper's.
+    """
+
+    study: str
+    steps: int
+    preset: str
+    batch_size: int
+    held_out: int = 128
+    held_out_seeds: int = 2
+
+
+@dataclass(frozen=True)
+class PipelineClass:
+    """What is known of a diffusers pipeline class, whoever's weights it has.
+
+    `linear_ends`: which of the denoiser's first and last layers are Linear, by name. `remarks`:
+    sentences that a reader of an exported folder has to know.
+    """
+
+    linear_ends: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+
+_UNCHECKED = ("The images were scored without the safety checker: using it is up to you.",)
+
+PIPELINES: Mapping[str, PipelineClass] = {
+    "StableDiffusionPipeline": PipelineClass(remarks=_UNCHECKED),
+    "LatentConsistencyModelPipeline": PipelineClass(remarks=_UNCHECKED),
+    "StableDiffusionXLPipeline": PipelineClass(),
+    "StableDiffusion3Pipeline": PipelineClass(linear_ends=("proj_out",)),
+    "FluxPipeline": PipelineClass(linear_ends=("x_embedder", "proj_out")),
+}
+"""By the class's name; `twins` can make a tiny pipeline of each."""
+
+
+@dataclass(frozen=True)
 class ModelEntry:
     """A text-to-image model: where its diffusers pipeline comes from and how it is sampled.
 
@@ -41,6 +80,7 @@ class ModelEntry:
     quantized. `steps`: what the checkpoint was distilled for. `call`: more arguments of the
     pipeline's own ``__call__``. `download_gb`, `gpu_gb`: what it takes, in decimal gigabytes; the
     second is an estimate for a small batch, weights in `dtype`, text encoders freed after use.
+    `hints`: for its study; None for a model without a template.
     """
 
     name: str
@@ -62,6 +102,7 @@ class ModelEntry:
     gated: bool = False
     download_gb: float = 0.0
     gpu_gb: float = 0.0
+    hints: Hints | None = None
 
 
 _PCM_STEPS = (2, 4, 8, 16)
@@ -114,6 +155,7 @@ MODELS: Mapping[str, ModelEntry] = {
             width=512,
             download_gb=6.9,
             gpu_gb=10.0,
+            hints=Hints("sdxl-turbo", 4, "hps", batch_size=8),
         ),
         ModelEntry(
             name="lcm-dreamshaper",
@@ -130,6 +172,7 @@ MODELS: Mapping[str, ModelEntry] = {
             width=768,
             download_gb=4.3,
             gpu_gb=10.0,
+            hints=Hints("lcm-{steps}step", 4, "clip", batch_size=4),
         ),
         ModelEntry(
             name="pcm-sd15",
@@ -151,6 +194,7 @@ MODELS: Mapping[str, ModelEntry] = {
             width=512,
             download_gb=2.3,
             gpu_gb=4.0,
+            hints=Hints("pcm-sd15-{steps}step", 8, "clip", batch_size=8),
         ),
         ModelEntry(
             name="pcm-sdxl",
@@ -172,6 +216,7 @@ MODELS: Mapping[str, ModelEntry] = {
             width=1024,
             download_gb=7.3,
             gpu_gb=12.0,
+            hints=Hints("pcm-sdxl-{steps}step", 4, "clip", batch_size=4),
         ),
         ModelEntry(
             name="flux-schnell",
@@ -191,6 +236,7 @@ MODELS: Mapping[str, ModelEntry] = {
             gated=True,
             download_gb=33.7,
             gpu_gb=36.0,
+            hints=Hints("flux-schnell", 4, "hps", batch_size=2, held_out=64, held_out_seeds=1),
         ),
         ModelEntry(
             name="sdxl-base",

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from qsched.pipelines import catalog
 from qsched.pipelines.table import Model
 from qsched.report.numerals import Change, figure
 from qsched.report.sample_code import sample_code
@@ -125,9 +126,8 @@ def _remarks(model: Model, code: str) -> list[str]:
     notes = []
     if "import quantize" in code:
         notes.append("This quantization is qsched's own, so the code imports it.")
-    if model.pipeline in ("StableDiffusionPipeline", "LatentConsistencyModelPipeline"):
-        notes.append("The images were scored without the safety checker: using it is up to you.")
-    return notes
+    known = catalog.PIPELINES.get(model.pipeline or "")
+    return [*notes, *(known.remarks if known else ())]
 
 
 def _numbers(coefficients: Coefficients) -> list[str]:

@@ -13,15 +13,6 @@ from qsched.quantization.table import Quantization
 from qsched.schedule.standalone import in_order
 from qsched.study.study import Study
 
-_ENDS: Mapping[str, tuple[str, ...]] = {
-    "StableDiffusionPipeline": (),
-    "LatentConsistencyModelPipeline": (),
-    "StableDiffusionXLPipeline": (),
-    "StableDiffusion3Pipeline": ("proj_out",),
-    "FluxPipeline": ("x_embedder", "proj_out"),
-}
-"""Which of `FIRST_AND_LAST` are Linear layers of a pipeline's denoiser."""
-
 
 def sample_code(study: Study) -> str:
     """Code that is complete by itself, to be run in the exported folder; it writes image.png.
@@ -143,7 +134,8 @@ def _wanted(
     tests = [*rules]
     spared = table.skip
     if spared is None:
-        spared = _ENDS.get(model.pipeline or "", FIRST_AND_LAST)
+        known = catalog.PIPELINES.get(model.pipeline or "")
+        spared = FIRST_AND_LAST if known is None else known.linear_ends
     if any(set("*?[") & set(pattern) for pattern in spared):
         imports.add("from fnmatch import fnmatchcase")
         patterns = _literal(list(spared))

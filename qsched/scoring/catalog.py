@@ -32,6 +32,8 @@ from qsched.plugins import Found, Origin, Registry
 UNKNOWN = "unknown"
 """The network of a metric of which nothing is known: evidence from outside nothing."""
 
+_TIMM_RESNET50 = "timm/resnet50.a1_in1k"
+"""The backbone that pyiqa takes from timm, which has it from this repository."""
 _L14, _B16, _B32 = "openai/ViT-L-14", "openai/ViT-B-16", "openai/ViT-B-32"
 _RN50, _H14 = "openai/RN50", "laion2b_s32b_b79k/ViT-H-14"
 _MIT = "MIT (code and weights)"
@@ -229,7 +231,7 @@ _PYIQA: tuple[tuple[str, tuple[str, ...], float], ...] = (
     ("qrealign*", ("Qwen3.5",), 2.0),
     ("musiq*", ("pyiqa/musiq",), 0.2),
     ("topiq_nr_swin* topiq_iaa", ("imagenet/swin-base",), 0.8),
-    ("topiq_* tres* hyperiqa", ("imagenet/resnet50",), 0.6),
+    ("topiq_* tres* hyperiqa", (_TIMM_RESNET50,), 0.6),
     ("arniqa*", ("pyiqa/arniqa",), 0.2),
     ("nima-vgg16* dbcnn", ("imagenet/vgg16",), 0.6),
     ("nima*", ("imagenet/inception-resnet-v2",), 0.3),
@@ -292,7 +294,7 @@ def _entry(found: Found) -> ScorerEntry:
     """What a registered name declares, whatever its form."""
     name, value = found.name, found.value
     goes_on = callable(value) and not inspect.isclass(value)
-    goes_on = goes_on and bool(found.rest or name in SCORERS.names())
+    goes_on = goes_on and bool(found.rest or name.partition(":")[0] in SCORERS.names())
     if found.rest and not goes_on:
         raise ScoreError(f"{name!r}: {name.partition(':')[0]} takes nothing after a colon", name)
     if goes_on:

@@ -178,6 +178,8 @@ def _open_clip(model: str, tag: str | None = None) -> tuple[OpenClipTowers, Prep
 
 def _weights(config: Mapping[str, Any]) -> Path:
     """The file of a pretrained tag, by open_clip's table of them. Raises HubError."""
+    if "file" in config:
+        return Path(config["file"])
     repository, _, name = config.get("hf_hub", "").rpartition("/")
     if repository:
         return fetch_file(repository, name) if name else _checkpoint(repository)

@@ -131,6 +131,8 @@ def load_pyiqa(name: str, *, twin: bool = False) -> NoReference:
             for network in entry.networks:
                 if network.startswith("openai/"):
                     _openai_clip(network.removeprefix("openai/"))
+                elif network.startswith("timm/"):
+                    hub.fetch_file(network, "model.safetensors")
             metric = create_metric(name, device=cpu)
     return NoReference(metric, lower_better=lower_better)
 

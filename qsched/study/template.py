@@ -1,11 +1,10 @@
 """A commented study file for a model of the catalog: what `qsched init` writes."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
 from qsched.errors import ConfigError
-from qsched.pipelines.catalog import MODELS
+from qsched.pipelines.catalog import MODELS, Hints, ModelEntry
 from qsched.pipelines.table import Model, with_entry
 from qsched.quantization.backend import backend_named
 from qsched.quantization.schemes import backend_to_hold
@@ -19,26 +18,6 @@ _PRESETS = {
 }
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What suits a model: steps, preset, sizes for one GPU with 48 GB."""
-
-    steps: int
-    preset: str
-    batch_size: int
-    held_out: int = 128
-    held_out_seeds: int = 2
-
-
-_PLANS = {
-    "sdxl-turbo": _Plan(4, "hps", 8),
-    "lcm-dreamshaper": _Plan(4, "clip", 4),
-    "pcm-sd15": _Plan(8, "clip", 8),
-    "pcm-sdxl": _Plan(4, "clip", 4),
-    "flux-schnell": _Plan(4, "hps", 2, held_out=64, held_out_seeds=1),
-}
-
-
 def study_text(
     model: str, *, scheme: str = "w4a8", steps: int | None = None, name: str | None = None
 ) -> str:
@@ -47,14 +26,12 @@ def study_text(
     Raises ConfigError for a model without a template, or that was not distilled for `steps`;
     QuantizationError for a scheme that does not exist.
     """
-    if model not in _PLANS:
-        raise ConfigError(f"no template for {model!r}; expected one of {', '.join(_PLANS)}")
-    plan, entry = _PLANS[model], MODELS[model]
-    steps = steps or plan.steps
+    entry, hints = _known(model)
+    steps = steps or hints.steps
     with_entry(Model(name=model), steps)
     backend = backend_named(backend_to_hold(scheme))
     name = name or study_name(model, scheme, steps)
-    says, unseen = _PRESETS[plan.preset]
+    says, unseen = _PRESETS[hints.preset]
     values = {
         "title": entry.description.partition(",")[0],
         "scheme": scheme,
@@ -71,30 +48,42 @@ def study_text(
         "backend": backend.name,
         "backend_space": " " * max(1, 20 - len(backend.name)),
         "backend_says": backend.description,
-        "preset": plan.preset,
-        "preset_space": " " * max(1, 21 - len(plan.preset)),
+        "preset": hints.preset,
+        "preset_space": " " * max(1, 21 - len(hints.preset)),
         "preset_says": says,
         "prompts_revision": SDCI_REVISION,
         "calibration": 20,
-        "held_out": plan.held_out,
-        "held_out_seeds": plan.held_out_seeds,
+        "held_out": hints.held_out,
+        "held_out_seeds": hints.held_out_seeds,
         "metrics": f'"pixels", "{unseen}", "pyiqa:topiq_nr"',
-        "batch_size": plan.batch_size,
+        "batch_size": hints.batch_size,
     }
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(values)
 
 
 def study_name(model: str, scheme: str, steps: int) -> str:
     """The name of a model's study, such as sdxl-turbo-w4a8 or pcm-sd15-8step-w8a8."""
-    short = model.removesuffix("-dreamshaper")
-    several = short not in ("sdxl-turbo", "flux-schnell") or steps != _PLANS[model].steps
-    return f"{short}-{steps}step-{scheme}" if several else f"{short}-{scheme}"
+    _, hints = _known(model)
+    name = hints.study
+    if "{steps}" not in name and steps != hints.steps:
+        name += "-{steps}step"
+    return f"{name.format(steps=steps)}-{scheme}"
 
 
 def studies() -> dict[str, str]:
     """The study files that come with qsched, by file name: each model at three schemes."""
     return {
-        f"{study_name(model, scheme, plan.steps)}.toml": study_text(model, scheme=scheme)
-        for model, plan in _PLANS.items()
+        f"{study_name(name, scheme, entry.hints.steps)}.toml": study_text(name, scheme=scheme)
+        for name, entry in MODELS.items()
+        if entry.hints
         for scheme in ("w8a8", "w4a8", "nf4")
     }
+
+
+def _known(model: str) -> tuple[ModelEntry, Hints]:
+    """A model's entry with its hints. Raises ConfigError for one without."""
+    entry = MODELS.get(model)
+    if entry is None or entry.hints is None:
+        known = ", ".join(name for name, each in MODELS.items() if each.hints)
+        raise ConfigError(f"no template for {model!r}; expected one of {known}")
+    return entry, entry.hints

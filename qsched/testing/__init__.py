@@ -1,5 +1,5 @@
-"""What qsched promises to its users and asks of plug-ins, as tests: a suite for each kind of thing.
+"""What qsched asks of plug-ins, as tests: what it checks of the built-in ones, for everybody's own.
 
-Classes for the pytest module of a plug-in's author, who derives one and names the plug-in; qsched's
-own tests derive them for what is built in. Nothing else imports this room. Begin with `backends`.
+For the pytest module of a plug-in's author; each failure says what the plug-in doesn't keep:
+`scorers`, `readers`, `backends`, `launchers`. Nothing else imports this room. Begin with `scorers`.
 """

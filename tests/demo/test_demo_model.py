@@ -24,7 +24,7 @@ from qsched.pipelines.table import Sampling, sampling_of
 from qsched.prompts import Prompt, with_seeds
 from qsched.quantization.quantize import quantize
 from qsched.schedule.coefficients import Coefficients
-from qsched.scoring.scorers import checked, load_metrics, load_scorers
+from qsched.scoring.scorers import load_scorers
 from qsched.statistics import paired_interval
 
 ROOT = Path(__file__).parents[2]
@@ -162,47 +162,45 @@ def drawn() -> dict[str, Tensor]:
 
 
 @pytest.fixture(scope="module")
-def judged(drawn: dict[str, Tensor]) -> dict[str, dict[str, np.ndarray]]:
+def scored(drawn: dict[str, Tensor]) -> dict[str, dict[str, np.ndarray]]:
     """{set: {metric: (64,)}}."""
     scorers = load_scorers(["demo-alignment", "demo-quality"])
-    metrics = load_metrics(["attributes", "similarity", "pixels"])
-    captions = [prompt.text for prompt in PROMPTS]
+    metrics = load_scorers(["attributes", "similarity", "pixels"])
     return {
         name: {
-            **{metric: np.array(values) for metric, values in scorers.score(made, PROMPTS).items()},
-            **{
-                metric: np.array(checked(metric, PROMPTS, judge, made, captions, drawn["4"]))
-                for metric, judge in metrics.items()
-            },
+            metric: np.array(values)
+            for metric, values in (
+                scorers.score(made, PROMPTS) | metrics.score(made, PROMPTS, drawn["4"])
+            ).items()
         }
         for name, made in drawn.items()
     }
 
 
-def better(judged: dict[str, dict[str, np.ndarray]], one: str, other: str, metric: str) -> bool:
+def better(scored: dict[str, dict[str, np.ndarray]], one: str, other: str, metric: str) -> bool:
     """Whether `one` is above `other` with its whole 95 % interval."""
     captions = [prompt.text for prompt in PROMPTS]
-    return paired_interval(judged[one][metric], judged[other][metric], captions).above_zero
+    return paired_interval(scored[one][metric], scored[other][metric], captions).above_zero
 
 
-def test_more_steps_are_better(judged: dict[str, dict[str, np.ndarray]]) -> None:
-    assert better(judged, "2", "1", "demo-quality")
-    assert better(judged, "4", "2", "demo-quality")
+def test_more_steps_are_better(scored: dict[str, dict[str, np.ndarray]]) -> None:
+    assert better(scored, "2", "1", "demo-quality")
+    assert better(scored, "4", "2", "demo-quality")
 
 
-def test_seeds_differ_visibly(judged: dict[str, dict[str, np.ndarray]]) -> None:
-    assert np.median(judged["other seeds"]["pixels"]) < -6  # grey levels, root mean square
-    assert judged["other seeds"]["attributes"].mean() > 0.68  # and yet show the same
+def test_seeds_differ_visibly(scored: dict[str, dict[str, np.ndarray]]) -> None:
+    assert np.median(scored["other seeds"]["pixels"]) < -6  # grey levels, root mean square
+    assert scored["other seeds"]["attributes"].mean() > 0.68  # and yet show the same
 
 
-def test_held_out_combinations_are_drawn_right(judged: dict[str, dict[str, np.ndarray]]) -> None:
-    assert judged["4"]["attributes"].mean() > 0.68
+def test_held_out_combinations_are_drawn_right(scored: dict[str, dict[str, np.ndarray]]) -> None:
+    assert scored["4"]["attributes"].mean() > 0.68
 
 
-def test_quantization_is_measurably_worse(judged: dict[str, dict[str, np.ndarray]]) -> None:
+def test_quantization_is_measurably_worse(scored: dict[str, dict[str, np.ndarray]]) -> None:
     for metric in ("attributes", "similarity", "demo-quality", "demo-alignment"):
-        assert better(judged, "4", "w4a4", metric), metric
-    assert better(judged, "w8a8", "w4a4", "similarity")
+        assert better(scored, "4", "w4a4", metric), metric
+    assert better(scored, "w8a8", "w4a4", "similarity")
 
 
 # What judges it.
@@ -221,20 +219,20 @@ def damaged(images: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("name", ["blur", "noise", "mosaic"])
 def test_the_critic_sees_damage(
-    drawn: dict[str, Tensor], judged: dict[str, dict[str, np.ndarray]], name: str
+    drawn: dict[str, Tensor], scored: dict[str, dict[str, np.ndarray]], name: str
 ) -> None:
     critic = load_scorers(["demo-quality"])
     spoilt = critic.score(damaged(drawn["4"])[name], PROMPTS)["demo-quality"]
-    assert (np.array(spoilt) < judged["4"]["demo-quality"]).mean() > 0.7
+    assert (np.array(spoilt) < scored["4"]["demo-quality"]).mean() > 0.7
 
 
 def test_alignment_prefers_the_right_caption(
-    drawn: dict[str, Tensor], judged: dict[str, dict[str, np.ndarray]]
+    drawn: dict[str, Tensor], scored: dict[str, dict[str, np.ndarray]]
 ) -> None:
     scorer = load_scorers(["demo-alignment"])
     shifted = tuple(PROMPTS[1:] + PROMPTS[:1])
     wrong = scorer.score(drawn["4"], shifted)["demo-alignment"]
-    assert (judged["4"]["demo-alignment"] > np.array(wrong)).mean() > 0.95
+    assert (scored["4"]["demo-alignment"] > np.array(wrong)).mean() > 0.95
 
 
 def test_a_score_does_not_depend_on_its_neighbours(drawn: dict[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from qsched.errors import ScoreError
 from qsched.scoring.catalog import (
-    METRICS,
+    HELD_OUT,
     PRESETS,
     SCORERS,
     UNKNOWN,
@@ -16,11 +16,14 @@ from qsched.scoring.catalog import (
     scorer_entry,
 )
 
+SPELT = ("open_clip", "pyiqa")
+"""Names that go on after a colon."""
+
 
 @pytest.mark.parametrize(
     "name",
     [
-        *SCORERS,
+        *(name for name in SCORERS.built_in if name not in (*HELD_OUT, *SPELT)),
         "open_clip:ViT-B-32/laion2b_s34b_b79k",
         "open_clip:ViT-B-32//weights/mine.pt",
         "open_clip:local-dir:/some folder/clip",
@@ -56,6 +59,10 @@ def test_a_scorer_has_an_entry(name: str) -> None:
         ("pyiqa:clipscore", "captions"),
         ("similarity", "held-out metric"),
         ("attributes", "held-out metric"),
+        ("clipscore:large", "takes nothing after a colon"),
+        ("os:getcwd", "expected a class with direction"),
+        ("pathlib:Path", "has no direction and no prepare and no score"),
+        ("nowhere:Sharpness", "put nowhere.py beside the study file"),
     ],
 )
 def test_what_cannot_be_searched_is_refused_in_one_line(name: str, words: str) -> None:
@@ -70,7 +77,9 @@ def test_presets_are_the_papers() -> None:
     assert PRESETS["clip-log"] == (("clipscore", 1.0, "log"), ("clip-iqa", 2.0, "raw"))
     assert PRESETS["hps"] == (("aq-map", 1.0, "raw"), ("hpsv2.1", 2.0, "raw"))
     assert PRESETS["standardised"] == PRESETS["clip"]
-    assert {scorer for terms in PRESETS.values() for scorer, _, _ in terms} <= SCORERS.keys()
+    assert {
+        scorer for terms in PRESETS.values() for scorer, _, _ in terms
+    } <= SCORERS.built_in.keys()
 
 
 @pytest.mark.parametrize(
@@ -108,7 +117,9 @@ def test_independent_metrics_share_no_network(
 
 
 def test_no_metric_is_independent_of_itself() -> None:
-    for name in [*SCORERS, *METRICS, "open_clip:ViT-B-32/openai", "pyiqa:piqe"]:
+    for name in [*SCORERS.built_in, "open_clip:ViT-B-32/openai", "pyiqa:piqe"]:
+        if name in SPELT:
+            continue
         assert not independent(name, [name])
 
 

@@ -21,14 +21,16 @@ from torch.nn import functional as F
 
 from qsched.errors import ScoreError
 from qsched.pipelines.catalog import DEMO_FOLDER
+from qsched.prompts import Prompt
 from qsched.scoring import clip, clip_models
+from qsched.scoring.catalog import metric_entry
 from qsched.scoring.clip import AqMap, ClipAlignment, ClipEncoder, OpenClipTowers, Preprocess
 from qsched.scoring.clip_models import (
-    LOADERS,
     load_open_clip,
     load_open_clip_scorer,
     load_pickscore,
 )
+from qsched.scoring.loading import load_scorer
 
 LONG = "a photograph of a red fox beside a tall house in the snow, " * 20
 CAPTIONS = ["a red fox", "An owl & a HOUSE, on snow!", "", LONG]
@@ -49,9 +51,12 @@ def pictures(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(array) for array in arrays]
 
 
+SEEING = ("clipscore", "aq-map", "hpsv2.1", "pickscore")
+
+
 def scored(scorer: Any, images: Tensor, captions: Sequence[str]) -> Tensor:
     with torch.inference_mode():
-        values: Tensor = scorer(images, captions)
+        values: Tensor = scorer.score(images, [Prompt(caption, 0) for caption in captions])
     return values
 
 
@@ -168,7 +173,7 @@ def test_images_are_prepared_as_open_clip_does(mode: str, size: tuple[int, int])
 def test_hps_is_the_cosine_of_padded_images(folder: Path) -> None:
     """hpsv2.score: diagonal of image_features @ text_features.T, each normalised."""
     images = smooth(64, 96)
-    hps = LOADERS["hpsv2.1"](twin=True)
+    hps = load_scorer(metric_entry("hpsv2.1"), twin=True)
     place = clip_models._twin("hpsv2.1")
     with clip_models.quiet():
         network = open_clip.create_model(place).eval()
@@ -236,37 +241,39 @@ def test_aq_map_is_its_formula(network: Any, folder: Path) -> None:
 
 
 def test_aq_map_asks_with_the_published_templates() -> None:
-    scorer = LOADERS["aq-map"](twin=True)
+    scorer = load_scorer(metric_entry("aq-map"), twin=True)
     assert isinstance(scorer, AqMap)
     assert len(scorer._templates) == 85
     assert all(template.count("{}") == 1 for template in scorer._templates)
 
 
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", SEEING)
 def test_an_image_is_scored_alone_as_in_a_batch(name: str) -> None:
     images = torch.cat([smooth(64, 64), smooth(64, 64).flip(1)])
     captions = [*CAPTIONS, *reversed(CAPTIONS)]
-    together = scored(LOADERS[name](twin=True), images, captions)
-    alone = LOADERS[name](twin=True)
+    together = scored(load_scorer(metric_entry(name), twin=True), images, captions)
+    alone = load_scorer(metric_entry(name), twin=True)
     for index, caption in enumerate(captions):
         value = scored(alone, images[index : index + 1], [caption])
         assert float(value[0]) == pytest.approx(float(together[index]), rel=1e-4, abs=1e-5)
     assert together.std() > 0
 
 
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", SEEING)
 def test_large_images_are_taken(name: str) -> None:
-    values = scored(LOADERS[name](twin=True), smooth(1024, 768, count=1), ["a fox"])
+    values = scored(
+        load_scorer(metric_entry(name), twin=True), smooth(1024, 768, count=1), ["a fox"]
+    )
     assert values.shape == (1,)
     assert values.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize("name", SEEING)
 def test_half_precision_changes_little(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     images = smooth(64, 64)
-    full = scored(LOADERS[name](twin=True), images, CAPTIONS)
+    full = scored(load_scorer(metric_entry(name), twin=True), images, CAPTIONS)
     monkeypatch.setattr(clip, "precision", lambda device: torch.float16)
-    half = scored(LOADERS[name](twin=True), images, CAPTIONS)
+    half = scored(load_scorer(metric_entry(name), twin=True), images, CAPTIONS)
     assert half.dtype == torch.float32
     assert not torch.equal(half, full)
     assert torch.allclose(half, full, rtol=2e-3, atol=2e-3)

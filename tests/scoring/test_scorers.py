@@ -14,42 +14,59 @@ from torch import Tensor
 
 from qsched.errors import ScoreError
 from qsched.prompts import Prompt
-from qsched.scoring.catalog import METRICS, PRESETS, SCORERS, MetricEntry
+from qsched.scoring.catalog import HELD_OUT, PRESETS, SCORERS, ScorerEntry, metric_entry
 from qsched.scoring.jaq import Objective, Term
-from qsched.scoring.scorers import Metrics, Scorers, checked, load_metrics, load_scorers
-from qsched.scoring.similarity import pixel_closeness
+from qsched.scoring.loading import load_scorer
+from qsched.scoring.scorers import Scorers, checked, load_scorers
+from qsched.scoring.similarity import Pixels
+from qsched.testing.scorers import ScorerContract
 
 PROMPTS = [Prompt("a flat owl", 1), Prompt("a shaded fox", 2)]
 IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
-def mean_brightness(images: Tensor, captions: Sequence[str]) -> Tensor:
-    return images.mean(dim=(1, 2, 3))
+class Brightness:
+    direction = "maximize"
+
+    def prepare(self, device: torch.device) -> None: ...
+
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        return images.mean(dim=(1, 2, 3))
+
+
+class Broken(Brightness):
+    def __init__(self, value: float | Exception) -> None:
+        self.value = value
+
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
+        if isinstance(self.value, Exception):
+            raise self.value
+        return torch.tensor([1.0, self.value])
+
+
+class Darkness(Brightness):
+    direction = "minimize"
 
 
 def test_scores_come_by_name_one_an_image() -> None:
-    scores = Scorers({"brightness": mean_brightness}).score(IMAGES, PROMPTS)
-    assert scores == {"brightness": pytest.approx(IMAGES.mean(dim=(1, 2, 3)).tolist())}
+    scores = Scorers({"brightness": Brightness(), "darkness": Darkness()}).score(IMAGES, PROMPTS)
+    means = IMAGES.mean(dim=(1, 2, 3))
+    assert scores["brightness"] == pytest.approx(means.tolist())
+    assert scores["darkness"] == pytest.approx((-means).tolist())  # higher is always better
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_score_that_is_not_finite_raises_with_scorer_and_prompt(bad: float) -> None:
-    def broken(images: Tensor, captions: Sequence[str]) -> Tensor:
-        return torch.tensor([1.0, bad])
-
     with pytest.raises(ScoreError, match=r"broken gave .* for 'a shaded fox'") as raised:
-        Scorers({"broken": broken}).score(IMAGES, PROMPTS)
+        Scorers({"broken": Broken(bad)}).score(IMAGES, PROMPTS)
     assert (raised.value.scorer, raised.value.prompt) == ("broken", "a shaded fox")
 
 
 def test_a_scorer_that_raises_fails_by_name() -> None:
-    def broken(images: Tensor, captions: Sequence[str]) -> Tensor:
-        raise ZeroDivisionError("no reason")
-
     with pytest.raises(
         ScoreError, match=r"broken failed.*'a flat owl'.*ZeroDivisionError"
     ) as raised:
-        Scorers({"broken": broken}).score(IMAGES, PROMPTS)
+        Scorers({"broken": Broken(ZeroDivisionError("no reason"))}).score(IMAGES, PROMPTS)
     assert raised.value.scorer == "broken"
 
 
@@ -61,19 +78,18 @@ def test_the_wrong_number_of_values_is_refused() -> None:
 def test_pixels_measures_the_rms_difference() -> None:
     one, other = torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4)
     other[1] += 10 / 255
-    assert pixel_closeness(one, [], other).tolist() == pytest.approx([0.0, -10.0])
+    assert Pixels().score(one, [], other).tolist() == pytest.approx([0.0, -10.0])
 
 
 def test_similarity_is_one_for_equal_images_and_falls_with_damage() -> None:
-    similarity = load_metrics(["similarity"])["similarity"]
+    similarity = load_scorers(["similarity"])
     generator = torch.Generator().manual_seed(0)
     image = torch.nn.functional.interpolate(
         torch.rand(1, 3, 8, 8, generator=generator), size=64, mode="bicubic"
     ).clamp(0, 1)
     noise = torch.randn(1, 3, 64, 64, generator=generator)
     damaged = [(image + strength * noise).clamp(0, 1) for strength in (0.0, 0.02, 0.05, 0.2)]
-    with torch.inference_mode():
-        values = [float(similarity(one, ["x"], image)) for one in damaged]
+    values = [similarity.score(one, PROMPTS[:1], image)["similarity"][0] for one in damaged]
     assert values[0] == pytest.approx(1.0, abs=1e-5)
     assert values == sorted(values, reverse=True)
     assert values[-1] < 0.9
@@ -90,7 +106,7 @@ def test_scores_do_not_depend_on_the_batch() -> None:
             assert values[0] == pytest.approx(together[name][index], abs=1e-4)
 
 
-class Heavy:
+class Heavy(Brightness):
     """Brightness by a model of a certain weight, on a device of limited room."""
 
     room = 0
@@ -100,7 +116,7 @@ class Heavy:
         self.place = "cpu"
         self.calls = 0
 
-    def to(self, device: torch.device | str) -> None:
+    def prepare(self, device: torch.device) -> None:
         if str(device) != "cpu" and self.place == "cpu":
             if Heavy.room < self.weight:
                 raise torch.OutOfMemoryError
@@ -109,18 +125,18 @@ class Heavy:
             Heavy.room += self.weight
         self.place = str(device)
 
-    def __call__(self, images: Tensor, captions: Sequence[str]) -> Tensor:
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
         assert self.place == "cuda"
         self.calls += 1
         if Heavy.room < len(images):
             raise torch.OutOfMemoryError
-        return mean_brightness(images, captions)
+        return super().score(images, prompts)
 
 
 def heavy(room: int) -> tuple[dict[str, Heavy], Scorers]:
     Heavy.room = room
-    judges = {"one": Heavy(3), "two": Heavy(4)}
-    return judges, Scorers(judges | {"plain": mean_brightness}, "cuda")  # type: ignore[arg-type]
+    models = {"one": Heavy(3), "two": Heavy(4)}
+    return models, Scorers({**models, "plain": Brightness()}, "cuda")
 
 
 BRIGHTNESS = pytest.approx(IMAGES.mean(dim=(1, 2, 3)).tolist())
@@ -128,10 +144,10 @@ EXPECTED = {"one": BRIGHTNESS, "two": BRIGHTNESS, "plain": BRIGHTNESS}
 
 
 def test_scorers_stay_on_a_device_with_room(caplog: pytest.LogCaptureFixture) -> None:
-    judges, scorers = heavy(room=9)
+    models, scorers = heavy(room=9)
     for _ in range(2):
         assert scorers.score(IMAGES, PROMPTS) == EXPECTED
-        assert [judge.place for judge in judges.values()] == ["cuda", "cuda"]
+        assert [model.place for model in models.values()] == ["cuda", "cuda"]
     assert not caplog.records
 
 
@@ -141,10 +157,10 @@ def test_scorers_that_do_not_fit_together_come_one_at_a_time(
 ) -> None:
     """Whether they don't fit beside each other (6) or not beside the images (8)."""
     with caplog.at_level(logging.WARNING):
-        judges, scorers = heavy(room)
+        models, scorers = heavy(room)
         for _ in range(2):
             assert scorers.score(IMAGES, PROMPTS) == EXPECTED
-            assert [judge.place for judge in judges.values()] == ["cpu", "cpu"]
+            assert [model.place for model in models.values()] == ["cpu", "cpu"]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "has no room for the scorers (one, two, plain)" in caplog.text
 
@@ -152,29 +168,35 @@ def test_scorers_that_do_not_fit_together_come_one_at_a_time(
 @pytest.mark.parametrize("room", [5, 3])
 def test_images_that_do_not_fit_even_then_are_the_callers_matter(room: int) -> None:
     """It halves the batch: no ScoreError. One image fits into the five, nothing into the three."""
-    judges, scorers = heavy(room)
+    models, scorers = heavy(room)
     with pytest.raises(torch.OutOfMemoryError):
         scorers.score(IMAGES, PROMPTS)
-    assert [judge.place for judge in judges.values()] == ["cpu", "cpu"]
+    assert [model.place for model in models.values()] == ["cpu", "cpu"]
     assert Heavy.room == room
     if room == 5:
         assert scorers.score(IMAGES[:1], PROMPTS[:1]).keys() == EXPECTED.keys()
 
 
-def test_held_out_metrics_make_room_in_the_same_way() -> None:
-    class Beside(Heavy):
-        def __call__(  # type: ignore[override]
-            self, images: Tensor, captions: Sequence[str], reference: Tensor
-        ) -> Tensor:
-            return super().__call__(images - reference, captions)
+class Beside(Heavy):
+    """What is brighter than in the reference."""
 
+    reference = True
+
+    def score(  # type: ignore[override]
+        self, images: Tensor, prompts: Sequence[Prompt], reference: Tensor
+    ) -> Tensor:
+        return super().score(images - reference, prompts)
+
+
+def test_those_that_compare_with_the_reference_make_room_in_the_same_way() -> None:
     Heavy.room = 6
-    metrics = Metrics({"one": Beside(3), "two": Beside(4)}, "cuda")
+    scorers = Scorers({"one": Beside(3), "two": Beside(4)}, "cuda")
     zero = torch.zeros_like(IMAGES)
-    assert metrics.score(IMAGES, PROMPTS, zero) == {"one": BRIGHTNESS, "two": BRIGHTNESS}
+    assert scorers.score(IMAGES, PROMPTS, zero) == {"one": BRIGHTNESS, "two": BRIGHTNESS}
 
 
-TWINS = [*SCORERS, "open_clip:ViT-B-32/laion2b_s34b_b79k", "pyiqa:piqe", "pyiqa:musiq"]
+SEARCHED = [name for name in SCORERS.built_in if name not in (*HELD_OUT, "open_clip", "pyiqa")]
+TWINS = [*SEARCHED, "open_clip:ViT-B-32/laion2b_s34b_b79k", "pyiqa:piqe", "pyiqa:musiq"]
 
 
 def test_every_scorer_has_a_twin_that_needs_no_download() -> None:
@@ -200,17 +222,10 @@ def test_a_presets_objective_can_be_computed_with_twins(preset: str) -> None:
 def test_a_scorer_may_be_a_held_out_metric() -> None:
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
     names = ["clipscore", "demo-quality", "similarity"]
-    metrics = load_metrics(names, twin=True)
-    found = Metrics(metrics, "cpu").score(images, PROMPTS, images)
+    found = load_scorers(names, twin=True).score(images, PROMPTS, images)
     alone = load_scorers(names[:2], twin=True).score(images, PROMPTS)
     assert {name: found[name] for name in names[:2]} == alone
     assert found["similarity"] == pytest.approx([1.0, 1.0], abs=1e-5)
-
-
-def test_a_held_out_metric_may_not_be_searched() -> None:
-    for name in METRICS:
-        with pytest.raises(ScoreError, match="held-out metric"):
-            load_scorers([name])
 
 
 OFFLINE = [
@@ -298,17 +313,25 @@ def test_a_package_that_is_missing_is_named_with_its_remedy(
     """Before anything is loaded, twin or not."""
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(ScoreError) as raised:
-        load_metrics([name], twin=True)
+        load_scorers([name], twin=True)
     assert words in str(raised.value)
 
 
 def test_a_package_that_turns_out_to_be_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ScoreError, match="similarity: the package timm is missing"):
-        load_metrics(["similarity"])
+        load_scorers(["similarity"])
 
 
 def test_entries_name_what_they_need() -> None:
-    for entry in [*SCORERS.values(), *METRICS.values()]:
-        assert isinstance(entry, MetricEntry)
+    for name in [*SEARCHED, *HELD_OUT]:
+        entry = metric_entry(name)
+        assert isinstance(entry, ScorerEntry)
         assert entry.download_gb == 0 or entry.source
+
+
+@pytest.mark.parametrize("name", [*TWINS, *HELD_OUT])
+def test_built_in_scorers_keep_the_contract_of_plug_ins(name: str) -> None:
+    ScorerContract(load_scorer(metric_entry(name), twin=True)).check(
+        captions=("a large flat owl on a pink background", "a small flat fox on a blue background")
+    )

