@@ -17,6 +17,7 @@ from qsched.errors import QschedError, first_line
 from qsched.libraries import installed_version
 from qsched.pipelines.catalog import is_folder, is_function, model_entry
 from qsched.pipelines.table import backend_of_encoders, source_of
+from qsched.plugins import beside
 from qsched.quantization.backend import Backend
 from qsched.scoring.catalog import metric_entry
 from qsched.service.database import Database, now
@@ -59,7 +60,9 @@ def examine(url: str | None, study: Path | None = None) -> Iterator[Finding]:
         try:
             definition = load_study(study, fetch=False)
             yield Finding("study", True, f"{study} is valid")
-            yield from _needs(definition)
+            with beside(definition.folder):
+                needs = list(_needs(definition))
+            yield from needs
             definition = load_study(study)
         except QschedError as error:
             yield Finding("study", False, str(error))

@@ -109,7 +109,7 @@ class Backend(ABC):
     `description`: it in one line, for study files. `schemes`: what it can do; 16 bits count as left
     as they are. `packages`: distributions whose version changes what it calculates, for the
     fingerprint. `modules`: what it imports, and `extra`, the extra of qsched that installs them; ""
-    if none does. `scales`: what shares a scale where `group_size` can't be set.
+    if `packages` do. `scales`: what shares a scale where `group_size` can't be set.
 
     `simulates`: its weights stay plain floating point, rounded: tied layers may stay tied, and a
     template prefers a backend that holds what the scheme says. `loads_straight`: diffusers can load
@@ -189,10 +189,9 @@ class Backend(ABC):
     @property
     def remedy(self) -> str:
         """The command that installs what it imports."""
-        needed = (
-            f"'qsched[{self.extra}]'" if self.extra else " ".join(self.packages or (self.name,))
+        return "pip install " + (
+            f"'qsched[{self.extra}]'" if self.extra else " ".join(self.packages)
         )
-        return f"pip install {needed}"
 
 
 def backend_named(name: str) -> Backend:
@@ -232,6 +231,11 @@ def _made(found: Found) -> Backend:
         raise QuantizationError(
             f"quantization backend {found.name!r} has no {' and no '.join(absent)}; declare it in "
             "the class"
+        )
+    if not all(hasattr(scheme, "weight_bits") for scheme in found.value.schemes):
+        raise QuantizationError(
+            f"quantization backend {found.name!r}: schemes = {found.value.schemes!r}; expected "
+            "(Scheme(name, weight_bits, activation_bits), ...)"
         )
     try:
         return found.value(found.name)

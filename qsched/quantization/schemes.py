@@ -111,9 +111,7 @@ def backend_to_hold(scheme: str) -> str:
 
 def group_size_for(scheme: str, backend: str, group_size: int | None) -> int | None:
     """How many weights of an output channel share a scale; None: all of them, or blocks of the
-    backend's own. torchao's 4-bit weights come in groups of 32 unless another size is asked for.
-
-    Raises QuantizationError for a size that the pair can't have.
+    backend's own. Raises QuantizationError for a size that the pair can't have.
     """
     if group_size is not None and group_size < SMALLEST_GROUP:
         raise QuantizationError(

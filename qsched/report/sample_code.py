@@ -7,6 +7,7 @@ from typing import Any
 
 from qsched.pipelines import catalog
 from qsched.pipelines.table import Model, source_of
+from qsched.plugins import beside
 from qsched.quantization.schemes import FIRST_AND_LAST, Scheme
 from qsched.quantization.table import Quantization
 from qsched.schedule.standalone import in_order
@@ -23,7 +24,8 @@ def sample_code(study: Study) -> str:
     imports = {"import torch", "from diffusers import AutoModel"}
     body = _loading(tables.model, imports)
     device = 'device = "cuda" if torch.cuda.is_available() else "cpu"'
-    quantizing, late = _quantizing(tables.model, tables.quantization, imports)
+    with beside(study.folder):
+        quantizing, late = _quantizing(tables.model, tables.quantization, imports)
     body += ["pipeline.to(device)", *quantizing] if late else [*quantizing, "pipeline.to(device)"]
     if tables.model.vae_tiling:
         body.append("pipeline.vae.enable_tiling()")

@@ -8,6 +8,7 @@ import torch
 
 from qsched.cli.doctor import Finding, device, examine
 from qsched.study.template import study_text
+from tests.support.fakes_light import study_file
 
 A6000 = "NVIDIA RTX A6000, 535.230.02, 49140\n"
 
@@ -131,3 +132,27 @@ def test_what_a_study_needs_is_looked_for(tmp_path: Path, monkeypatch: pytest.Mo
     assert missing.words == "missing: peft; pip install 'qsched[gpu]'"
     demo = Path(__file__).parents[2] / "studies" / "demo.toml"
     assert all(finding.ok for finding in examine(url, demo))
+
+
+def test_what_a_backend_needs_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a plug-in beside the study, and of what quantizes the text encoders."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "needy.py").write_text(
+        "from qsched.quantization.backend import Backend\n"
+        "from qsched.quantization.schemes import Scheme\n"
+        "class Needy(Backend):\n"
+        "    description, schemes = 'needs much', (Scheme('few', 4, 16),)\n"
+        "    modules = packages = ('no_such_library',)\n"
+        "    def converter(self, group_size): self.library('no_such_library')\n"
+    )
+    path = study_file(tmp_path)
+    text = path.read_text().replace('name = "demo"', 'name = "demo"\ntext_encoders = "int8"')
+    path.write_text(text.replace('"w4a8"', '"few"\nbackend = "needy:Needy"'))
+    url = f"sqlite:///{tmp_path}/q.db"
+    found = {finding.name: finding for finding in examine(url, path)}["packages"]
+    assert found.words == "missing: no_such_library; pip install no_such_library"
+    path.write_text(text)
+    found = {finding.name: finding for finding in examine(url, path)}["packages"]
+    assert "bitsandbytes" in found.words

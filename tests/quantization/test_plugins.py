@@ -124,11 +124,25 @@ def test_its_origin_is_its_source(folder: Path) -> None:
     assert [origin_of(name) for name in BACKENDS.names()] == [None] * 3
 
 
+def test_what_it_needs_is_named_where_it_is_missing(tmp_path: Path) -> None:
+    code = documented().replace("return Rounding()", "self.library('no_such_library.nn')")
+    (tmp_path / "needy.py").write_text(
+        code.replace("description", "packages = ('it',); description")
+    )
+    words = "backend needy:Float8 can't be imported: No module named 'no_such_library'.*install it$"
+    with beside(tmp_path), pytest.raises(QuantizationError, match=words):
+        quantize(nn.Sequential(nn.Linear(64, 32)), "e4m3", backend="needy:Float8")
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [
         ("def Own(name): return 3", "is <function Own.*; expected a subclass of .*Backend"),
         ("class Own(Backend): description = 'x'", "has no schemes; declare it in the class"),
+        (
+            "class Own(Backend): description, schemes = 'x', ('w4',)",
+            r"schemes = \('w4',\); expected",
+        ),
         ("class Own(Backend): pass", "has no description and no schemes; declare"),
         (
             "class Own(Backend): description, schemes = 'x', (Scheme('y', 4, 16),)",
