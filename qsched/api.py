@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from qsched.captions import read_captions
 from qsched.errors import ConfigError, StudyError
+from qsched.libraries import quiet
 from qsched.pictures.sheets import Pictures
 from qsched.pipelines.catalog import TWIN_SIDE, model_entry
 from qsched.pipelines.table import Execution, Model, Sampling, model_named, sampling_of
@@ -186,12 +187,14 @@ def work(
     if status.complete and not stay:
         return True
     observer.loading("the model, the scorers")
-    from qsched.pipelines.generator import ImageGenerator
-    from qsched.pipelines.loading import PeakMemory, device_for, hardware
-    from qsched.pipelines.loading import load as load_model
-    from qsched.scoring.scorers import load_metrics, load_scorers
-    from qsched.service.evaluator import Evaluator
-    from qsched.service.worker import Worker
+    with quiet():
+        from qsched.pipelines.devices import device_for, hardware
+        from qsched.pipelines.generator import ImageGenerator
+        from qsched.pipelines.loading import load as load_model
+        from qsched.pipelines.memory import PeakMemory
+        from qsched.scoring.scorers import load_metrics, load_scorers
+        from qsched.service.evaluator import Evaluator
+        from qsched.service.worker import Worker
 
     definition, tables = study.definition, study.definition.tables
     execution = tables.execution.model_copy(update={"device": device} if device else {})
@@ -219,14 +222,18 @@ def work(
 
     worker = Worker(
         study,
-        Evaluator(generator, scorers, definition.calibration),
+        Evaluator(
+            generator,
+            scorers,
+            definition.calibration,
+            measures={"peak_memory_gb": PeakMemory(where)},
+        ),
         hardware=hardware(where),
         grace=grace,
         on_batch=lambda slot, scored: observer.batch(slot, scored, prompts),
         on_trial=on_trial,
         on_wait=lambda: observer.waiting(study.status()),
         gallery=gallery.Gallery(study),
-        memory=PeakMemory(where),
     )
     try:
         finished = worker.run(max_trials=max_trials, stay=stay)
@@ -262,7 +269,8 @@ def validate(
         observer.control(companion.name, companions.phrases(study.definition)[name])
         if not work(companion, observer=observer):
             return Outcome(companion.status(), False, report.grid_images(study))
-    from qsched.proof import validation
+    with quiet():
+        from qsched.proof import validation
 
     candidates = companions.candidates(study, study.definition.tables.validation.candidates)
     finished = companions.finished(study)
@@ -352,7 +360,8 @@ def generate(
 
     Raises QschedError before the first image; `pipelines.image_sets` says what is written to `out`.
     """
-    from qsched.pipelines.image_sets import write_image_set
+    with quiet():
+        from qsched.pipelines.image_sets import write_image_set
 
     found = Coefficients.load(coefficients) if coefficients else None
     table, sampling, scheme = _settings(model, found.steps if found else steps, quantization, twin)

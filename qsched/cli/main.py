@@ -44,9 +44,7 @@ def main() -> None:
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)  # what is less goes into a worker's own log
     logging.basicConfig(format="%(message)s", handlers=[handler])
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    for chatty in ("bitsandbytes", "torch.utils._pytree", "torchao"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # read when it is imported
     try:
         app()
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from qsched.errors import ConfigError
+from qsched.pictures.pixels import eight_bit
 from qsched.pipelines.generator import ImageGenerator
 from qsched.pipelines.loading import load
 from qsched.pipelines.table import Execution, Model, Sampling
@@ -45,8 +46,8 @@ def write_image_set(
         for start in range(0, len(missing), size):
             batch = missing[start : start + size]
             images = generator.generate([prompts[index] for index in batch], coefficients)
-            for index, image in zip(batch, images, strict=True):
-                pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
+            pictures = eight_bit(images.numpy()).transpose(0, 2, 3, 1)
+            for index, pixels in zip(batch, pictures, strict=True):
                 unfinished = folder / f"{index:05}.part"
                 Image.fromarray(pixels).save(unfinished, format="PNG")
                 unfinished.rename(folder / f"{index:05}.png")

@@ -17,9 +17,10 @@ from qsched.evidence.guards import Guard, guards
 from qsched.evidence.real_images import Distribution
 from qsched.evidence.table import FRECHET, KID
 from qsched.pipelines.loading import Loaded, load
+from qsched.pipelines.memory import free_memory
 from qsched.proof import verdict
 from qsched.proof.controls import Control, full_precision
-from qsched.proof.image_sets import ImageSets, Judge, Measured, free_memory, unseen
+from qsched.proof.image_sets import ImageSets, Judge, Measured, unseen
 from qsched.proof.verdict import JAQ, OWN_SEARCH, SAME_COEFFICIENTS, HeldOut, Judged
 from qsched.schedule.coefficients import Coefficients
 from qsched.schedule.preconditioning import precondition

@@ -23,9 +23,7 @@ image depends on its neighbours.
 
 import importlib
 import logging
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -35,6 +33,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from qsched.errors import QuantizationError
+from qsched.libraries import quiet
 from qsched.quantization.schemes import Scheme
 
 OUTLIER_THRESHOLD = 6.0
@@ -50,7 +49,7 @@ class TorchAO:
         self._group_size = group_size
         library = _imported("torchao.quantization")
         try:
-            with _without_deprecations():
+            with quiet():
                 self._configs = _torchao_configs(library, group_size)
         except (AttributeError, TypeError) as error:
             raise QuantizationError(
@@ -253,23 +252,9 @@ def _imported(name: str) -> ModuleType:
     package = name.partition(".")[0]
     logging.getLogger(package).setLevel(logging.ERROR)
     try:
-        with _without_deprecations():
+        with quiet():
             return importlib.import_module(name)
     except ImportError as error:
         raise QuantizationError(
             f"quantization backend {package} can't be imported: {error}; pip install 'qsched[gpu]'"
         ) from error
-
-
-@contextmanager
-def _without_deprecations() -> Iterator[None]:
-    """torchao brings up those of its own code and, in torch's log, those of its enumerations."""
-    log = logging.getLogger("torch.utils._pytree")
-    level = log.level
-    try:
-        log.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)

@@ -6,11 +6,8 @@ libraries raise; `score` says it in one line.
 
 import difflib
 import json
-import logging
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
-from io import StringIO
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from qsched.errors import ScoreError
 from qsched.hub import fetch_file
+from qsched.libraries import quiet
 from qsched.pipelines.twins import clip_words, made
 from qsched.scoring.clip import (
     AqMap,
@@ -148,29 +146,6 @@ def load_open_clip(folder: Path, device: torch.device | str = "cpu") -> ClipAlig
     )
     alignment.to(device)
     return alignment
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Libraries that print, or log as the program itself would, are not heard meanwhile."""
-    import transformers.utils.logging as transformers_logging
-
-    def silent(record: logging.LogRecord) -> bool:
-        return False
-
-    root, handler = logging.getLogger(), logging.NullHandler()
-    bars = transformers_logging.is_progress_bar_enabled()
-    root.addFilter(silent)
-    root.addHandler(handler)  # else the first `logging.info` of a library would install its own
-    transformers_logging.disable_progress_bar()
-    try:
-        with redirect_stdout(StringIO()):
-            yield
-    finally:
-        root.removeFilter(silent)
-        root.removeHandler(handler)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _open_clip(model: str, tag: str | None = None) -> tuple[OpenClipTowers, Preprocess]:

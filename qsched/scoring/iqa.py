@@ -13,7 +13,8 @@ import socket
 import urllib.request
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from torch.nn import functional as F
 
 from qsched.errors import ScoreError
 from qsched.hub import offline
+from qsched.libraries import quiet
 from qsched.pipelines.twins import made
 from qsched.scoring.catalog import metric_entry
 from qsched.scoring.clip import precision
-from qsched.scoring.clip_models import quiet
 
 QUALITY = ("Good photo.", "Bad photo.")
 """CLIP-IQA's "quality" pair (Wang et al. 2023), as torchmetrics and the Q-Sched code have it."""
@@ -167,8 +168,7 @@ def _loading() -> Iterator[None]:
     if offline():
         urllib.request.install_opener(_Offline())
     try:
-        with quiet(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quiet(), redirect_stdout(StringIO()):
             yield
     finally:
         socket.setdefaulttimeout(patience)

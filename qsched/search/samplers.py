@@ -8,7 +8,6 @@ trials in the order of their ends.
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import product
@@ -21,6 +20,7 @@ from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
 from qsched.errors import StudyError
+from qsched.libraries import quiet
 from qsched.schedule.parametrisations import Bounds, Parametrisation
 from qsched.search.box import Box, History, Trial, Vector
 from qsched.search.catalog import resolved
@@ -176,13 +176,12 @@ class _Model:
     """
 
     def __init__(self, name: str, box: Box) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._name = name
         self._box = box
         self._pinned = box.space.pinned
         every = distributions(box.space, box.bounds)
         self._distributions = {name: every[name] for name in every if name not in self._pinned}
-        self._study = optuna.create_study(direction="maximize")
+        self._study = self._empty_study()
         self._told: list[Trial] = []
 
     def propose(self, history: History, slot: int) -> Vector:
@@ -203,6 +202,11 @@ class _Model:
             return self._box.near(vector, self._box.rng(slot, "gp"), GP_SPREAD)
         return vector
 
+    @staticmethod
+    def _empty_study() -> optuna.Study:
+        with quiet():
+            return optuna.create_study(direction="maximize")
+
     def _evidence(self, finished: list[Trial]) -> list[Trial]:
         if self._name != "gp" or len(finished) <= GP_TRIALS:
             return finished
@@ -212,7 +216,7 @@ class _Model:
 
     def _tell(self, evidence: list[Trial]) -> None:
         if evidence[: len(self._told)] != self._told:
-            self._study = optuna.create_study(direction="maximize")
+            self._study = self._empty_study()
             self._told = []
         for trial in evidence[len(self._told) :]:
             self._add(trial[1], trial[2])
@@ -234,8 +238,7 @@ class _Model:
         )
 
     def _sampler(self, seed: int) -> BaseSampler:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with quiet():
             if self._name == "gp":
                 return GPSampler(seed=seed, n_startup_trials=1)
             return TPESampler(seed=seed, multivariate=True, constant_liar=True)

@@ -144,7 +144,6 @@ class Database:
         """Optuna's storage in the same database."""
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = self.patiently(
             lambda: optuna.storages.RDBStorage(
                 self.url.render_as_string(hide_password=False),

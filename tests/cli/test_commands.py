@@ -49,11 +49,7 @@ def finished(tmp_path: Path) -> Path:
     """The default database with a study whose budget is spent."""
     definition = fakes.study(tmp_path / "files")
     stored = studies.create(Storage(f"sqlite:///{tmp_path}/storage/qsched.db"), definition)
-    evaluator = Evaluator(
-        fakes.FakeGenerator(),  # type: ignore[arg-type]
-        fakes.FakeScorers(),  # type: ignore[arg-type]
-        definition.calibration,
-    )
+    evaluator = Evaluator(fakes.FakeGenerator(), fakes.FakeScorers(), definition.calibration)
     assert Worker(stored, evaluator).run()
     return tmp_path / "storage" / "qsched.db"
 

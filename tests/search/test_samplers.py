@@ -324,10 +324,10 @@ def test_what_is_no_sampler_is_refused_in_words(name: str, words: str) -> None:
 
 def test_names_are_checked_without_anything_heavy() -> None:
     code = (
-        "import sys; from qsched.sampler_names import check_sampler\n"
+        "import sys; from qsched.search.catalog import check_sampler\n"
         f"for name in {list(SAMPLERS)!r}: check_sampler(name)\n"
         "heavy = {'optuna', 'torch', 'numpy', 'nevergrad', 'cmaes', 'scipy'} & sys.modules.keys()\n"
-        "import qsched.samplers\n"
+        "import qsched.search.samplers\n"
         "print(sorted(heavy), sorted({'torch', 'nevergrad'} & sys.modules.keys()))"
     )
     printed = subprocess.run(
