@@ -10,6 +10,9 @@ from qsched.errors import ConfigError
 from qsched.pipelines import catalog
 from qsched.tables import Section, accepted_by
 
+LOCAL = "local"
+"""The launcher of this machine."""
+
 
 class LoraTable(Section):
     """`[model.lora]`: LoRA weights, fused before the network is quantized."""
@@ -84,7 +87,8 @@ class Sampling(Section):
 class Execution(Section):
     """`[execution]`: where and how fast; nothing here changes what a score means.
 
-    `offload`: what waits in the computer's memory, whole models or single layers.
+    `offload`: what waits in the computer's memory, whole models or single layers. `launcher`: what
+    starts the workers of `qsched run`, by a name of `service.launchers`.
     """
 
     batch_size: int = Field(default=16, ge=1, le=1024)
@@ -92,6 +96,7 @@ class Execution(Section):
     offload: Literal["none", "model", "sequential"] = "none"
     vae_slicing: bool = False
     allow_mixed_hardware: bool = False
+    launcher: str = LOCAL
 
 
 def with_entry(model: Model, steps: int) -> Model:

@@ -26,8 +26,8 @@ LIGHT_MODULES = (
     *("pipelines.catalog", "pipelines.table", "scoring.catalog", "scoring.jaq", "scoring.table"),
     *("evidence.guards", "evidence.table", "demo.captions"),
     *("service.database", "service.schema", "service.slots", "service.status", "service.storage"),
-    *("service.stored_study", "service.trials", "service.worker", "service.pool"),
-    *("proof.controls", "proof.verdict"),
+    *("service.launchers", "service.stored_study", "service.trials", "service.worker"),
+    *("proof.controls", "proof.verdict", "testing.launchers"),
 )
 FILES = {
     ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): file

@@ -20,7 +20,6 @@ SCRIPTS = [
     "scripts/demo",
     "scripts/test",
     "scripts/check",
-    "scripts/workers",
     "scripts/qsched.sh",
     "scripts/collect_images.sh",
     "deploy/slurm_worker.sbatch",
