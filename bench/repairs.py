@@ -124,7 +124,7 @@ class Lab:
         import torch
 
         from qsched.pipelines.generator import ImageGenerator
-        from qsched.pipelines.loading import load
+        from qsched.pipelines.loading import load_model
         from qsched.pipelines.table import Sampling, sampling_of
         from qsched.quantization.table import Quantization
         from qsched.scoring.scorers import Metrics, load_metrics, load_scorers
@@ -143,7 +143,7 @@ class Lab:
         self._references: dict[Prompt, Any] = {}
 
         def generator(scheme: Any) -> ImageGenerator:
-            pipeline = load(tables.model, scheme, execution=tables.execution).pipeline
+            pipeline = load_model(tables.model, scheme, execution=tables.execution).pipeline
             made = ImageGenerator(pipeline, sampling, part=tables.model.part, batch_size=16)
             made.prepare(sorted({*draws, *self.held_out}))
             return made

@@ -136,7 +136,7 @@ def run(
     with nullcontext() if isinstance(study, Study) else beside(Path(study).parent):
         definition = study if isinstance(study, Study) else load_study(study)
         name = definition.tables.execution.launcher
-        launcher = launchers.named(name) if workers > 1 or name != LOCAL else None
+        launcher = launchers.launcher_named(name) if workers > 1 or name != LOCAL else None
     database = storage if isinstance(storage, Storage) else Storage(storage)
     stored = create(database, definition, accept=accept)
     folder = _folder(stored, out)
@@ -222,7 +222,7 @@ def work(
     with quiet():
         from qsched.pipelines.devices import device_for, hardware
         from qsched.pipelines.generator import ImageGenerator
-        from qsched.pipelines.loading import load as load_model
+        from qsched.pipelines.loading import load_model
         from qsched.pipelines.memory import PeakMemory
         from qsched.scoring.scorers import load_metrics, load_scorers
         from qsched.service.evaluator import Evaluator

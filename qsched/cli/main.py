@@ -168,7 +168,7 @@ def _checked(path: Path) -> "Study":
     with beside(path.parent):
         study = load_study(path, fetch=False)
         try:
-            launchers.named(study.tables.execution.launcher)
+            launchers.launcher_named(study.tables.execution.launcher)
         except QschedError as error:
             raise QschedError(f"{path}: {error}") from error
     return study

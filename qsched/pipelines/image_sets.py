@@ -9,7 +9,7 @@ from PIL import Image
 from qsched.errors import ConfigError
 from qsched.pictures.pixels import eight_bit
 from qsched.pipelines.generator import ImageGenerator
-from qsched.pipelines.loading import load
+from qsched.pipelines.loading import load_model
 from qsched.pipelines.table import Execution, Model, Sampling
 from qsched.prompts import Prompt
 from qsched.quantization.table import Quantization
@@ -39,7 +39,7 @@ def write_image_set(
     def batches() -> Iterator[int]:
         if not missing:
             return
-        pipeline = load(model, quantization, execution=execution).pipeline
+        pipeline = load_model(model, quantization, execution=execution).pipeline
         generator = ImageGenerator(
             pipeline, sampling, part=model.part, batch_size=size, caches=frozenset()
         )

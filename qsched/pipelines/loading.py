@@ -56,10 +56,10 @@ def load_pipeline(
     """
     entry = catalog.model_entry(name)
     table = model_named(name, steps or (entry.steps or (1,))[-1], dtype)
-    return load(table, execution=Execution(device=str(device))).pipeline
+    return load_model(table, execution=Execution(device=str(device))).pipeline
 
 
-def load(
+def load_model(
     model: Model,
     quantization: Quantization | None = None,
     *,

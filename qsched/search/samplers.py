@@ -26,7 +26,7 @@ from qsched.search.box import Box, History, Trial, Vector
 from qsched.search.catalog import resolved
 from qsched.search.nevergrad_sampler import NevergradSampler, Replay
 
-__all__ = ["NevergradSampler", "Proposer", "distributions", "named"]
+__all__ = ["NevergradSampler", "Proposer", "distributions", "parameters"]
 
 STARTUP = {"gp": 8, "tpe": 0}
 """Finished trials, the identity among them, before these samplers are asked: until then points
@@ -52,7 +52,7 @@ class Proposer:
         proposer.add(0, vector, value)
         proposer.vector(1)
 
-    `sampler`: one of `sampler_names.SAMPLERS`. `budget`: the study's trials, which `grid` sizes
+    `sampler`: one of `catalog.SAMPLERS`. `budget`: the study's trials, which `grid` sizes
     itself by. The same trials, added in the same order, give the same vector in every process; no
     slot gets what another one has tried or is trying. Raises ConfigError for a sampler that
     doesn't exist or doesn't fit the space, StudyError where its package is missing.
@@ -113,7 +113,7 @@ def distributions(space: Parametrisation, bounds: Bounds) -> dict[str, BaseDistr
     }
 
 
-def named(space: Parametrisation, vector: Sequence[float]) -> dict[str, float]:
+def parameters(space: Parametrisation, vector: Sequence[float]) -> dict[str, float]:
     """A search vector by parameter name."""
     return dict(zip(space.names, vector, strict=True))
 
@@ -224,10 +224,10 @@ class _Model:
 
     def _kept(self, vector: Vector) -> bool:
         """Whether it has what the space pins: all but the identity."""
-        return self._pinned.items() <= named(self._box.space, vector).items()
+        return self._pinned.items() <= parameters(self._box.space, vector).items()
 
     def _add(self, vector: Vector, value: float | None) -> None:
-        values = named(self._box.space, vector)
+        values = parameters(self._box.space, vector)
         self._study.add_trial(
             create_trial(
                 state=TrialState.RUNNING if value is None else TrialState.COMPLETE,

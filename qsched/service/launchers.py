@@ -1,6 +1,6 @@
 """Several workers at once: how their processes are started, and how they are looked after.
 
-    ended = work(study, crew_of(study, 4, logs, "--idle-exit"), named("local"))
+    ended = work(study, crew_of(study, 4, logs, "--idle-exit"), launcher_named("local"))
 
 A study names its launcher in `[execution] launcher`: "local", one that an installed package offers
 (entry points `qsched.launchers`), or ``module:name``, a class whose `start` begins a crew:
@@ -92,7 +92,7 @@ LAUNCHERS = Registry(
 )
 
 
-def named(name: str) -> Launcher:
+def launcher_named(name: str) -> Launcher:
     """The launcher that a study file means. Raises StudyError if there is none, or it is none."""
     found = LAUNCHERS.find(name)
     if found.rest:
@@ -109,7 +109,7 @@ def named(name: str) -> Launcher:
     return made
 
 
-def this_machines_gpus() -> list[str]:
+def _gpus_here() -> list[str]:
     """As `pipelines.devices.gpus`, imported when it is asked."""
     from qsched.pipelines.devices import gpus
 
@@ -119,7 +119,7 @@ def this_machines_gpus() -> list[str]:
 class Local:
     """Processes of this machine. `devices()`: what a crew is spread over, in turn."""
 
-    def __init__(self, devices: Callable[[], Sequence[str]] = this_machines_gpus) -> None:
+    def __init__(self, devices: Callable[[], Sequence[str]] = _gpus_here) -> None:
         self._devices = devices
 
     def start(self, crew: Crew) -> "Processes":

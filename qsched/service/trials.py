@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from qsched.libraries import quiet
 from qsched.schedule.parametrisations import Bounds, Parametrisation
-from qsched.search.samplers import distributions, named
+from qsched.search.samplers import distributions, parameters
 from qsched.service.database import Database
 from qsched.service.schema import Slot
 
@@ -73,7 +73,7 @@ class Trials:
         """A running trial for a slot, which carries slot and attempt; its id."""
         trial = create_trial(
             state=TrialState.RUNNING,
-            params=named(self._space, vector),
+            params=parameters(self._space, vector),
             distributions=distributions(self._space, self._bounds),
             user_attrs={
                 "slot": slot.number,

@@ -260,7 +260,7 @@ class Worker:
 
     def _join(self) -> None:
         """Enters the study's list of workers. Raises StudyError for other hardware."""
-        expected = self.study.storage.join(
+        expected = self.study.storage.enter(
             self.study.name,
             self.id,
             machine=_machine(),

@@ -25,7 +25,7 @@ LIGHT_MODULES = (
     *("quantization.account", "quantization.schemes", "quantization.table"),
     *("pipelines.catalog", "pipelines.table", "scoring.catalog", "scoring.jaq", "scoring.table"),
     *("evidence.guards", "evidence.table", "demo.captions"),
-    *("service.database", "service.schema", "service.slots", "service.status", "service.storage"),
+    *("service.database", "service.schema", "service.queue", "service.status", "service.storage"),
     *("service.launchers", "service.stored_study", "service.trials", "service.worker"),
     *("proof.controls", "proof.verdict", "testing.launchers"),
 )

@@ -82,7 +82,7 @@ def test_where_the_study_says_the_device_nothing_is_added(tmp_path: Path) -> Non
 )
 def test_what_is_no_launcher_is_refused_in_words(name: str, words: str) -> None:
     with pytest.raises(StudyError, match=words) as refused:
-        launchers.named(name)
+        launchers.launcher_named(name)
     assert "\n" not in str(refused.value)
 
 
@@ -91,7 +91,7 @@ def test_a_launcher_may_lie_beside_the_study(tmp_path: Path) -> None:
         "class Slurm:\n    def start(self, crew):\n        return None\n"
     )
     with beside(tmp_path):
-        assert type(launchers.named("my_slurm:Slurm")).__name__ == "Slurm"
+        assert type(launchers.launcher_named("my_slurm:Slurm")).__name__ == "Slurm"
 
 
 # Until it ends.

@@ -136,7 +136,7 @@ def test_a_worker_on_each_device_of_this_machine(shell: Shell) -> None:
 def test_the_first_worker_that_fails_gives_its_exit_code_and_last_line(
     shell: Shell, url: str
 ) -> None:
-    Storage(url).join(
+    Storage(url).enter(
         "served", "other", machine="m", host="h", pid=1, hardware={"device": "cuda Other"}
     )
     crew = shell.start("work", "served", "--all-devices", "--idle-exit")
