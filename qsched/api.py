@@ -8,15 +8,17 @@ import functools
 import json
 import time
 from collections.abc import Callable, Collection, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from qsched.captions import read_captions
 from qsched.errors import ConfigError, StudyError
+from qsched.libraries import quiet
 from qsched.pictures.sheets import Pictures
 from qsched.pipelines.catalog import TWIN_SIDE, model_entry
-from qsched.pipelines.table import Execution, Model, Sampling, model_named, sampling_of
+from qsched.pipelines.table import LOCAL, Execution, Model, Sampling, model_named, sampling_of
 from qsched.plugins import beside
 from qsched.prompts import choose, locate, with_seeds
 from qsched.proof import controls as companions
@@ -28,7 +30,7 @@ from qsched.report.card import model_card
 from qsched.report.export import export, stock_of
 from qsched.schedule.coefficients import Coefficients
 from qsched.scoring.catalog import metric_entry
-from qsched.service import pool
+from qsched.service import launchers
 from qsched.service.status import Status
 from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy, create, load
@@ -146,22 +148,52 @@ def run(
     """Creates or resumes a study, works until its budget is spent, validates and reports.
 
     `study`: a study file's path, or what `load_study` returned. `storage`: a URL; None is the
-    default. `workers`: processes on this machine, one after the other on its GPUs. `accept`: keys
-    of the fingerprint that may differ. `out`: the folder of the results, by default runs/NAME.
-    Raises QschedError.
+    default. `workers`: so many processes, started by the study's launcher; the local one puts them
+    on this machine, one after the other on its GPUs. `accept`: keys of the fingerprint that may
+    differ. `out`: the folder of the results, by default runs/<study>. Raises QschedError.
     """
     observer = observer or Observer()
-    definition = study if isinstance(study, Study) else load_study(study)
+    with nullcontext() if isinstance(study, Study) else beside(Path(study).parent):
+        definition = study if isinstance(study, Study) else load_study(study)
+        name = definition.tables.execution.launcher
+        launcher = launchers.launcher_named(name) if workers > 1 or name != LOCAL else None
     database = storage if isinstance(storage, Storage) else Storage(storage)
     stored = create(database, definition, accept=accept)
     folder = _folder(stored, out)
-    if workers > 1:
-        finished = pool.work(stored, workers, folder / "workers", on_poll=observer.working)
+    if launcher:
+        finished = _by_crew(stored, workers, launcher, folder / "workers", observer)
     else:
         finished = work(stored, observer=observer)
     if not finished:
         return Outcome(stored.status(), finished=False, grid_images=report.grid_images(stored))
     return validate(stored, out=folder, observer=observer)
+
+
+def _by_crew(
+    study: StoredStudy, workers: int, launcher: launchers.Launcher, logs: Path, observer: Observer
+) -> bool:
+    """Works with several processes until the budget is spent; False if a signal stopped them.
+
+    Raises StudyError, with the last line of a worker that failed, if none is left and there is work
+    to do.
+    """
+    status = study.status()
+    observer.working(status)
+    if status.complete:
+        return True
+    anywhere = study.definition.tables.execution.device == "auto"
+    crew = launchers.crew_of(study, workers, logs, "--idle-exit", "--grace", "0", spread=anywhere)
+    ended = launchers.work(study, crew, launcher, on_look=observer.working)
+    if ended.stopped:
+        return False
+    status = study.status()
+    observer.working(status)
+    if not status.complete:
+        raise StudyError(
+            f"study {study.name!r}: all {workers} workers ended and {status.waiting} trials wait; "
+            f"{launchers.last_words(crew, ended.failed or 0)}"
+        )
+    return True
 
 
 @_with_plugins
@@ -209,12 +241,14 @@ def work(
     if status.complete and not stay:
         return True
     observer.loading("the model, the scorers")
-    from qsched.pipelines.generator import ImageGenerator
-    from qsched.pipelines.loading import PeakMemory, device_for, hardware
-    from qsched.pipelines.loading import load as load_model
-    from qsched.scoring.scorers import load_scorers
-    from qsched.service.evaluator import Evaluator
-    from qsched.service.worker import Worker
+    with quiet():
+        from qsched.pipelines.devices import device_for, hardware
+        from qsched.pipelines.generator import ImageGenerator
+        from qsched.pipelines.loading import load_model
+        from qsched.pipelines.memory import PeakMemory
+        from qsched.scoring.scorers import load_scorers
+        from qsched.service.evaluator import Evaluator
+        from qsched.service.worker import Worker
 
     definition, tables = study.definition, study.definition.tables
     require_same_plugins(tables, status.fingerprint)
@@ -243,14 +277,18 @@ def work(
 
     worker = Worker(
         study,
-        Evaluator(generator, scorers, definition.calibration),
+        Evaluator(
+            generator,
+            scorers,
+            definition.calibration,
+            measures={"peak_memory_gb": PeakMemory(where)},
+        ),
         hardware=hardware(where),
         grace=grace,
         on_batch=lambda slot, scored: observer.batch(slot, scored, prompts),
         on_trial=on_trial,
         on_wait=lambda: observer.waiting(study.status()),
         gallery=gallery.Gallery(study),
-        memory=PeakMemory(where),
     )
     try:
         finished = worker.run(max_trials=max_trials, stay=stay)
@@ -288,7 +326,8 @@ def validate(
         observer.control(companion.name, companions.phrases(study.definition)[name])
         if not work(companion, observer=observer):
             return Outcome(companion.status(), False, report.grid_images(study))
-    from qsched.proof import validation
+    with quiet():
+        from qsched.proof import validation
 
     candidates = companions.candidates(study, study.definition.tables.validation.candidates)
     finished = companions.finished(study)
@@ -378,7 +417,8 @@ def generate(
 
     Raises QschedError before the first image; `pipelines.image_sets` says what is written to `out`.
     """
-    from qsched.pipelines.image_sets import write_image_set
+    with quiet():
+        from qsched.pipelines.image_sets import write_image_set
 
     found = Coefficients.load(coefficients) if coefficients else None
     table, sampling, scheme = _settings(model, found.steps if found else steps, quantization, twin)

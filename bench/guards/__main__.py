@@ -18,9 +18,9 @@ from qsched.evidence.appearance import Appearance
 from qsched.evidence.distances import Cloud, Statistics
 from qsched.evidence.guards import guards
 from qsched.evidence.real_images import demo_features, demo_scenes
+from qsched.pictures.pixels import eight_bit
 from qsched.pipelines.generator import ImageGenerator
-from qsched.pipelines.loading import load
-from qsched.proof.image_sets import eight_bit
+from qsched.pipelines.loading import load_model
 from qsched.quantization.table import Quantization
 from qsched.schedule.coefficients import Coefficients
 from qsched.study.study import Study, load_study
@@ -35,14 +35,15 @@ LAST = ((1.0, 1.1), (1.0, 1.2), (1.0, 0.9))
 
 def measure(study: Study, scheme: str, wanted: list[Coefficients]) -> list[dict[str, float]]:
     """The appearance and the Frechet distance of each set."""
-    loaded = load(study.tables.model, Quantization(scheme=scheme, skip=()))
+    loaded = load_model(study.tables.model, Quantization(scheme=scheme, skip=()))
     sampling, features = study.tables.sampling, demo_features()
     generator = ImageGenerator(loaded.pipeline, sampling, batch_size=16)
     captions = [prompt.text for prompt in study.held_out]
     scenes = Statistics(demo_scenes())
     rows = []
     for coefficients in wanted:
-        images = eight_bit(generator.generate(study.held_out, coefficients))
+        made = generator.generate(study.held_out, coefficients)
+        images = torch.from_numpy(eight_bit(made.numpy()))
         appearance = Appearance()
         appearance.add(images / 255)
         distance = Cloud(features(images), scenes).distance()

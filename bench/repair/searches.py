@@ -124,7 +124,7 @@ class Lab:
         import torch
 
         from qsched.pipelines.generator import ImageGenerator
-        from qsched.pipelines.loading import load
+        from qsched.pipelines.loading import load_model
         from qsched.pipelines.table import Sampling, sampling_of
         from qsched.quantization.table import Quantization
         from qsched.scoring.scorers import load_scorers
@@ -143,7 +143,7 @@ class Lab:
         self._references: dict[Prompt, Any] = {}
 
         def generator(scheme: Any) -> ImageGenerator:
-            pipeline = load(tables.model, scheme, execution=tables.execution).pipeline
+            pipeline = load_model(tables.model, scheme, execution=tables.execution).pipeline
             made = ImageGenerator(pipeline, sampling, part=tables.model.part, batch_size=16)
             made.prepare(sorted({*draws, *self.held_out}))
             return made
@@ -163,7 +163,7 @@ class Lab:
         features (N, D) of the Frechet distance."""
         import torch
 
-        from qsched.proof.image_sets import eight_bit
+        from qsched.pictures.pixels import eight_bit
 
         values: dict[str, list[Any]] = {}
         for start in range(0, len(prompts), 16):
@@ -173,7 +173,9 @@ class Lab:
             if unseen:
                 beside = torch.stack([self._references[prompt] for prompt in batch])
                 scored |= self._metrics.score(images, batch, beside)
-                scored["features"] = list(self._features(eight_bit(images)))
+                scored["features"] = list(
+                    self._features(torch.from_numpy(eight_bit(images.numpy())))
+                )
             for name, listed in scored.items():
                 values.setdefault(name, []).extend(listed)
         return {name: np.asarray(listed) for name, listed in values.items()}

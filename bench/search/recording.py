@@ -142,13 +142,13 @@ class Trial:
         import torch
 
         from qsched.pipelines.generator import ImageGenerator
-        from qsched.pipelines.loading import load
+        from qsched.pipelines.loading import load_model
         from qsched.scoring.scorers import load_scorers
 
         torch.set_num_threads(1)
         study = demo()
         tables = study.tables
-        loaded = load(tables.model, tables.quantization, execution=tables.execution)
+        loaded = load_model(tables.model, tables.quantization, execution=tables.execution)
         self._space = parametrisation(space, tables.sampling.steps)
         self._prompts = study.calibration[:PROMPTS]
         self._scorers = load_scorers(study.scorers)

@@ -263,7 +263,7 @@ def _sleepers(url: str, name: str, seconds: float) -> tuple[float, float]:
     study = studies.load(Storage(url), name)
     began = time.time()
     Worker(study, Instant(seconds)).run()  # type: ignore[arg-type]
-    return began, max(row.time for row in study.queue.history()[0])
+    return began, max(row.time for row in study.queue.news()[0])
 
 
 def efficiency(url: str, *, workers: int = 16, seconds: float = 2.0, each: int = 30) -> float:

@@ -7,7 +7,7 @@ import sys
 import tomllib
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -30,6 +30,10 @@ from qsched.cli.options import (
     open_storage,
 )
 from qsched.errors import QschedError
+from qsched.plugins import beside
+
+if TYPE_CHECKING:
+    from qsched.study.study import Study
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,9 +48,7 @@ def main() -> None:
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)  # what is less goes into a worker's own log
     logging.basicConfig(format="%(message)s", handlers=[handler])
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    for chatty in ("bitsandbytes", "torch.utils._pytree", "torchao"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # read when it is imported
     try:
         app()
     except KeyboardInterrupt:
@@ -131,13 +133,13 @@ def check(
 
     Example: [bold]qsched check studies/*.toml[/]
     """
-    from qsched.api import cost, load_study
+    from qsched.api import cost
 
     costs: list[dict[str, Any]] = []
     problems: list[str] = []
     for path in studies:
         try:
-            costs.append({"file": str(path), **cost(load_study(path, fetch=False))})
+            costs.append({"file": str(path), **cost(_checked(path))})
         except QschedError as error:
             problems.append(str(error))
     if as_json:
@@ -158,6 +160,20 @@ def check(
         raise QschedError("\n".join(problems))
 
 
+def _checked(path: Path) -> "Study":
+    """A study file that can be run, as far as this machine tells without a GPU."""
+    from qsched.api import load_study
+    from qsched.service import launchers
+
+    with beside(path.parent):
+        study = load_study(path, fetch=False)
+        try:
+            launchers.launcher_named(study.tables.execution.launcher)
+        except QschedError as error:
+            raise QschedError(f"{path}: {error}") from error
+    return study
+
+
 def _downloads(row: dict[str, Any]) -> str:
     """What has to be fetched once, and the GPU."""
     if not row["download_gb"]:
@@ -174,7 +190,7 @@ def run(
     storage: StorageUrl = None,
     trials: Trials = None,
     workers: Annotated[
-        int, typer.Option(help="Processes on this machine, over its GPUs.", min=1)
+        int, typer.Option(help="So many processes; on this machine, over its GPUs.", min=1)
     ] = 1,
     accept: Accept = None,
     out: OutFolder = None,
@@ -202,7 +218,7 @@ def run(
             style="yellow",
             soft_wrap=True,
         )
-    with display.LiveProgress(console).live() as observer:
+    with beside(study.parent), display.LiveProgress(console).live() as observer:
         result = api.run(
             definition,
             storage=database,

@@ -5,7 +5,7 @@ import logging
 import os
 import socket
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
@@ -22,6 +22,10 @@ from qsched.cli.options import (
     console,
     open_storage,
 )
+from qsched.errors import StudyError
+
+if TYPE_CHECKING:
+    from qsched.service.stored_study import StoredStudy
 
 WORKER_PATIENCE = 600.0
 """Seconds that a worker waits for a database that is away."""
@@ -61,6 +65,10 @@ def work(
         str | None,
         typer.Option(help="Another device than the study's, such as cuda:1.", show_default=False),
     ] = None,
+    all_devices: Annotated[
+        bool,
+        typer.Option("--all-devices", help="A worker on each GPU of this machine, or one without."),
+    ] = False,
     max_trials: Annotated[
         int | None, typer.Option(help="Stop after so many trials.", min=1, show_default=False)
     ] = None,
@@ -71,17 +79,25 @@ def work(
         float, typer.Option(help="Seconds that the trial in hand may take when asked to stop.")
     ] = 60.0,
 ) -> None:
-    """Work on a study as one worker; start as many as there are GPUs, on any machine.
+    """Work on a study as one worker, or as one on each GPU of this machine; on any machine.
 
     SIGTERM or Ctrl-C: no more work, the trial in hand is finished within the grace or given back,
     exit 0. Ctrl-C again: it is given back at once. A log is kept in runs/NAME/workers/.
 
-    Example: [bold]qsched work demo --device cuda:1 --idle-exit[/]
+    With --all-devices this command ends with its workers, which get its signals, and fails with the
+    exit code of the first that failed.
+
+    Example: [bold]qsched work demo --all-devices --idle-exit[/]
     """
     from qsched import api
     from qsched.cli import display
 
     study = api.load(open_storage(storage, patience=WORKER_PATIENCE), name)
+    if all_devices:
+        if device:
+            raise StudyError(f"--device {device} and --all-devices: expected one; drop the other")
+        _work_on_all_devices(study, *_options(max_trials, idle_exit, grace))
+        return
     log = Path("runs") / name / "workers" / f"{socket.gethostname()}-{os.getpid()}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     _log_to(log)
@@ -98,6 +114,34 @@ def work(
         )
     status = study.status()
     console.print(f"trials    {status.done}/{status.budget}")
+
+
+def _options(max_trials: int | None, idle_exit: bool, grace: float) -> list[str]:
+    """The options of `work` that each of several workers gets."""
+    trials = [] if max_trials is None else ["--max-trials", str(max_trials)]
+    return [*trials, *["--idle-exit"] * idle_exit, "--grace", str(grace)]
+
+
+def _work_on_all_devices(study: "StoredStudy", *options: str) -> None:
+    from qsched.cli import display
+    from qsched.pipelines.devices import gpus
+    from qsched.service import launchers
+
+    devices = gpus()
+    logs = Path("runs") / study.name / "workers"
+    crew = launchers.crew_of(study, len(devices) or 1, logs, *options, spread=True)
+    console.print(Text(f"study     {study.name} in {study.storage}"), soft_wrap=True)
+    console.print(Text(f"workers   {', '.join(devices) or '1'}"), soft_wrap=True)
+    console.print(Text(f"logs      {logs.resolve()}"), soft_wrap=True)
+    with display.LiveProgress(console).live() as observer:
+        ended = launchers.work(
+            study, crew, launchers.Local(lambda: devices), on_look=observer.working
+        )
+    status = study.status()
+    console.print(f"trials    {status.done}/{status.budget}")
+    if ended.failed is not None:
+        console.print(Text(f"failed    {launchers.last_words(crew, ended.failed)}"), soft_wrap=True)
+        raise typer.Exit(ended.codes[ended.failed])
 
 
 def status(
@@ -246,7 +290,6 @@ def dashboard(
     Example: [bold]qsched dashboard --port 8080[/]
     """
     from qsched.cli import dashboard as pages
-    from qsched.errors import StudyError
 
     try:
         pages.serve(

@@ -1,10 +1,4 @@
-"""Guards against a cheated metric: how an image set looks, beside full precision.
-
-A search may please its scorers by more light, stronger colours, harder contrast, sharper edges or
-one safe picture for every caption (scorers keep rising with guidance long after the images are
-over-saturated). Each of the five is a number of the image set here; its relative shift has a limit,
-`[validation] limits`.
-"""
+"""How an image set looks, in the five numbers that `guards` holds against limits."""
 
 from collections.abc import Sequence
 

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 
-from qsched.errors import GenerationError, ScoreError
+from qsched.errors import ScoreError
 from qsched.evidence.distances import Cloud, ImageSet, Kernel, KernelCloud, Statistics
 from qsched.evidence.table import DEMO_REFERENCE, FRECHET, KID
 from qsched.pipelines.catalog import DEMO_FOLDER
-from qsched.pipelines.loading import MEMORY_REMEDIES
+from qsched.pipelines.memory import in_batches
 from qsched.scoring.similarity import load_similarity
 from qsched.statistics import Values
 
@@ -49,21 +49,14 @@ class Features:
     def __call__(self, images: Tensor) -> Values:
         """uint8 images (N, 3, H, W) -> (N, D). Raises GenerationError where one is too much for the
         memory."""
-        starts = range(0, len(images), PIECE)
-        return np.concatenate([self._piece(images[start : start + PIECE]) for start in starts])
 
-    def _piece(self, images: Tensor) -> Values:
-        try:
+        def seen(part: Sequence[int]) -> Values:
             with torch.inference_mode():
-                seen = self._network(images.to(self._device))
-            return np.asarray(seen.flatten(1).double().cpu().numpy())
-        except torch.OutOfMemoryError:
-            if len(images) == 1:
-                raise GenerationError(
-                    f"{FRECHET}: out of memory while one image is seen; {MEMORY_REMEDIES}"
-                ) from None
-        half = len(images) // 2
-        return np.concatenate([self._piece(images[:half]), self._piece(images[half:])])
+                features = self._network(images[part[0] : part[-1] + 1].to(self._device))
+            return np.asarray(features.flatten(1).double().cpu().numpy())
+
+        whole = range(len(images))
+        return np.concatenate(list(in_batches(whole, PIECE, seen, doing=f"is seen ({FRECHET})")))
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ made in batches of one fixed shape (the last one padded), so an image doesn't de
 neighbours, and caches change the time but never the pixels.
 """
 
-import gc
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
@@ -32,15 +31,14 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from qsched.errors import GenerationError
+from qsched.libraries import quiet
 from qsched.pipelines.interception import Row, input_digests, joined, replaced, rows
-from qsched.pipelines.loading import MEMORY_REMEDIES, denoiser, text_encoders
+from qsched.pipelines.loading import denoiser, text_encoders
+from qsched.pipelines.memory import free_memory
 from qsched.pipelines.table import Sampling
 from qsched.prompts import Prompt
 from qsched.schedule.coefficients import Coefficients
 from qsched.schedule.preconditioning import precondition
-
-OutOfMemory = torch.OutOfMemoryError
-"""What a device raises that is out of memory."""
 
 logger = logging.getLogger(__name__)
 
@@ -113,9 +111,7 @@ class ImageGenerator:
             setattr(self.pipeline, name, None)
         self._encoders_freed = True
         self.pipeline.maybe_free_model_hooks()  # hooks of offloading hold them as well
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
 
     def _warn_of_long(self, captions: Sequence[str]) -> None:
         """Says which captions are cut, by the text encoder that reads the most."""
@@ -170,16 +166,13 @@ class ImageGenerator:
             self.pipeline.scheduler = stock
         return torch.cat(batches)
 
-    def halve(self) -> None:
-        """Makes batches of half the size from here on, after the device ran out of memory.
+    def shrink(self, batch_size: int) -> None:
+        """Makes batches of this size from here on, after the device ran out of memory.
 
-        Images of another batch size may differ in their last bits. Raises GenerationError where
-        there is nothing to halve.
+        Images of another batch size may differ in their last bits.
         """
-        if self.batch_size == 1:
-            raise GenerationError(f"out of memory with a batch of one image; {MEMORY_REMEDIES}")
-        self.batch_size //= 2
-        logger.warning("out of memory: batches of %d images from here on", self.batch_size)
+        self.batch_size = batch_size
+        logger.warning("out of memory: batches of %d images from here on", batch_size)
         self._noise.clear()
         self._first_outputs.clear()
         self._later_outputs.clear()
@@ -205,12 +198,13 @@ class ImageGenerator:
 
     def _call(self, prompts: Sequence[Prompt], noise: list[torch.Generator]) -> Any:
         """The pipeline itself."""
-        return self.pipeline(
-            prompt=[prompt.text for prompt in prompts],
-            generator=noise,
-            output_type="pt",
-            **self.sampling.arguments(),
-        )
+        with quiet():
+            return self.pipeline(
+                prompt=[prompt.text for prompt in prompts],
+                generator=noise,
+                output_type="pt",
+                **self.sampling.arguments(),
+            )
 
     @staticmethod
     def _refuse_spoilt(images: Tensor, prompts: Sequence[Prompt]) -> None:

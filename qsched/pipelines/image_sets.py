@@ -7,8 +7,9 @@ from pathlib import Path
 from PIL import Image
 
 from qsched.errors import ConfigError
+from qsched.pictures.pixels import eight_bit
 from qsched.pipelines.generator import ImageGenerator
-from qsched.pipelines.loading import load
+from qsched.pipelines.loading import load_model
 from qsched.pipelines.table import Execution, Model, Sampling
 from qsched.prompts import Prompt
 from qsched.quantization.table import Quantization
@@ -38,15 +39,15 @@ def write_image_set(
     def batches() -> Iterator[int]:
         if not missing:
             return
-        pipeline = load(model, quantization, execution=execution).pipeline
+        pipeline = load_model(model, quantization, execution=execution).pipeline
         generator = ImageGenerator(
             pipeline, sampling, part=model.part, batch_size=size, caches=frozenset()
         )
         for start in range(0, len(missing), size):
             batch = missing[start : start + size]
             images = generator.generate([prompts[index] for index in batch], coefficients)
-            for index, image in zip(batch, images, strict=True):
-                pixels = (image.permute(1, 2, 0) * 255).round().byte().numpy()
+            pictures = eight_bit(images.numpy()).transpose(0, 2, 3, 1)
+            for index, pixels in zip(batch, pictures, strict=True):
                 unfinished = folder / f"{index:05}.part"
                 Image.fromarray(pixels).save(unfinished, format="PNG")
                 unfinished.rename(folder / f"{index:05}.png")

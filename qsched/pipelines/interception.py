@@ -1,6 +1,6 @@
 """What passes through the parts of a pipeline: taken apart by image, put together, recognised.
 
-`generate` replaces a pipeline's methods for a while and keeps what they return, image by image, in
+`generator` replaces a pipeline's methods for a while and keeps what they return, image by image, in
 the computer's memory.
 """
 

@@ -4,8 +4,6 @@ The order matters: LoRA weights are fused into the full-precision network, which
 and only then moved, offloaded or compiled.
 """
 
-import platform
-import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,17 +13,14 @@ import torch
 from diffusers import DiffusionPipeline
 
 from qsched.errors import ModelError, first_line
+from qsched.libraries import quiet
 from qsched.pipelines import catalog
+from qsched.pipelines.devices import device_for
+from qsched.pipelines.memory import MEMORY_REMEDIES
 from qsched.pipelines.sources import PARTS, assemble, dtype_of
 from qsched.pipelines.table import Execution, Model, model_named, source_of
 from qsched.quantization.quantize import QuantizationReport, finish_loading, quantize
 from qsched.quantization.table import Quantization
-
-MEMORY_REMEDIES = (
-    "set execution.offload = 'model', model.text_encoders = 'int8', execution.vae_slicing = true "
-    "or model.vae_tiling = true, or take a smaller execution.batch_size or image"
-)
-"""What to do where a device has too little memory."""
 
 
 @dataclass(frozen=True)
@@ -60,10 +55,10 @@ def load_pipeline(
     """
     entry = catalog.model_entry(name)
     table = model_named(name, steps or (entry.steps or (1,))[-1], dtype)
-    return load(table, execution=Execution(device=str(device))).pipeline
+    return load_model(table, execution=Execution(device=str(device))).pipeline
 
 
-def load(
+def load_model(
     model: Model,
     quantization: Quantization | None = None,
     *,
@@ -77,7 +72,7 @@ def load(
     """
     execution = execution or Execution()
     device = device_for(model, execution)
-    with _fitting(model):
+    with quiet(), _fitting(model):
         straight = _straight(model, quantization, device)
         pipeline = assemble(model, quantization if straight else None)
         network = denoiser(pipeline, model.part)
@@ -113,69 +108,6 @@ def text_encoders(pipeline: DiffusionPipeline) -> dict[str, torch.nn.Module]:
         for name, module in pipeline.components.items()
         if name.startswith("text_encoder") and isinstance(module, torch.nn.Module)
     }
-
-
-def device_for(model: Model, execution: Execution) -> torch.device:
-    """Where a study runs. Raises ModelError where there is no such device."""
-    if execution.device == "auto":
-        device = best_device()
-        needed = catalog.model_entry(model.name).gpu_gb
-        if device.type == "cpu" and needed and not model.twin:
-            raise ModelError(
-                f"{model.name} needs a GPU with about {needed:.0f} GB and torch finds none here; "
-                "qsched doctor says why, --twin tries the study with a tiny model, and "
-                "execution.device = 'cpu' runs it all the same, slowly"
-            )
-    else:
-        try:
-            device = torch.device(execution.device)
-        except RuntimeError as error:
-            raise ModelError(
-                f"execution.device = {execution.device!r}; expected 'auto', 'cpu' or 'cuda:0'"
-            ) from error
-        if device.type == "cuda" and not torch.cuda.is_available():
-            raise ModelError(
-                f"execution.device = {execution.device!r} and torch finds no GPU here; "
-                "qsched doctor says why"
-            )
-        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-            raise ModelError(
-                f"execution.device = {execution.device!r}; there are {torch.cuda.device_count()} "
-                "GPUs here, counted from cuda:0"
-            )
-    if execution.offload != "none" and device.type != "cuda":
-        raise ModelError(
-            f"execution.offload = {execution.offload!r} moves parts between a GPU and the "
-            "computer's memory, and there is no GPU here; set it to 'none'"
-        )
-    return device
-
-
-def best_device() -> torch.device:
-    """The first GPU where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def hardware(device: torch.device) -> dict[str, str]:
-    """What a value depends on beside the study: the device's model and torch's version."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
-    return {"device": f"{device.type} {name}", "torch": torch.__version__}
-
-
-class PeakMemory:
-    """The most memory that was in use since the last look, in decimal gigabytes."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-
-    def __call__(self) -> float:
-        """On a GPU what torch allocated since the last call; else the process's peak so far."""
-        if self._device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self._device)
-            torch.cuda.reset_peak_memory_stats(self._device)
-        else:
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return round(peak / 1e9, 3)
 
 
 def _straight(model: Model, quantization: Quantization | None, device: torch.device) -> bool:

@@ -6,13 +6,11 @@ watermark, which would spoil images that are only scored, are left out.
 """
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-import transformers
 from diffusers import DiffusionPipeline, SchedulerMixin
 
 from qsched import hub
@@ -35,7 +33,6 @@ def assemble(model: Model, straight: Quantization | None = None) -> DiffusionPip
     `straight`: how the denoiser is to be quantized while diffusers loads it, on a GPU;
     `quantize.finish_loading` has to follow. Raises ModelError if the pipeline can't be had.
     """
-    _quiet()
     pipeline = _pipeline(model, straight)
     _refuse_other_than_pipeline(model, pipeline)
     if model.scheduler is not None:
@@ -204,10 +201,3 @@ def _twin_folder(model: Model) -> Path:
     if model.pipeline is None:
         raise ModelError(f"{model.name} has no twin; set model.pipeline to its diffusers class")
     return twins.pipeline_twin(model.pipeline, lora=model.lora is not None)
-
-
-def _quiet() -> None:
-    logging.getLogger("diffusers").setLevel(logging.ERROR)
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()

@@ -12,6 +12,9 @@ from qsched.quantization.backend import Backend, backend_named
 from qsched.quantization.schemes import backend_for
 from qsched.tables import Section, accepted_by
 
+LOCAL = "local"
+"""The launcher of this machine."""
+
 
 class LoraTable(Section):
     """`[model.lora]`: LoRA weights, fused before the network is quantized."""
@@ -86,7 +89,8 @@ class Sampling(Section):
 class Execution(Section):
     """`[execution]`: where and how fast; nothing here changes what a score means.
 
-    `offload`: what waits in the computer's memory, whole models or single layers.
+    `offload`: what waits in the computer's memory, whole models or single layers. `launcher`: what
+    starts the workers of `qsched run`, by a name of `service.launchers`.
     """
 
     batch_size: int = Field(default=16, ge=1, le=1024)
@@ -94,6 +98,7 @@ class Execution(Section):
     offload: Literal["none", "model", "sequential"] = "none"
     vae_slicing: bool = False
     allow_mixed_hardware: bool = False
+    launcher: str = LOCAL
 
 
 def with_entry(model: Model, steps: int) -> Model:

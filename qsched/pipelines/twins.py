@@ -14,8 +14,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 
 from qsched.errors import ModelError
+from qsched.libraries import quiet
 from qsched.pipelines.catalog import TWIN_SIDE as SIDE
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -64,7 +64,7 @@ def pipeline_twin(pipeline: str, *, lora: bool = False) -> Path:
 
     def make(folder: Path) -> None:
         torch.manual_seed(_seed(pipeline))  # the same network with and without LoRA
-        with _quiet():
+        with quiet():
             twin = _PIPELINES[pipeline](folder)
             twin.save_pretrained(folder / "pipeline")
             if lora:
@@ -77,28 +77,6 @@ def pipeline_twin(pipeline: str, *, lora: bool = False) -> Path:
 
 def _seed(name: str) -> int:
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=4).digest(), "big")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """diffusers and transformers say nothing while the context lasts."""
-    import diffusers.utils.logging as diffusers_logging
-    import transformers.utils.logging as transformers_logging
-
-    levels = [
-        (library, library.get_verbosity()) for library in (diffusers_logging, transformers_logging)
-    ]
-    bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    for library, _ in levels:
-        library.set_verbosity_error()
-    try:
-        yield
-    finally:
-        for library, level in levels:
-            library.set_verbosity(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _cache(make: Callable[[Path], None]) -> Path:

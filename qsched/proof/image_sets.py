@@ -5,7 +5,6 @@ the full-precision images under the unmodified schedule, is kept whole, as uint8
 grow with the number of candidates and controls.
 """
 
-import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,11 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qsched.errors import GenerationError
 from qsched.evidence.appearance import Appearance
 from qsched.evidence.real_images import SIDE, Distribution, load_distribution
-from qsched.pipelines.generator import ImageGenerator, OutOfMemory
-from qsched.pipelines.loading import MEMORY_REMEDIES, Loaded, device_for
+from qsched.pictures.pixels import eight_bit
+from qsched.pipelines.devices import device_for
+from qsched.pipelines.generator import ImageGenerator
+from qsched.pipelines.loading import Loaded
+from qsched.pipelines.memory import in_batches
 from qsched.prompts import Prompt
 from qsched.proof.verdict import JAQ
 from qsched.schedule.coefficients import Coefficients
@@ -76,24 +77,17 @@ class Judge:
     ) -> dict[str, list[float]]:
         """{metric: one value an image} of uint8 images beside the reference's. Smaller pieces where
         memory is short; raises GenerationError where one image is too much."""
-        size, start = len(images), 0
-        values: dict[str, list[float]] = {}
-        while start < len(images):
-            part = slice(start, start + size)
+
+        def scored(indices: Sequence[int]) -> dict[str, list[float]]:
+            part = slice(indices[0], indices[-1] + 1)
             seen, beside = self.on_device(images[part]), self.on_device(reference[part])
-            try:
-                scored = self._scorers.score(seen, prompts[part])
-                scored |= self._metrics.score(seen, prompts[part], beside)
-            except OutOfMemory:
-                if size == 1:
-                    raise GenerationError(
-                        f"out of memory while one image is scored; {MEMORY_REMEDIES}"
-                    ) from None
-                size //= 2
-                continue
-            for name, listed in scored.items():
+            found = self._scorers.score(seen, prompts[part])
+            return found | self._metrics.score(seen, prompts[part], beside)
+
+        values: dict[str, list[float]] = {}
+        for found in in_batches(range(len(images)), len(images), scored, doing="is scored"):
+            for name, listed in found.items():
                 values.setdefault(name, []).extend(listed)
-            start += size
         return values
 
     def features(self, images: Tensor) -> Values | None:
@@ -156,13 +150,15 @@ class ImageSets:
         features: list[Values] = []
         pictures: list[np.ndarray] = []
         start = 0
-        while start < len(prompts):
-            batch = prompts[start : start + generator.batch_size]
-            try:
-                images = eight_bit(generator.generate(batch, coefficients))
-            except OutOfMemory:
-                generator.halve()
-                continue
+        for pixels in in_batches(
+            prompts,
+            generator.batch_size,
+            lambda batch: eight_bit(generator.generate(batch, coefficients).numpy()),
+            doing="is made",
+            on_halved=generator.shrink,
+        ):
+            images = torch.from_numpy(pixels)
+            batch = prompts[start : start + len(images)]
             if self._reference is None:
                 becomes_reference.append(images)
                 reference = images
@@ -192,13 +188,6 @@ class ImageSets:
         )
 
 
-def free_memory() -> None:
-    """What nothing refers to any more leaves the device, before the next network comes."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
 def unseen(study: Study) -> tuple[str, ...]:
     """The held-out metrics that are evidence from outside the search."""
     names = study.tables.validation.metrics
@@ -208,8 +197,3 @@ def unseen(study: Study) -> tuple[str, ...]:
 def first_of_each(captions: Sequence[str]) -> list[int]:
     """The index of each caption's first seed."""
     return [captions.index(caption) for caption in dict.fromkeys(captions)]
-
-
-def eight_bit(images: Tensor) -> Tensor:
-    """Images in [0, 1] as the uint8 that a file would hold."""
-    return (images * 255).round().to(torch.uint8)

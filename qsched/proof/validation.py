@@ -16,10 +16,11 @@ from qsched.evidence.distances import distances, interval
 from qsched.evidence.guards import Guard, guards
 from qsched.evidence.real_images import Distribution
 from qsched.evidence.table import FRECHET, KID
-from qsched.pipelines.loading import Loaded, load
+from qsched.pipelines.loading import Loaded, load_model
+from qsched.pipelines.memory import free_memory
 from qsched.proof import verdict
 from qsched.proof.controls import Control, full_precision
-from qsched.proof.image_sets import ImageSets, Judge, Measured, free_memory, unseen
+from qsched.proof.image_sets import ImageSets, Judge, Measured, unseen
 from qsched.proof.verdict import JAQ, OWN_SEARCH, SAME_COEFFICIENTS, HeldOut, Judged
 from qsched.schedule.coefficients import Coefficients
 from qsched.schedule.preconditioning import precondition
@@ -133,14 +134,14 @@ def validate(
 
     def reference() -> Loaded:
         model = full_precision(tables.model, tables.sampling.steps)
-        return load(model, execution=tables.execution)
+        return load_model(model, execution=tables.execution)
 
     def of_controls(network: bool) -> list[Coefficients]:
         return [c.candidate.coefficients for c in controls if c.full_precision is network]
 
     full = sets.measure(reference(), [plain, *of_controls(True)])
     free_memory()
-    quantized = load(tables.model, tables.quantization, execution=tables.execution)
+    quantized = load_model(tables.model, tables.quantization, execution=tables.execution)
     summary, scheduler = quantized.summary, quantized.pipeline.scheduler
     tried = [candidate.coefficients for candidate in candidates]
     rounded = sets.measure(quantized, [plain, *tried, *of_controls(False)])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from qsched.pictures.pixels import eight_bit
 from qsched.pictures.sheets import font
 from qsched.report.artifacts import store_of
 from qsched.report.numerals import Change
@@ -71,7 +72,7 @@ def contact_sheet(images: np.ndarray, title: str) -> Image.Image:
         "RGB", (gap + columns * (size[0] + gap), top + rows * (size[1] + gap)), "white"
     )
     ImageDraw.Draw(sheet).text((gap, 8), title, fill="#222222", font=font(15))
-    pixels = (images.transpose(0, 2, 3, 1) * 255).round().astype(np.uint8)
+    pixels = eight_bit(images).transpose(0, 2, 3, 1)
     resample = Image.Resampling.NEAREST if width <= 320 else Image.Resampling.LANCZOS
     for index, image in enumerate(pixels):
         place = (gap + index % columns * (size[0] + gap), top + index // columns * (size[1] + gap))

@@ -1,6 +1,8 @@
 """Python code that samples a study's model with its exported scheduler, for a reader to paste."""
 
 import json
+import sys
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,6 @@ from qsched.pipelines.table import Model, source_of
 from qsched.plugins import beside
 from qsched.quantization.schemes import FIRST_AND_LAST, Scheme
 from qsched.quantization.table import Quantization
-from qsched.schedule.standalone import in_order
 from qsched.study.study import Study
 
 
@@ -167,3 +168,25 @@ def _literal(value: Any) -> str:
 
 def _quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
+
+
+def in_order(imports: Iterable[str]) -> str:
+    """Import statements of one name each: merged, the standard library's first."""
+    plain, by_module = set(), defaultdict(set)
+    for line in imports:
+        if line.startswith("from"):
+            _, module, _, name = line.split(" ", 3)
+            by_module[module].add(name)
+        else:
+            plain.add(line.removeprefix("import "))
+
+    def block(standard: bool) -> list[str]:
+        def here(module: str) -> bool:
+            return (module.partition(".")[0] in sys.stdlib_module_names) == standard
+
+        return [f"import {module}" for module in sorted(filter(here, plain))] + [
+            f"from {module} import {', '.join(sorted(by_module[module]))}"
+            for module in sorted(filter(here, by_module))
+        ]
+
+    return "\n".join([*block(True), "", *block(False)]).strip()

@@ -31,9 +31,9 @@ import diffusers
 # diffusers looks for this name in the module of a scheduler that it loads in a pipeline.
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from qsched.errors import ScheduleError
+from qsched.errors import CoefficientsError, ScheduleError
 from qsched.schedule.coefficients import Coefficients
-from qsched.schedule.step import X0_IN_OUTPUT, X0_OF_INPUTS, Preconditioned
+from qsched.schedule.step import X0_OF_INPUTS, Preconditioned, Series
 
 AVERAGING = "LCM, TCD, EulerAncestralDiscrete, EulerDiscrete, FlowMatchEulerDiscrete, \
 DPMSolverMultistep (dpmsolver++), UniPCMultistep (predict_x0), DDIM, DDPM"
@@ -42,6 +42,15 @@ DPMSolverMultistep (dpmsolver++), UniPCMultistep (predict_x0), DDIM, DDPM"
 WORKING = "LCM, TCD, EulerAncestralDiscrete, EulerDiscrete, FlowMatchEulerDiscrete, \
 DPMSolverMultistep, UniPCMultistep, DDIM and others that call the network once per step"
 """The schedulers that `precondition` takes, in words."""
+
+_X0_IN_OUTPUT = {
+    "LCMScheduler",
+    "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "DDIMScheduler",
+    "DDPMScheduler",
+}
+"""Their steps return (prev_sample, x0 prediction)."""
 
 _STEP = ["model_output", "timestep", "sample"]
 _TOKENS = "its samples are tokens, which no number can scale"
@@ -107,8 +116,12 @@ def coefficients_of(scheduler: Any) -> Coefficients | None:
     """The coefficients that a scheduler's steps use; None if it is not preconditioned."""
     if not hasattr(type(scheduler), "stock"):
         return None
-    found = scheduler.coefficients  # of an exported scheduler, in a class of its own file
-    return Coefficients(found.model, found.sample, found.average)
+    config = scheduler.config
+    return Coefficients(
+        config.model_coefficients,
+        config.sample_coefficients,
+        config.get("average_weights") or (),
+    )
 
 
 def preconditioned_class(stock: type) -> Any:
@@ -116,9 +129,14 @@ def preconditioned_class(stock: type) -> Any:
     name = f"Preconditioned{stock.__name__}"
     if name not in globals():
         summary = f"`{stock.__name__}` with coefficients; see `qsched.schedule.precondition`."
-        globals()[name] = type(
-            name, (Preconditioned, stock), {"__module__": "qsched.schedule", "__doc__": summary}
-        )
+        members = {
+            "__module__": "qsched.schedule",
+            "__doc__": summary,
+            "coefficients_error": CoefficientsError,
+            "schedule_error": ScheduleError,
+            "accepted": staticmethod(_accepted),
+        }
+        globals()[name] = type(name, (Preconditioned, stock), members)
     found = globals()[name]
     if found.stock is not stock:
         raise ScheduleError(
@@ -126,6 +144,12 @@ def preconditioned_class(stock: type) -> Any:
             "same name; expected one per process; rename the class"
         )
     return found
+
+
+def _accepted(model: Any, sample: Any, average: Any) -> tuple[Series, Series, Series]:
+    """The coefficients that a config may hold; CoefficientsError for others."""
+    found = Coefficients(model, sample, average)
+    return found.model, found.sample, found.average
 
 
 def _refusal(stock: type) -> str | None:
@@ -151,7 +175,7 @@ def _predicts_x0(stock: type, config: Any) -> bool:
         return str(config.get("algorithm_type")).endswith("dpmsolver++")
     if "UniPCMultistepScheduler" in names:
         return bool(config.get("predict_x0"))
-    return bool(names & (X0_IN_OUTPUT | X0_OF_INPUTS))
+    return bool(names & (_X0_IN_OUTPUT | X0_OF_INPUTS.keys()))
 
 
 def _learns_variance(scheduler: Any) -> str | None:

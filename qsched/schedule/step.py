@@ -1,32 +1,23 @@
 """A scheduler's step between scaled tensors, and the average of its x0 predictions.
 
-`Preconditioned` turns a stock scheduler class into one with coefficients. It needs nothing of
-qsched but this module and `Coefficients`, so that it can be written out as a file that stands
-alone.
+    x_{i+1} = step(c_eps[i] * eps_i, t_i, c_x[i] * x_i)          (arXiv 2509.01624)
+    image   = decode(sum_i w[i] * x0_i)                          x0_i: step i's guess of the end
+
+    class PreconditionedLCMScheduler(Preconditioned, LCMScheduler): ...
+
+Needs torch and nothing else: an exported scheduler is this file, word for word, and such a class.
 """
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from qsched.errors import CoefficientsError, ScheduleError
-from qsched.schedule.coefficients import Coefficients
-
-X0_IN_OUTPUT = {
-    "LCMScheduler",
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "DDIMScheduler",
-    "DDPMScheduler",
-}
-"""Their steps return (prev_sample, x0 prediction); multistep solvers keep it in model_outputs."""
-
-X0_OF_INPUTS = {"FlowMatchEulerDiscreteScheduler", "TCDScheduler"}
-"""Their steps keep it to themselves."""
+Series = tuple[float, ...]
+"""A number for each step."""
 
 # Schedulers whose timesteps may end with the clean end point 0, where the network isn't called.
 _WITH_END_POINT = {"DDPMWuerstchenScheduler", "LTXEulerAncestralRFScheduler", "SCMScheduler"}
@@ -38,10 +29,13 @@ class Preconditioned:
     A subclass `class PreconditionedX(Preconditioned, X)` gets X's own `__init__`, `set_timesteps`
     and `step`, signatures included, with three more config values: `model_coefficients` (c_eps),
     `sample_coefficients` (c_x) and, where there is an average, `average_weights`: one number per
-    step each.
+    step each. `coefficients_error` is raised for coefficients that are missing or for another
+    number of steps, `schedule_error` for steps outside the schedule.
     """
 
     stock: ClassVar[Any]
+    coefficients_error: ClassVar[type[Exception]] = ValueError
+    schedule_error: ClassVar[type[Exception]] = ValueError
     config: Any
     step_index: Any
     timesteps: Any
@@ -50,44 +44,51 @@ class Preconditioned:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if Preconditioned in cls.__bases__:
+        if Preconditioned in cls.__bases__:  # not again in a subclass of such a class
             cls.stock = next(base for base in cls.__mro__ if not issubclass(base, Preconditioned))
             for wrap in (_constructor, _set_timesteps, _step):
                 method = wrap(cls.stock)
                 setattr(cls, method.__name__, method)
 
-    @property
-    def coefficients(self) -> Coefficients:
-        """The coefficients in use: those of the config."""
-        return Coefficients(
-            self.config.model_coefficients,
-            self.config.sample_coefficients,
-            self.config.get("average_weights") or (),
-        )
+    @staticmethod
+    def accepted(
+        model: Sequence[float], sample: Sequence[float], average: Sequence[float]
+    ) -> tuple[Series, Series, Series]:
+        """The coefficients as they go into the config; a class may refuse what it is given."""
+        return tuple(model), tuple(sample), tuple(average)
 
     def _scheduled_steps(self) -> int:
         """The number of network calls that the timesteps ask for."""
         timesteps = getattr(self, "timesteps", None)
         if timesteps is None or getattr(self, "num_inference_steps", 0) is None:
-            raise ScheduleError(
+            raise self.schedule_error(
                 f"{type(self).__name__}: no timesteps; expected set_timesteps before step"
             )
         ends_clean = any(base.__name__ in _WITH_END_POINT for base in type(self).__mro__)
         return len(timesteps) - int(ends_clean and float(timesteps[-1]) == 0.0)
 
-    def _place_in(self, timestep: Any) -> "tuple[Coefficients, int]":
-        """The coefficients, and the index of the step that starts at `timestep`."""
-        coefficients = self.coefficients
-        coefficients.require_steps(self._scheduled_steps())  # pipelines may assign timesteps
-        index = self._index(timestep)
-        if not 0 <= index < coefficients.steps:
-            raise ScheduleError(
-                f"{type(self).__name__}: step {index + 1} of a schedule with {coefficients.steps} "
-                "steps; expected one step per timestep; call set_timesteps before sampling again"
+    def _require_steps(self) -> int:
+        """The number of steps, if the schedule has as many as the coefficients are for."""
+        steps, scheduled = len(self.config.model_coefficients), self._scheduled_steps()
+        if scheduled != steps:
+            raise self.coefficients_error(
+                f"coefficients are for {steps} steps, the schedule has {scheduled}; "
+                f"sample with {steps} steps, or calibrate for {scheduled}"
             )
-        return coefficients, index
+        return steps
 
-    def _average(self, output: Any, x0: Tensor, weights: tuple[float, ...], index: int) -> Any:
+    def _step_at(self, timestep: Any) -> int:
+        """The index of the step that starts at `timestep`."""
+        steps = self._require_steps()  # again, since pipelines may assign timesteps
+        index = self._index(timestep)
+        if not 0 <= index < steps:
+            raise self.schedule_error(
+                f"{type(self).__name__}: step {index + 1} of a schedule with {steps} steps; "
+                "expected one step per timestep; call set_timesteps before sampling again"
+            )
+        return index
+
+    def _average(self, output: Any, x0: Tensor, weights: Sequence[float], index: int) -> Any:
         """A step's output; of the last step, with the average in place of its sample."""
         used, total = self._averaged if index else (0.0, 0.0)
         if index < len(weights) - 1:
@@ -127,9 +128,9 @@ class Preconditioned:
             raise self._unscheduled(timestep)
         return int(places[0])
 
-    def _unscheduled(self, timestep: Any) -> ScheduleError:
+    def _unscheduled(self, timestep: Any) -> Exception:
         value = torch.as_tensor(timestep).flatten()[0].item()
-        return ScheduleError(
+        return self.schedule_error(
             f"{type(self).__name__}: timestep {value:g}; expected one that the schedule has once; "
             "pass the values of scheduler.timesteps in turn"
         )
@@ -143,17 +144,19 @@ def _constructor(stock: Any) -> Callable[..., None]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
         missing = [name for name in required if kwargs.get(name) is None]
         if missing:
-            raise CoefficientsError(
+            raise self.coefficients_error(
                 f"{type(self).__name__}: no {' and '.join(missing)}; expected one number per step; "
                 "use qsched.precondition(scheduler, coefficients)"
             )
         model, sample = (kwargs.pop(name) for name in required)
-        coefficients = Coefficients(model, sample, kwargs.pop("average_weights", None) or ())
+        model, sample, average = self.accepted(
+            model, sample, kwargs.pop("average_weights", None) or ()
+        )
         stock.__init__(self, *args, **kwargs)
         self.register_to_config(
-            model_coefficients=list(coefficients.model),
-            sample_coefficients=list(coefficients.sample),
-            average_weights=list(coefficients.average) or None,
+            model_coefficients=list(model),
+            sample_coefficients=list(sample),
+            average_weights=list(average) or None,
         )
 
     # diffusers reads the names of the config values off the signature.
@@ -176,7 +179,7 @@ def _set_timesteps(stock: Any) -> Callable[..., None]:
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
         stock.set_timesteps(self, *args, **kwargs)
         if "model_coefficients" in self.config:  # not yet, where the stock constructor calls this
-            self.coefficients.require_steps(self._scheduled_steps())
+            self._require_steps()
 
     return set_timesteps
 
@@ -188,40 +191,44 @@ def _step(stock: Any) -> Callable[..., Any]:
     def step(
         self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        coefficients, index = self._place_in(timestep)
-        eps = _scaled(model_output, coefficients.model[index])
-        x = _scaled(sample, coefficients.sample[index])
-        if not coefficients.average:
+        index = self._step_at(timestep)
+        eps = _scaled(model_output, self.config.model_coefficients[index])
+        x = _scaled(sample, self.config.sample_coefficients[index])
+        weights = self.config.get("average_weights")
+        if not weights:
             return stock.step(self, eps, timestep, x, *args, **kwargs)
-        predict = _x0_of_inputs(self, index)
-        x0 = predict(eps, timestep, x) if predict else None
+        names = [base.__name__ for base in type(self).__mro__]
+        predict = next((X0_OF_INPUTS[name] for name in names if name in X0_OF_INPUTS), None)
+        x0 = predict(self, index, timestep, eps, x) if predict else None
         output = stock.step(self, eps, timestep, x, *args, **kwargs)
         if x0 is None:
             x0 = self.model_outputs[-1] if hasattr(self, "model_outputs") else output[1]
-        return self._average(output, x0, coefficients.average, index)
+        return self._average(output, x0, weights, index)
 
     return step
 
 
-def _x0_of_inputs(scheduler: Any, index: int) -> Callable[..., Tensor] | None:
-    """How to predict x0 from a step's inputs, for schedulers whose step keeps it to itself."""
-    names = {base.__name__ for base in type(scheduler).__mro__}
-    if "FlowMatchEulerDiscreteScheduler" in names:
-        sigma: Tensor = scheduler.sigmas[index]
-        return lambda v, timestep, x: x.float() - sigma.to(x.device) * v.float()
-    if "TCDScheduler" not in names:
-        return None
+def _x0_of_flow(scheduler: Any, index: int, timestep: Any, v: Tensor, x: Tensor) -> Tensor:
+    sigma: Tensor = scheduler.sigmas[index]
+    return x.float() - sigma.to(x.device) * v.float()
 
-    def predict(output: Tensor, timestep: Any, x: Tensor) -> Tensor:
-        alpha: Tensor = scheduler.alphas_cumprod[int(timestep)].to(x.device)
-        kind, output, x = scheduler.config.prediction_type, output.float(), x.float()
-        if kind == "sample":
-            return output
-        if kind == "v_prediction":
-            return alpha.sqrt() * x - (1 - alpha).sqrt() * output
-        return (x - (1 - alpha).sqrt() * output) / alpha.sqrt()
 
-    return predict
+def _x0_of_tcd(scheduler: Any, index: int, timestep: Any, output: Tensor, x: Tensor) -> Tensor:
+    alpha: Tensor = scheduler.alphas_cumprod[int(timestep)].to(x.device)
+    kind, output, x = scheduler.config.prediction_type, output.float(), x.float()
+    if kind == "sample":
+        return output
+    if kind == "v_prediction":
+        return alpha.sqrt() * x - (1 - alpha).sqrt() * output
+    return (x - (1 - alpha).sqrt() * output) / alpha.sqrt()
+
+
+X0_OF_INPUTS: dict[str, Callable[..., Tensor]] = {
+    "FlowMatchEulerDiscreteScheduler": _x0_of_flow,
+    "TCDScheduler": _x0_of_tcd,
+}
+"""How to predict x0 from a step's inputs, for schedulers whose step keeps it to itself. Multistep
+solvers keep it in model_outputs; others return it beside the sample."""
 
 
 def _scaled(tensor: Tensor, coefficient: float) -> Tensor:

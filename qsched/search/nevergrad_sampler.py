@@ -104,7 +104,7 @@ class Machine:
 class NevergradSampler(BaseSampler):
     """Proposes with an optimizer of Nevergrad, for studies with one objective.
 
-    `optimizer`: one of `sampler_names.NEVERGRAD`. `seed`: of a study that begins; a study that
+    `optimizer`: one of `catalog.NEVERGRAD`. `seed`: of a study that begins; a study that
     has begun keeps the seed that it began with, so any process continues it. A restarted process
     makes the same next proposal to the bit; workers never get the same one. Parameters outside
     the space that all trials share are drawn at random, seeded by the trial.

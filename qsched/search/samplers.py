@@ -8,7 +8,6 @@ trials in the order of their ends.
 """
 
 import math
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import product
@@ -21,12 +20,13 @@ from optuna.samplers import BaseSampler, GPSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
 from qsched.errors import StudyError
+from qsched.libraries import quiet
 from qsched.schedule.parametrisations import Bounds, Parametrisation
 from qsched.search.box import Box, History, Trial, Vector
 from qsched.search.catalog import resolved
 from qsched.search.nevergrad_sampler import NevergradSampler, Replay
 
-__all__ = ["NevergradSampler", "Proposer", "distributions", "named"]
+__all__ = ["NevergradSampler", "Proposer", "distributions", "parameters"]
 
 STARTUP = {"gp": 8, "tpe": 0}
 """Finished trials, the identity among them, before these samplers are asked: until then points
@@ -52,7 +52,7 @@ class Proposer:
         proposer.add(0, vector, value)
         proposer.vector(1)
 
-    `sampler`: one of `sampler_names.SAMPLERS`. `budget`: the study's trials, which `grid` sizes
+    `sampler`: one of `catalog.SAMPLERS`. `budget`: the study's trials, which `grid` sizes
     itself by. The same trials, added in the same order, give the same vector in every process; no
     slot gets what another one has tried or is trying. Raises ConfigError for a sampler that
     doesn't exist or doesn't fit the space, StudyError where its package is missing.
@@ -113,7 +113,7 @@ def distributions(space: Parametrisation, bounds: Bounds) -> dict[str, BaseDistr
     }
 
 
-def named(space: Parametrisation, vector: Sequence[float]) -> dict[str, float]:
+def parameters(space: Parametrisation, vector: Sequence[float]) -> dict[str, float]:
     """A search vector by parameter name."""
     return dict(zip(space.names, vector, strict=True))
 
@@ -176,13 +176,12 @@ class _Model:
     """
 
     def __init__(self, name: str, box: Box) -> None:
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._name = name
         self._box = box
         self._pinned = box.space.pinned
         every = distributions(box.space, box.bounds)
         self._distributions = {name: every[name] for name in every if name not in self._pinned}
-        self._study = optuna.create_study(direction="maximize")
+        self._study = self._empty_study()
         self._told: list[Trial] = []
 
     def propose(self, history: History, slot: int) -> Vector:
@@ -203,6 +202,11 @@ class _Model:
             return self._box.near(vector, self._box.rng(slot, "gp"), GP_SPREAD)
         return vector
 
+    @staticmethod
+    def _empty_study() -> optuna.Study:
+        with quiet():
+            return optuna.create_study(direction="maximize")
+
     def _evidence(self, finished: list[Trial]) -> list[Trial]:
         if self._name != "gp" or len(finished) <= GP_TRIALS:
             return finished
@@ -212,7 +216,7 @@ class _Model:
 
     def _tell(self, evidence: list[Trial]) -> None:
         if evidence[: len(self._told)] != self._told:
-            self._study = optuna.create_study(direction="maximize")
+            self._study = self._empty_study()
             self._told = []
         for trial in evidence[len(self._told) :]:
             self._add(trial[1], trial[2])
@@ -220,10 +224,10 @@ class _Model:
 
     def _kept(self, vector: Vector) -> bool:
         """Whether it has what the space pins: all but the identity."""
-        return self._pinned.items() <= named(self._box.space, vector).items()
+        return self._pinned.items() <= parameters(self._box.space, vector).items()
 
     def _add(self, vector: Vector, value: float | None) -> None:
-        values = named(self._box.space, vector)
+        values = parameters(self._box.space, vector)
         self._study.add_trial(
             create_trial(
                 state=TrialState.RUNNING if value is None else TrialState.COMPLETE,
@@ -234,8 +238,7 @@ class _Model:
         )
 
     def _sampler(self, seed: int) -> BaseSampler:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        with quiet():
             if self._name == "gp":
                 return GPSampler(seed=seed, n_startup_trials=1)
             return TPESampler(seed=seed, multivariate=True, constant_liar=True)

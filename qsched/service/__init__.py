@@ -1,6 +1,6 @@
 """Studies in a shared database: slots under leases, worked by any number of workers.
 
-`database` and `schema` are the tables, `storage` the studies, `slots` the queue of one, `trials`
+`database` and `schema` are the tables, `storage` the studies, `queue` the slots of one, `trials`
 its mirror in Optuna; `stored_study` puts them together; `worker` claims, scores (`evaluator`) and
-finishes, while `heartbeat` renews its lease. Begin with `worker`.
+finishes, while `heartbeat` renews its lease; `launchers` start several. Begin with `worker`.
 """

@@ -85,15 +85,28 @@ def _now_postgresql(element: now, compiler: Any, **options: Any) -> str:
     return "CAST(extract(epoch FROM clock_timestamp()) AS DOUBLE PRECISION)"
 
 
+class Clock(Protocol):
+    """How time passes here: as the module `time` has it."""
+
+    def monotonic(self) -> float:
+        """Seconds that never go back."""
+
+    def sleep(self, seconds: float, /) -> None:
+        """Waits."""
+
+
 class Database:
     """The database of a URL, opened when it is first used.
 
     `url`: a SQLAlchemy URL; None takes the environment's QSCHED_STORAGE, then storage/qsched.db in
-    the current folder (made where it is missing). `patience`: for how many seconds a transaction is
-    repeated while the database is away. Raises StorageError, never with a password in it.
+    the current folder (made where it is missing). `patience`: for how many seconds of `clock` a
+    transaction is repeated while the database is away. Raises StorageError, never with a password
+    in it.
     """
 
-    def __init__(self, url: str | None = None, *, patience: float = 20.0) -> None:
+    def __init__(
+        self, url: str | None = None, *, patience: float = 20.0, clock: Clock = time
+    ) -> None:
         given = url or os.environ.get(ENVIRONMENT) or DEFAULT_URL
         try:
             parsed = sa.make_url(given)
@@ -105,6 +118,7 @@ class Database:
             )
         self.url = parsed.set(drivername=BACKENDS[parsed.get_backend_name()])
         self.patience = patience
+        self._clock = clock
 
     def __str__(self) -> str:
         """The URL without its password; a file as its absolute path."""
@@ -144,7 +158,6 @@ class Database:
         """Optuna's storage in the same database."""
         import optuna
 
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = self.patiently(
             lambda: optuna.storages.RDBStorage(
                 self.url.render_as_string(hide_password=False),
@@ -170,7 +183,7 @@ class Database:
 
     def patiently(self, work: Callable[[], Result]) -> Result:
         """`work()`, repeated with back-off while the database is away; else StorageError."""
-        deadline, pause = time.monotonic() + self.patience, 0.05
+        deadline, pause = self._clock.monotonic() + self.patience, 0.05
         while True:
             try:
                 return work()
@@ -178,12 +191,12 @@ class Database:
                 fault = _database_fault(error)
                 if fault is None:
                     raise
-                left = deadline - time.monotonic()
+                left = deadline - self._clock.monotonic()
                 if not _transient(fault) or left <= 0:
                     raise StorageError(self._in_words(fault)) from error
                 if pause > 1:
                     logger.warning("waiting for the database: %s", _complaint(fault))
-                time.sleep(min(left, pause * random.uniform(0.5, 1)))
+                self._clock.sleep(min(left, pause * random.uniform(0.5, 1)))
                 pause = min(2 * pause, 5.0)
 
     def _in_words(self, fault: Fault) -> str:

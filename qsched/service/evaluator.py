@@ -1,18 +1,36 @@
 """Coefficients -> images -> scores, batch by batch: what a trial computes."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import Any, Protocol
 
-from qsched.pipelines.generator import ImageGenerator, OutOfMemory
+from torch import Tensor
+
+from qsched.pipelines.memory import in_batches
 from qsched.prompts import Prompt
 from qsched.schedule.coefficients import Coefficients
-from qsched.scoring.scorers import Scorers
 from qsched.service.schema import Score
 
-if TYPE_CHECKING:
-    from torch import Tensor
+
+class MakesImages(Protocol):
+    """What an evaluator asks of `pipelines.generator.ImageGenerator`."""
+
+    batch_size: int
+
+    def generate(self, prompts: Sequence[Prompt], coefficients: Coefficients) -> Tensor:
+        """(N, 3, H, W) in [0, 1], on the CPU."""
+
+    def shrink(self, batch_size: int) -> None:
+        """Batches of this size from here on."""
+
+
+class ScoresImages(Protocol):
+    """What an evaluator asks of `scoring.scorers.Scorers`."""
+
+    def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Mapping[str, Sequence[float]]:
+        """{scorer: one float an image}, higher is better."""
 
 
 @dataclass(frozen=True)
@@ -21,19 +39,33 @@ class Batch:
 
     prompts: tuple[int, ...]
     scores: list[Score]
-    images: "Tensor"
+    images: Tensor
     seconds: float
 
 
 class Evaluator:
-    """Scores coefficients on fixed prompts. Owns nothing: generator and scorers come in ready."""
+    """Scores coefficients on fixed prompts. Owns nothing: generator and scorers come in ready.
+
+    `measures`: {name: what returns a number of the work since it was last asked}, for each trial.
+    """
 
     def __init__(
-        self, generator: ImageGenerator, scorers: Scorers, prompts: Sequence[Prompt]
+        self,
+        generator: MakesImages,
+        scorers: ScoresImages,
+        prompts: Sequence[Prompt],
+        *,
+        measures: Mapping[str, Callable[[], Any]] = MappingProxyType({}),
     ) -> None:
         self.generator = generator
         self.scorers = scorers
         self.prompts = tuple(prompts)
+        self.measures = dict(measures)
+
+    @property
+    def batch_size(self) -> int:
+        """How many prompts are scored at once, as things are."""
+        return self.generator.batch_size
 
     def batches(
         self,
@@ -47,22 +79,27 @@ class Evaluator:
         GenerationError or ScoreError, with the prompt; what was yielded before stays valid.
         """
         whole = range(len(self.prompts)) if order is None else order
-        missing = [index for index in whole if index not in done]
-        while missing:
-            began = time.perf_counter()
-            batch = missing[: self.generator.batch_size]
-            prompts = [self.prompts[index] for index in batch]
-            try:
-                images = self.generator.generate(prompts, coefficients)
-                scored = self.scorers.score(images, prompts)
-            except OutOfMemory:
-                self.generator.halve()
-                continue
-            seconds = time.perf_counter() - began
-            scores = [
-                Score(index, metric, values[place], seconds / len(batch))
-                for place, index in enumerate(batch)
-                for metric, values in scored.items()
-            ]
-            yield Batch(tuple(batch), scores, images, seconds)
-            missing = missing[len(batch) :]
+        return in_batches(
+            [index for index in whole if index not in done],
+            self.batch_size,
+            lambda indices: self._scored(coefficients, indices),
+            doing="is made and scored",
+            on_halved=self.generator.shrink,
+        )
+
+    def measured(self) -> dict[str, Any]:
+        """What was measured since the last call, by name."""
+        return {name: measure() for name, measure in self.measures.items()}
+
+    def _scored(self, coefficients: Coefficients, indices: Sequence[int]) -> Batch:
+        began = time.perf_counter()
+        prompts = [self.prompts[index] for index in indices]
+        images = self.generator.generate(prompts, coefficients)
+        scored = self.scorers.score(images, prompts)
+        seconds = time.perf_counter() - began
+        scores = [
+            Score(index, metric, values[place], seconds / len(indices))
+            for place, index in enumerate(indices)
+            for metric, values in scored.items()
+        ]
+        return Batch(tuple(indices), scores, images, seconds)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from types import TracebackType
 
 from qsched.errors import LeaseLost, StorageError
+from qsched.service.queue import Queue
 from qsched.service.schema import Slot
-from qsched.service.slots import Queue
 from qsched.service.storage import Storage
 
 TELL = 5.0

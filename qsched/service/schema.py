@@ -149,8 +149,9 @@ class StudyRecord:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A finished slot; `time` by the database's clock, in seconds since 1970."""
+class Tried:
+    """A slot that was finished or stopped, as a sampler sees it; `time`: of its end, by the
+    database's clock in seconds since 1970."""
 
     time: float
     number: int

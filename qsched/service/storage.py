@@ -94,7 +94,7 @@ class Storage:
 
     @transaction
     def delete_study(self, session: Session, name: str) -> None:
-        """Removes a study with its slots, scores and workers. Optuna's twin is not touched."""
+        """Removes a study with its slots, scores and workers; its mirror in Optuna stays."""
         for table in (ScoreTable, SlotTable, WorkerTable):
             session.execute(sa.delete(table).filter_by(study=name))
         session.execute(sa.delete(StudyTable).filter_by(name=name))
@@ -102,7 +102,7 @@ class Storage:
     # Workers
 
     @transaction
-    def join(
+    def enter(
         self,
         session: Session,
         study: str,

@@ -10,8 +10,8 @@ from qsched.scoring import jaq
 from qsched.search import stopping
 from qsched.search.catalog import BLIND
 from qsched.search.samplers import Proposer
+from qsched.service.queue import Queue
 from qsched.service.schema import Score, Slot
-from qsched.service.slots import Queue
 from qsched.service.status import Candidate, Status
 from qsched.service.storage import Storage
 from qsched.service.trials import Trials
@@ -19,13 +19,13 @@ from qsched.study.fingerprint import differences
 from qsched.study.study import Study
 
 OVERLAP = 5.0
-"""Seconds that each look at the history goes back: transactions don't commit in their order."""
+"""Seconds that each look at the news goes back: transactions don't commit in their order."""
 
 UNFINISHED = ("waiting", "running", "parked")
 
 
 class StoredStudy:
-    """A study of a database: its definition, its slots and its Optuna twin of the same name."""
+    """A study of a database: its definition, its slots, and its mirror in Optuna."""
 
     def __init__(self, storage: Storage, definition: Study) -> None:
         self.storage = storage
@@ -74,10 +74,10 @@ class StoredStudy:
 
     def _catch_up(self) -> None:
         """Tells the proposer the trials it doesn't know yet, in the order of their ends."""
-        news, running = self.queue.history(self._seen - OVERLAP)
-        for finished in news:
-            self._proposer.add(finished.number, finished.vector, finished.value)
-            self._seen = max(self._seen, finished.time)
+        news, running = self.queue.news(self._seen - OVERLAP)
+        for tried in news:
+            self._proposer.add(tried.number, tried.vector, tried.value)
+            self._seen = max(self._seen, tried.time)
         for number, vector in running:
             self._proposer.add(number, vector, None)
 

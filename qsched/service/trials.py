@@ -5,7 +5,6 @@ it again changes nothing. A trial that was made by a worker that died before it 
 the slot belongs to nobody; `sweep` marks it as failed.
 """
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -14,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.artifacts import get_all_artifact_meta, upload_artifact
-from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from qsched.libraries import quiet
 from qsched.schedule.parametrisations import Bounds, Parametrisation
-from qsched.search.samplers import distributions, named
+from qsched.search.samplers import distributions, parameters
 from qsched.service.database import Database
 from qsched.service.schema import Slot
 
@@ -56,15 +56,14 @@ class Trials:
         """The Optuna study, made where it is missing; its metric is JAQ, maximised."""
 
         def made() -> optuna.Study:
-            study = optuna.create_study(
-                study_name=self._name,
-                storage=self._database.optuna,
-                direction="maximize",
-                load_if_exists=True,
-            )
-            if study.metric_names is None:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", ExperimentalWarning)
+            with quiet():
+                study = optuna.create_study(
+                    study_name=self._name,
+                    storage=self._database.optuna,
+                    direction="maximize",
+                    load_if_exists=True,
+                )
+                if study.metric_names is None:
                     study.set_metric_names(["JAQ"])
             return study
 
@@ -74,7 +73,7 @@ class Trials:
         """A running trial for a slot, which carries slot and attempt; its id."""
         trial = create_trial(
             state=TrialState.RUNNING,
-            params=named(self._space, vector),
+            params=parameters(self._space, vector),
             distributions=distributions(self._space, self._bounds),
             user_attrs={
                 "slot": slot.number,

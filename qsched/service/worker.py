@@ -5,19 +5,21 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from qsched.errors import GenerationError, LeaseLost, ScoreError, StorageError, StudyError
+from qsched.prompts import Prompt
+from qsched.schedule.coefficients import Coefficients
 from qsched.service.heartbeat import Heartbeat
 from qsched.service.interrupts import Interrupts
 from qsched.service.schema import Score, Slot
 from qsched.service.stored_study import StoredStudy
 
 if TYPE_CHECKING:
-    from qsched.service.evaluator import Batch, Evaluator
+    from qsched.service.evaluator import Batch
 
 LEASE = 60.0
 """Seconds after which a slot goes to another worker, if nothing was heard of its own."""
@@ -26,6 +28,22 @@ POLL = 2.0
 """Seconds between two looks of a worker that waits."""
 
 logger = logging.getLogger(__name__)
+
+
+class Evaluates(Protocol):
+    """What a worker asks of `evaluator.Evaluator`, whose docstrings say more."""
+
+    @property
+    def prompts(self) -> Sequence[Prompt]: ...
+
+    @property
+    def batch_size(self) -> int: ...
+
+    def batches(
+        self, coefficients: Coefficients, done: frozenset[int], order: Sequence[int] | None
+    ) -> "Iterator[Batch]": ...
+
+    def measured(self) -> dict[str, Any]: ...
 
 
 class Worker:
@@ -40,14 +58,14 @@ class Worker:
     trial in hand may still take when it is asked to stop. `on_batch(slot, prompts scored)` is
     called after each committed batch, `on_trial()` after each slot that was finished or failed,
     `on_wait()` before each pause in which nothing is free, `gallery(slot, trial, images, value)`
-    with the images of a trial before it is finished. `memory()`: the most gigabytes in use since it
-    was last asked, written to each trial.
+    with the images of a trial before it is finished. `poll`: seconds between two looks while
+    nothing is free.
     """
 
     def __init__(
         self,
         study: StoredStudy,
-        evaluator: "Evaluator",
+        evaluator: Evaluates,
         *,
         hardware: Mapping[str, Any] | None = None,
         lease: float = LEASE,
@@ -56,7 +74,7 @@ class Worker:
         on_trial: Callable[[], None] = lambda: None,
         on_wait: Callable[[], None] = lambda: None,
         gallery: "Callable[[Slot, int, list[Batch], float], None] | None" = None,
-        memory: Callable[[], float] | None = None,
+        poll: float = POLL,
     ) -> None:
         self.study = study
         self.evaluator = evaluator
@@ -66,7 +84,7 @@ class Worker:
         self.on_trial = on_trial
         self.on_wait = on_wait
         self.gallery = gallery
-        self.memory = memory
+        self.poll = poll
         self.id = f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self.interrupts = Interrupts(grace)
         self._batch_seconds = 0.0
@@ -210,11 +228,9 @@ class Worker:
         attributes = study.attributes(scores)
         if slot.attempt > 1:
             attributes |= {"attempt": slot.attempt, "worker": self.id}
-        if self.evaluator.generator.batch_size != study.definition.tables.execution.batch_size:
-            attributes |= {"batch_size": self.evaluator.generator.batch_size}
-        if self.memory:
-            attributes |= {"peak_memory_gb": self.memory()}
-        return attributes
+        if self.evaluator.batch_size != study.definition.tables.execution.batch_size:
+            attributes |= {"batch_size": self.evaluator.batch_size}
+        return attributes | self.evaluator.measured()
 
     def _fail(self, slot: Slot, reason: str) -> None:
         logger.warning("slot %d failed: %s", slot.number, reason)
@@ -237,14 +253,14 @@ class Worker:
         if not stay and not counts["waiting"] and not counts["running"]:
             return False
         self.on_wait()
-        until = time.monotonic() + POLL
+        until = time.monotonic() + self.poll
         while not self.interrupts.asked and time.monotonic() < until:
             time.sleep(0.1)
         return True
 
     def _join(self) -> None:
         """Enters the study's list of workers. Raises StudyError for other hardware."""
-        expected = self.study.storage.join(
+        expected = self.study.storage.enter(
             self.study.name,
             self.id,
             machine=_machine(),

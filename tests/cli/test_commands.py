@@ -49,11 +49,7 @@ def finished(tmp_path: Path) -> Path:
     """The default database with a study whose budget is spent."""
     definition = fakes.study(tmp_path / "files")
     stored = studies.create(Storage(f"sqlite:///{tmp_path}/storage/qsched.db"), definition)
-    evaluator = Evaluator(
-        fakes.FakeGenerator(),  # type: ignore[arg-type]
-        fakes.FakeScorers(),  # type: ignore[arg-type]
-        definition.calibration,
-    )
+    evaluator = Evaluator(fakes.FakeGenerator(), fakes.FakeScorers(), definition.calibration)
     assert Worker(stored, evaluator).run()
     return tmp_path / "storage" / "qsched.db"
 
@@ -118,6 +114,34 @@ def test_check_says_what_a_study_costs(qsched: Qsched) -> None:
     assert (row["trials"], row["prompts"], row["images"]) == (25, 32, 800)
     assert row["network_calls"] == 32 + 25 * 32 * 3
     assert row["grid_images"] == 80_000
+
+
+def test_the_launcher_is_found_beside_the_study_or_refused_in_words(
+    qsched: Qsched, tmp_path: Path
+) -> None:
+    path = fakes.study_file(tmp_path / "files")
+    with path.open("a") as file:
+        file.write('launcher = "our_cluster:Launcher"\n')
+    for command in (("check", str(path)), ("run", str(path))):
+        code, _, err = qsched(*command)
+        assert code == 2
+        assert "put our_cluster.py beside the study file" in one_line(err)
+    assert not json.loads(qsched("status", "--json")[1])  # nothing was begun
+    (path.parent / "our_cluster.py").write_text(
+        "class Launcher:\n    def start(self, crew):\n        raise OSError('no machine is free')\n"
+    )
+    assert qsched("check", str(path))[0] == 0
+    code, _, err = qsched("run", str(path))
+    assert code == 2
+    assert one_line(err) == (
+        "error: Launcher could not start the workers: OSError: no machine is free"
+    )
+
+
+def test_a_device_and_all_of_them_are_too_much(qsched: Qsched, finished: Path) -> None:
+    code, _, err = qsched("work", "fake", "--device", "cuda:1", "--all-devices")
+    assert code == 2
+    assert "--device cuda:1 and --all-devices: expected one; drop the other" in one_line(err)
 
 
 def test_check_reports_every_problem_of_every_file(qsched: Qsched, tmp_path: Path) -> None:

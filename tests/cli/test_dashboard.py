@@ -31,7 +31,7 @@ def finished(tmp_path: Path, url: str) -> StoredStudy:
     store = json.dumps(str(tmp_path / "artifacts"))
     path.write_text(path.read_text() + f"[gallery]\ntrials = 2\nstore = {store}\n")
     study = studies.create(Storage(url), fakes.load_study(path))
-    evaluator = Evaluator(fakes.FakeGenerator(), fakes.FakeScorers(), study.definition.calibration)  # type: ignore[arg-type]
+    evaluator = Evaluator(fakes.FakeGenerator(), fakes.FakeScorers(), study.definition.calibration)
     assert Worker(study, evaluator, gallery=gallery.Gallery(study)).run()
     gallery.publish(study)
     return study
@@ -143,7 +143,7 @@ def test_each_step_of_a_larger_search_has_its_landscape(tmp_path: Path) -> None:
     path = fakes.study_file(tmp_path)
     path.write_text(path.read_text().replace("[search]", '[search]\nparametrisation = "ramp2"'))
     study = studies.create(Storage(f"sqlite:///{tmp_path}/q.db"), fakes.load_study(path))
-    evaluator = Evaluator(fakes.FakeGenerator(), fakes.FakeScorers(), study.definition.calibration)  # type: ignore[arg-type]
+    evaluator = Evaluator(fakes.FakeGenerator(), fakes.FakeScorers(), study.definition.calibration)
     assert Worker(study, evaluator).run()
     gallery.publish(study)
     attributes = study.storage.database.optuna.get_study_system_attrs(study.trials.study._study_id)
@@ -173,7 +173,7 @@ def test_a_picture_that_fails_loses_no_trial(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = studies.create(Storage(f"sqlite:///{tmp_path}/q.db"), fakes.study(tmp_path))
-    evaluator = Evaluator(fakes.FakeGenerator(), fakes.FakeScorers(), study.definition.calibration)  # type: ignore[arg-type]
+    evaluator = Evaluator(fakes.FakeGenerator(), fakes.FakeScorers(), study.definition.calibration)
     monkeypatch.setattr(gallery, "contact_sheet", lambda images, title: 1 / 0)
     assert Worker(study, evaluator, gallery=gallery.Gallery(study)).run()
     assert study.status().done == 6

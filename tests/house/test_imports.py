@@ -26,9 +26,9 @@ LIGHT_MODULES = (
     *("quantization.simulated", "quantization.torchao", "quantization.bitsandbytes"),
     *("pipelines.catalog", "pipelines.table", "scoring.catalog", "scoring.jaq", "scoring.table"),
     *("evidence.guards", "evidence.table", "demo.captions"),
-    *("service.database", "service.schema", "service.slots", "service.status", "service.storage"),
-    *("service.stored_study", "service.trials", "service.worker", "service.pool"),
-    *("proof.controls", "proof.verdict"),
+    *("service.database", "service.schema", "service.queue", "service.status", "service.storage"),
+    *("service.launchers", "service.stored_study", "service.trials", "service.worker"),
+    *("proof.controls", "proof.verdict", "testing.launchers"),
 )
 FILES = {
     ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): file

@@ -23,7 +23,6 @@ SCRIPTS = [
     "scripts/test",
     "scripts/check",
     "scripts/docs",
-    "scripts/workers",
     "scripts/qsched.sh",
     "scripts/collect_images.sh",
     "deploy/slurm_worker.sbatch",

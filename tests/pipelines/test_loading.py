@@ -15,7 +15,8 @@ from qsched import hub
 from qsched.errors import ConfigError, HubError, ModelError, QuantizationError
 from qsched.pipelines import catalog
 from qsched.pipelines.catalog import MODELS, TWIN_SIDE
-from qsched.pipelines.loading import PeakMemory, device_for, load, load_pipeline
+from qsched.pipelines.devices import device_for
+from qsched.pipelines.loading import load_model, load_pipeline
 from qsched.pipelines.table import Execution, LoraTable, Model, Sampling, sampling_of, with_entry
 from qsched.pipelines.twins import pipeline_twin
 from qsched.quantization.table import Quantization
@@ -61,7 +62,7 @@ def by_diffusers(name: str) -> DiffusionPipeline:
 @pytest.mark.parametrize("name", REAL)
 def test_a_loaded_model_draws_what_diffusers_draws(name: str) -> None:
     """LoRA fused or not may differ in the last bits."""
-    ours = images(load(twin(name)).pipeline, name, 4)
+    ours = images(load_model(twin(name)).pipeline, name, 4)
     assert ours.std() > 0.01
     torch.testing.assert_close(ours, images(by_diffusers(name), name, 4), atol=2e-5, rtol=0)
 
@@ -71,7 +72,7 @@ def test_the_catalogue_says_what_the_paper_says(name: str) -> None:
     entry = MODELS[name]
     assert entry.revision is not None
     assert len(entry.revision) == 40
-    pipeline = load(twin(name)).pipeline
+    pipeline = load_model(twin(name)).pipeline
     assert type(pipeline).__name__ == entry.pipeline
     if entry.scheduler:
         assert type(pipeline.scheduler).__name__ == entry.scheduler["class"]
@@ -86,12 +87,12 @@ def test_a_safety_checker_is_off(name: str) -> None:
     stock = DiffusionPipeline.from_pretrained(folder / "pipeline")
     stock.set_progress_bar_config(disable=True)
     assert images(stock, name, 2).max() == 0
-    assert images(load(twin(name)).pipeline, name, 2).max() > 0.1
+    assert images(load_model(twin(name)).pipeline, name, 2).max() > 0.1
 
 
 def test_a_lora_is_fused_for_good_before_the_network_is_quantized() -> None:
-    with_lora = load(twin("pcm-sd15")).network
-    without = load(twin("pcm-sd15", lora=None)).network
+    with_lora = load_model(twin("pcm-sd15")).network
+    without = load_model(twin("pcm-sd15", lora=None)).network
     changed = [
         name
         for name, weight in with_lora.state_dict().items()
@@ -101,10 +102,10 @@ def test_a_lora_is_fused_for_good_before_the_network_is_quantized() -> None:
     assert all("attn" in name for name in changed)
     assert not [name for name, _ in with_lora.named_modules() if "lora" in name]
     half = LoraTable(source="x", file="y", scale=0.5)
-    weaker = load(twin("pcm-sd15", lora=half)).network.state_dict()[changed[0]]
+    weaker = load_model(twin("pcm-sd15", lora=half)).network.state_dict()[changed[0]]
     middle = (with_lora.state_dict()[changed[0]] + without.state_dict()[changed[0]]) / 2
     torch.testing.assert_close(weaker, middle)
-    report = load(twin("pcm-sd15"), Quantization(scheme="w8a8", backend="torchao")).report
+    report = load_model(twin("pcm-sd15"), Quantization(scheme="w8a8", backend="torchao")).report
     assert report is not None
     assert any("attn" in layer.name for layer in report.quantized)
 
@@ -122,7 +123,7 @@ def test_a_folder_works_like_a_name(tmp_path: Path) -> None:
     pipeline = load_pipeline(str(folder))
     assert type(pipeline).__name__ == "StableDiffusionXLPipeline"
     copy = Model.model_validate({"name": "sdxl-turbo", "source": str(folder), "dtype": "float32"})
-    loaded = load(with_entry(copy, 4), execution=Execution(device="cpu")).pipeline
+    loaded = load_model(with_entry(copy, 4), execution=Execution(device="cpu")).pipeline
     assert type(loaded.scheduler).__name__ == "EulerAncestralDiscreteScheduler"
     assert with_entry(copy, 4).revision is None
 
@@ -142,7 +143,7 @@ def test_the_variant_of_a_folder_where_it_has_one(tmp_path: Path) -> None:
                 "dtype": "float16",
             }
         )
-        network = load(with_entry(table, 4), execution=Execution(device="cpu")).network
+        network = load_model(with_entry(table, 4), execution=Execution(device="cpu")).network
         assert next(network.parameters()).dtype == torch.float16
 
 
@@ -183,7 +184,7 @@ def test_a_model_that_is_not_downloaded_says_so_offline(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     model = with_entry(Model.model_validate({"name": name}), STEPS[name])
     with pytest.raises(ModelError) as raised:
-        load(model, execution=Execution(device="cpu"))
+        load_model(model, execution=Execution(device="cpu"))
     words = str(raised.value)
     assert words.startswith(f"{MODELS[name].source} is not downloaded ({MODELS[name].download_gb}")
     assert "HF_HUB_OFFLINE is set" in words
@@ -202,11 +203,11 @@ def test_a_repository_in_the_cache_needs_no_network(
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     table = Model(name="lcm-dreamshaper")
-    loaded = load(with_entry(table, 4), execution=Execution(device="cpu"))
+    loaded = load_model(with_entry(table, 4), execution=Execution(device="cpu"))
     assert images(loaded.pipeline, "lcm-dreamshaper", 4).std() > 0.01
     elsewhere = with_entry(Model(name="lcm-dreamshaper", revision="0" * 40), 4)
     with pytest.raises(ModelError, match="is not downloaded"):
-        load(elsewhere, execution=Execution(device="cpu"))
+        load_model(elsewhere, execution=Execution(device="cpu"))
 
 
 def test_a_lora_that_is_not_downloaded_or_not_there(tmp_path: Path) -> None:
@@ -217,7 +218,7 @@ def test_a_lora_that_is_not_downloaded_or_not_there(tmp_path: Path) -> None:
     ):
         table = Model(name="pcm-sd15", source=str(folder), dtype="float32", lora=lora)
         with pytest.raises(ModelError, match=rf"model\.lora.*{words}"):
-            load(with_entry(table, 4), execution=Execution(device="cpu"))
+            load_model(with_entry(table, 4), execution=Execution(device="cpu"))
     (tmp_path / "x.safetensors").write_bytes(b"no tensors")
     table = Model(
         name="pcm-sd15",
@@ -226,7 +227,7 @@ def test_a_lora_that_is_not_downloaded_or_not_there(tmp_path: Path) -> None:
         lora=LoraTable(source=str(tmp_path), file="x.safetensors"),
     )
     with pytest.raises(ModelError, match="can't be loaded"):
-        load(with_entry(table, 4), execution=Execution(device="cpu"))
+        load_model(with_entry(table, 4), execution=Execution(device="cpu"))
 
 
 def http(kind: type[Exception], status: int) -> Exception:
@@ -283,16 +284,19 @@ def test_a_checkpoint_is_not_asked_for_steps_it_was_not_distilled_for() -> None:
 
 def test_a_scheduler_of_ones_own() -> None:
     declared = {"class": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}
-    scheduler = load(twin("sdxl-base", scheduler=declared)).pipeline.scheduler
+    scheduler = load_model(twin("sdxl-base", scheduler=declared)).pipeline.scheduler
     assert type(scheduler).__name__ == "DPMSolverMultistepScheduler"
     assert scheduler.config.algorithm_type == "sde-dpmsolver++"
     assert scheduler.config.beta_end == 0.012  # the rest is as it came
     with pytest.raises(ModelError, match="'NoScheduler'; expected a scheduler of diffusers"):
-        load(twin("sdxl-base", scheduler={"class": "NoScheduler"}))
+        load_model(twin("sdxl-base", scheduler={"class": "NoScheduler"}))
 
 
 def test_text_encoders_in_eight_bits_change_embeddings_a_little() -> None:
-    plain, eight = load(twin("flux-schnell")), load(twin("flux-schnell", text_encoders="int8"))
+    plain, eight = (
+        load_model(twin("flux-schnell")),
+        load_model(twin("flux-schnell", text_encoders="int8")),
+    )
     kinds = {type(layer).__name__ for layer in eight.pipeline.text_encoder_2.modules()}
     assert "Linear8bitLt" in kinds
     before, after = (images(loaded.pipeline, "flux-schnell", 4) for loaded in (plain, eight))
@@ -301,8 +305,8 @@ def test_text_encoders_in_eight_bits_change_embeddings_a_little() -> None:
 
 
 def test_what_saves_memory_leaves_the_images_nearly_as_they_are() -> None:
-    expected = images(load(twin("sdxl-turbo")).pipeline, "sdxl-turbo", 4)
-    saved = load(
+    expected = images(load_model(twin("sdxl-turbo")).pipeline, "sdxl-turbo", 4)
+    saved = load_model(
         twin("sdxl-turbo", vae_tiling=True, attention="native"),
         execution=Execution(vae_slicing=True),
     ).pipeline
@@ -310,7 +314,7 @@ def test_what_saves_memory_leaves_the_images_nearly_as_they_are() -> None:
     assert saved.vae.use_tiling
     torch.testing.assert_close(images(saved, "sdxl-turbo", 4), expected, atol=1e-5, rtol=0)
     with pytest.raises(ModelError, match=r"model\.attention = 'no-such-kernel'"):
-        load(twin("sdxl-turbo", attention="no-such-kernel"))
+        load_model(twin("sdxl-turbo", attention="no-such-kernel"))
 
 
 @pytest.mark.slow
@@ -321,7 +325,7 @@ def test_a_compiled_network_draws_the_same_and_can_be_intercepted() -> None:
 
     made = []
     for compiled in (False, True):
-        pipeline = load(twin("flux-schnell", compile=compiled)).pipeline
+        pipeline = load_model(twin("flux-schnell", compile=compiled)).pipeline
         side = {"height": TWIN_SIDE, "width": TWIN_SIDE}
         sampling = sampling_of("flux-schnell", Sampling(steps=4)).model_copy(update=side)
         generator = ImageGenerator(pipeline, sampling, batch_size=2)
@@ -333,16 +337,14 @@ def test_a_compiled_network_draws_the_same_and_can_be_intercepted() -> None:
 
 
 def test_quantization_is_what_the_table_says() -> None:
-    loaded = load(twin("flux-schnell"), Quantization(scheme="w4a8", backend="simulated", skip=()))
+    loaded = load_model(
+        twin("flux-schnell"), Quantization(scheme="w4a8", backend="simulated", skip=())
+    )
     assert loaded.report is not None
     assert loaded.report.scheme.name == "w4a8"
     assert not loaded.report.left
     with pytest.raises(QuantizationError, match="matches no layer"):
-        load(twin("flux-schnell"), Quantization(scheme="w4a8", skip=("nothing.*",)))
-
-
-def test_peak_memory_is_a_number_of_gigabytes() -> None:
-    assert 0.05 < PeakMemory(torch.device("cpu"))() < 100
+        load_model(twin("flux-schnell"), Quantization(scheme="w4a8", skip=("nothing.*",)))
 
 
 def test_weights_are_told_apart(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from qsched import api
 from qsched.errors import ConfigError, QuantizationError
 from qsched.pipelines.catalog import MODELS
 from qsched.pipelines.generator import ImageGenerator
-from qsched.pipelines.loading import load
+from qsched.pipelines.loading import load_model
 from qsched.pipelines.table import sampling_of
 from qsched.schedule.preconditioning import coefficients_of, preconditioned_class
 from qsched.service.storage import Storage
@@ -77,7 +77,7 @@ def test_its_twin_runs_is_proven_exported_and_loaded_again(twin: Study, tmp_path
     api.take_away(stored, tmp_path / "taken", force=True)
     assert outcome.validation is not None
     best = outcome.validation.candidate
-    pipeline: DiffusionPipeline = load(twin.tables.model, twin.tables.quantization).pipeline
+    pipeline: DiffusionPipeline = load_model(twin.tables.model, twin.tables.quantization).pipeline
     expected = ImageGenerator(pipeline, twin.tables.sampling, batch_size=2).generate(
         twin.held_out[:2], best.coefficients
     )

@@ -39,8 +39,8 @@ class Terms(fakes.FakeScorers):
 
 def finish(study: StoredStudy) -> StoredStudy:
     evaluator = Evaluator(
-        fakes.FakeGenerator(),  # type: ignore[arg-type]
-        Terms(study.definition.scorers),  # type: ignore[arg-type]
+        fakes.FakeGenerator(),
+        Terms(study.definition.scorers),
         study.definition.calibration,
     )
     assert Worker(study, evaluator).run()

@@ -18,7 +18,7 @@ from qsched import api
 from qsched.errors import CoefficientsError, StudyError
 from qsched.pipelines.catalog import DEMO_FOLDER
 from qsched.pipelines.generator import ImageGenerator
-from qsched.pipelines.loading import load
+from qsched.pipelines.loading import load_model
 from qsched.report.card import model_card
 from qsched.report.export import export
 from qsched.report.sample_code import sample_code
@@ -169,7 +169,7 @@ def picture(folder: Path) -> np.ndarray:
 def scored(study: Study, coefficients: Coefficients) -> np.ndarray:
     """The first held-out prompt's image as the study makes it, 8 bits a channel."""
     tables = study.tables
-    pipeline = load(tables.model, tables.quantization).pipeline
+    pipeline = load_model(tables.model, tables.quantization).pipeline
     generator = ImageGenerator(pipeline, tables.sampling, part=tables.model.part, batch_size=1)
     (image,) = generator.generate(study.held_out[:1], coefficients)
     return (image.permute(1, 2, 0) * 255).round().byte().numpy()
@@ -194,7 +194,7 @@ def test_plain_quantization_is_the_study_s(
     tables = definition.tables
     code = sample_code(definition)
     assert "qsched.quantization" not in code
-    stock = load(tables.model).pipeline.scheduler
+    stock = load_model(tables.model).pipeline.scheduler
     coefficients = Coefficients.ramp(tables.sampling.steps, 1.1, 0.9)
     export(tmp_path, coefficients, precondition(stock, coefficients).to_json_string(), {})
     monkeypatch.chdir(tmp_path)

@@ -33,8 +33,8 @@ def study(tmp_path: Path) -> StoredStudy:
     """A study whose budget is spent."""
     stored = studies.create(Storage(f"sqlite:///{tmp_path}/q.db"), fakes.study(tmp_path))
     evaluator = Evaluator(
-        fakes.FakeGenerator(),  # type: ignore[arg-type]
-        fakes.FakeScorers(),  # type: ignore[arg-type]
+        fakes.FakeGenerator(),
+        fakes.FakeScorers(),
         stored.definition.calibration,
     )
     assert Worker(stored, evaluator).run()

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from qsched.pipelines.loading import load_pipeline
 from qsched.report.export import export
 from qsched.schedule.coefficients import Coefficients
 from qsched.schedule.preconditioning import coefficients_of, precondition
-from qsched.schedule.standalone import in_order, module_name, source
+from qsched.schedule.standalone import module_name, source
 from tests.support.loops import SCALED, SCHEDULERS, loop
 from tests.support.twin_pipelines import Case, twin
 
 ROOT = Path(__file__).parents[2]
+EARLIER = Path(__file__).parent / "exported-0.1"
+"""What qsched 0.1 exported: of the demo, and of an LCM scheduler with an average."""
 PLAIN = ROOT / "tests" / "support" / "plain_diffusers.py"
 SCALARS = SCALED.scalars
 PROMPTS, SEEDS = ["a red owl"], [3]
@@ -170,10 +173,46 @@ def test_it_saves_itself_and_steps_as_before(tmp_path: Path, modules: Path) -> N
     assert torch.equal(loop(loaded(tmp_path / "two"), "FlowMatchEuler"), expected)
 
 
-def test_another_number_of_steps_is_refused_in_words(tmp_path: Path, modules: Path) -> None:
+def test_what_is_wrong_is_a_value_error_in_words(tmp_path: Path, modules: Path) -> None:
     found = loaded(write(tmp_path, LCMScheduler(), SCALARS))
-    with pytest.raises(Exception, match="are for 4 steps, the schedule has 2; sample with 4"):
+    with pytest.raises(ValueError, match="are for 4 steps, the schedule has 2; sample with 4"):
         found.set_timesteps(2)
+    found.set_timesteps(4)
+    x = torch.ones(1, 4, 2, 2)
+    with pytest.raises(ValueError, match="timestep 5; expected one that the schedule has once"):
+        found.step(x, 5, x)
+
+
+def sampled_by(scheduler: Any) -> Tensor:
+    """Four steps with a network that is a sine."""
+    scheduler.set_timesteps(4)
+    noise = torch.Generator().manual_seed(2)
+    given = {"generator": noise} if "generator" in signature(scheduler.step).parameters else {}
+    x = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(1))
+    for t in scheduler.timesteps:
+        x = scheduler.step(x.sin(), t, x, **given).prev_sample
+    return x
+
+
+@pytest.mark.parametrize("name", ["demo", "average"])
+def test_what_version_0_1_exported_loads_and_steps_as_ours(
+    name: str, tmp_path: Path, modules: Path
+) -> None:
+    coefficients = Coefficients.load(EARLIER / name / "coefficients.json")
+    found = loaded(EARLIER / name / "scheduler")
+    assert coefficients_of(found) == coefficients
+    stock = found.stock.from_config(found.config)
+    ours = precondition(stock, coefficients)
+    assert torch.equal(sampled_by(found), sampled_by(ours))
+    assert not torch.equal(sampled_by(found), sampled_by(stock))
+    assert torch.equal(sampled_by(precondition(found, coefficients)), sampled_by(ours))
+    now = write(tmp_path, stock, coefficients)
+    assert sorted(path.name for path in now.iterdir()) == sorted(
+        path.name for path in (EARLIER / name / "scheduler").iterdir()
+    )
+    before = json.loads((EARLIER / name / "scheduler" / "scheduler_config.json").read_text())
+    del before["_calibration"]
+    assert before.items() <= json.loads((now / "scheduler_config.json").read_text()).items()
 
 
 class OwnScheduler(LCMScheduler):
@@ -218,9 +257,3 @@ def test_every_class_has_a_file_of_its_own() -> None:
     names = [name for name in dir(diffusers) if name.endswith("Scheduler")]
     assert len({module_name(name) for name in names}) == len(names)
     assert module_name("DPMSolverMultistepScheduler") == "preconditioned_dpm_solver_multistep"
-
-
-def test_imports_are_merged() -> None:
-    lines = {"from b import y", "from b import x", "import json", "import torch as t"}
-    assert in_order(lines) == "import json\n\nimport torch as t\nfrom b import x, y"
-    assert in_order({"import torch"}) == "import torch"

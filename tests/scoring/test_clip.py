@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from qsched.errors import ScoreError
+from qsched.libraries import quiet
 from qsched.pipelines.catalog import DEMO_FOLDER
 from qsched.prompts import Prompt
 from qsched.scoring import clip, clip_models
@@ -68,7 +69,7 @@ def folder() -> Path:
 
 @pytest.fixture(scope="module")
 def network(folder: Path) -> Any:
-    with clip_models.quiet():
+    with quiet():
         return open_clip.create_model(f"local-dir:{folder}", require_pretrained=True).eval()
 
 
@@ -175,7 +176,7 @@ def test_hps_is_the_cosine_of_padded_images(folder: Path) -> None:
     images = smooth(64, 96)
     hps = load_scorer(metric_entry("hpsv2.1"), twin=True)
     place = clip_models._twin("hpsv2.1")
-    with clip_models.quiet():
+    with quiet():
         network = open_clip.create_model(place).eval()
     pad = image_transform_v2(
         PreprocessCfg(size=32, mean=(0.5,) * 3, std=(0.25,) * 3, resize_mode="longest"), False
@@ -193,7 +194,7 @@ def test_pickscore_is_the_published_formula() -> None:
 
     pickscore = load_pickscore(twin=True)
     made = clip_models.made("pickscore", clip_models._make_pickscore)
-    with clip_models.quiet():
+    with quiet():
         model = CLIPModel.from_pretrained(made / "model").eval()
         images = CLIPImageProcessor.from_pretrained(made / "processor")
         tokenizer = AutoTokenizer.from_pretrained(made / "processor")

@@ -77,7 +77,7 @@ def stored(folder: Path, url: str | None = None, **changes: object) -> StoredStu
 
 def worker(study: StoredStudy, generator: fakes.FakeGenerator | None = None) -> Worker:
     made = generator or fakes.FakeGenerator()
-    evaluator = Evaluator(made, fakes.FakeScorers(), study.definition.calibration)  # type: ignore[arg-type]
+    evaluator = Evaluator(made, fakes.FakeScorers(), study.definition.calibration)
     return Worker(study, evaluator, lease=2.0)
 
 

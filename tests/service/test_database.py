@@ -9,7 +9,6 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import OperationalError, PendingRollbackError, ProgrammingError
 
 from qsched.errors import StorageError
-from qsched.service import database as databases
 from qsched.service.database import Database, now
 
 
@@ -76,28 +75,32 @@ def test_what_does_not_pass_is_said_at_once(database: Database, error: Exception
     assert "secret" not in str(raised.value)
 
 
+class FakeClock:
+    """Time passes by sleeping alone."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+
+    def monotonic(self) -> float:
+        return sum(self.slept)
+
+    def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+
+
 def test_patience_ends_with_a_line_and_is_visible_before(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    slept: list[float] = []
-    clock = 0.0
-
-    def sleep(seconds: float) -> None:
-        nonlocal clock
-        slept.append(seconds)
-        clock += seconds
-
-    monkeypatch.setattr(databases.time, "sleep", sleep)
-    monkeypatch.setattr(databases.time, "monotonic", lambda: clock)
-    database = Database(f"sqlite:///{tmp_path}/q.db", patience=60)
+    clock = FakeClock()
+    database = Database(f"sqlite:///{tmp_path}/q.db", patience=60, clock=clock)
 
     def work() -> None:
         raise fault("connection refused")
 
     with pytest.raises(StorageError, match="connection refused"):
         database.patiently(work)
-    assert sum(slept) == pytest.approx(60)
-    assert max(slept) <= 5
+    assert sum(clock.slept) == pytest.approx(60)
+    assert max(clock.slept) <= 5
     assert "waiting for the database: connection refused" in caplog.messages
 
 

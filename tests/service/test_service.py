@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from qsched.demo.captions import prompt_lists
+from qsched.service.storage import Storage
 
 pytestmark = pytest.mark.slow
 
@@ -114,6 +115,34 @@ def test_a_second_interrupt_gives_the_trial_back_at_once(shell: Shell) -> None:
     status = shell.status()
     assert status["running"] == 0
     assert status["done"] < 8
+
+
+def test_a_worker_on_each_device_of_this_machine(shell: Shell) -> None:
+    """Where there is no GPU it is one; the signal goes through, and so does the exit code."""
+    crew = shell.start("work", "served", "--all-devices", "--grace", "600")
+    shell.wait_for_images(2, crew)
+    crew.send_signal(signal.SIGTERM)
+    out, err = crew.communicate()
+    assert crew.returncode == 0, err
+    assert "workers   " in out
+    status = shell.status()
+    assert 0 < status["done"] < 8
+    assert status["running"] == 0
+    out = shell.call("work", "served", "--all-devices", "--max-trials", "1", "--idle-exit")
+    assert "failed" not in out
+    assert shell.status()["done"] > status["done"]
+
+
+def test_the_first_worker_that_fails_gives_its_exit_code_and_last_line(
+    shell: Shell, url: str
+) -> None:
+    Storage(url).enter(
+        "served", "other", machine="m", host="h", pid=1, hardware={"device": "cuda Other"}
+    )
+    crew = shell.start("work", "served", "--all-devices", "--idle-exit")
+    out, _ = crew.communicate()
+    assert crew.returncode == 2
+    assert "worker-0.err: error: study 'served' was begun on other hardware" in out
 
 
 def test_several_workers_by_one_command(shell: Shell) -> None:

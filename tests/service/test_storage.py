@@ -9,8 +9,8 @@ import sqlalchemy as sa
 
 from qsched.errors import StorageError
 from qsched.service.database import Database
+from qsched.service.queue import Queue
 from qsched.service.schema import SCHEMA_VERSION
-from qsched.service.slots import Queue
 from qsched.service.storage import Storage
 
 
@@ -46,8 +46,8 @@ def test_an_accepted_difference_is_recorded_with_both_values(storage: Storage) -
 
 def test_workers_are_known_with_their_speed(storage: Storage) -> None:
     hardware = {"device": "cuda A", "torch": "2.10"}
-    first = storage.join("one", "w1", machine="a", host="a", pid=1, hardware=hardware)
-    second = storage.join("one", "w2", machine="b", host="b", pid=2, hardware={"device": "cpu"})
+    first = storage.enter("one", "w1", machine="a", host="a", pid=1, hardware=hardware)
+    second = storage.enter("one", "w2", machine="b", host="b", pid=2, hardware={"device": "cpu"})
     assert first == second == hardware
     storage.seen("w1", 30, 10.0)
     storage.seen("w2", 0, 0.0, "refused")
@@ -61,7 +61,7 @@ def test_leases_of_dead_processes_end_at_once(storage: Storage) -> None:
     queue = Queue(storage.database, "one")
     queue.grow(3)
     for worker, machine, pid in (("dead", "here", 1), ("living", "here", 2), ("far", "there", 1)):
-        storage.join("one", worker, machine=machine, host=machine, pid=pid, hardware={})
+        storage.enter("one", worker, machine=machine, host=machine, pid=pid, hardware={})
         queue.claim(worker, 60, identity_first=False)
     assert storage.bury("one", "here", lambda pid: pid == 2) == 1
     assert [row.state for row in storage.workers("one")] == ["lost", "working", "working"]

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 import weakref
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from optuna.trial import TrialState
 
 from qsched.errors import StudyError
+from qsched.prompts import Prompt
 from qsched.service import stored_study as studies
 from qsched.service.evaluator import Evaluator
 from qsched.service.storage import Storage
@@ -31,8 +33,8 @@ def stored(folder: Path, url: str | None = None, **changes: object) -> StoredStu
 
 def worker(study: StoredStudy, generator: fakes.FakeGenerator | None = None) -> Worker:
     made = generator or fakes.FakeGenerator()
-    evaluator = Evaluator(made, fakes.FakeScorers(), study.definition.calibration)  # type: ignore[arg-type]
-    return Worker(study, evaluator, lease=2.0)
+    evaluator = Evaluator(made, fakes.FakeScorers(), study.definition.calibration)
+    return Worker(study, evaluator, lease=2.0, poll=0.2)
 
 
 def record(study: StoredStudy) -> list[tuple[int, tuple[float, ...] | None, float | None]]:
@@ -49,20 +51,19 @@ def undisturbed(
     return record(study)
 
 
-def test_each_trial_notes_the_most_memory_it_used(tmp_path: Path) -> None:
+def test_what_is_measured_is_a_number_of_each_trial(tmp_path: Path) -> None:
     study = stored(tmp_path)
-    evaluator = Evaluator(fakes.FakeGenerator(), fakes.FakeScorers(), study.definition.calibration)  # type: ignore[arg-type]
-    readings = iter([1.5, 2.5, 3.5, 4.5, 5.5, 6.5])
-    assert Worker(study, evaluator, memory=lambda: next(readings)).run()
+    readings = [1.5, 2.5, 3.5, 4.5, 5.5, 6.5]
+    evaluator = Evaluator(
+        fakes.FakeGenerator(),
+        fakes.FakeScorers(),
+        study.definition.calibration,
+        measures={"peak_memory_gb": iter(readings).__next__, "volume": lambda: 11},
+    )
+    assert Worker(study, evaluator).run()
     trials = study.trials.study.get_trials()
-    assert [trial.user_attrs["peak_memory_gb"] for trial in trials] == [
-        1.5,
-        2.5,
-        3.5,
-        4.5,
-        5.5,
-        6.5,
-    ]
+    assert [trial.user_attrs["peak_memory_gb"] for trial in trials] == readings
+    assert {trial.user_attrs["volume"] for trial in trials} == {11}
 
 
 def test_a_run_spends_exactly_its_budget(tmp_path: Path) -> None:
@@ -131,23 +132,25 @@ def test_stopped_and_resumed_equals_undisturbed(
     assert len(generator.made) == 14 * 6  # no image twice
 
 
+class CrashingScorers(fakes.FakeScorers):
+    """Break at one of their calls."""
+
+    def __init__(self, fatal: int) -> None:
+        self.calls, self.fatal = 0, fatal
+
+    def score(self, images: torch.Tensor, prompts: Sequence[Prompt]) -> dict[str, list[float]]:
+        self.calls += 1
+        if self.calls == self.fatal:
+            raise RuntimeError("out of the blue")
+        return super().score(images, prompts)
+
+
 def test_a_crash_repeats_at_most_the_batch_in_hand(
     tmp_path: Path, undisturbed: list[tuple[int, tuple[float, ...] | None, float | None]]
 ) -> None:
     study = stored(tmp_path, trials=14)
-    generator = fakes.FakeGenerator()
-    crashing = worker(study, generator)
-    score = crashing.evaluator.scorers.score
-    calls = 0
-
-    def crash(*arguments: object) -> object:
-        nonlocal calls
-        calls += 1
-        if calls == 8:
-            raise RuntimeError("out of the blue")
-        return score(*arguments)  # type: ignore[arg-type]
-
-    crashing.evaluator.scorers.score = crash  # type: ignore[method-assign,assignment]
+    generator, prompts = fakes.FakeGenerator(), study.definition.calibration
+    crashing = Worker(study, Evaluator(generator, CrashingScorers(8), prompts))
     with pytest.raises(RuntimeError):
         crashing.run()
     assert len(study.term_scores(2)["demo-quality"]) == 2
@@ -325,10 +328,7 @@ def test_several_workers_share_the_budget(tmp_path: Path) -> None:
     assert study.status().images == 12 * 6
 
 
-def test_a_worker_waits_for_what_others_hold(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("qsched.service.worker.POLL", 0.2)
+def test_a_worker_waits_for_what_others_hold(tmp_path: Path) -> None:
     study = stored(tmp_path, trials=3)
     held = study.queue.claim("dead", 3.0, identity_first=False)
     waits = 0
@@ -357,8 +357,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(tmp_path: Path) -> None:
     assert [trial.user_attrs["batch_size"] for trial in trials] == [1] * 6
 
 
-def test_a_paused_study_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("qsched.service.worker.POLL", 0.2)
+def test_a_paused_study_waits(tmp_path: Path) -> None:
     study = stored(tmp_path)
     study.storage.pause(study.name, True)
     paused = worker(study)

@@ -22,8 +22,8 @@ class FakeGenerator:
         self.broken: set[str] = set()
         self.room = 1000  # images that fit into the device's memory
 
-    def halve(self) -> None:
-        self.batch_size //= 2
+    def shrink(self, batch_size: int) -> None:
+        self.batch_size = batch_size
 
     def generate(self, prompts: Sequence[Prompt], coefficients: Coefficients) -> Tensor:
         if len(prompts) > self.room:

@@ -27,9 +27,11 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+import torch
 
 from qsched.service import stored_study as studies
 from qsched.service.database import Database
+from qsched.service.evaluator import Batch
 from qsched.service.schema import Score
 from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy
@@ -46,24 +48,11 @@ PAUSE = 0.02  # seconds that a batch takes
 # --- a worker ---------------------------------------------------------------------------------
 
 
-@dataclass
-class Batch:
-    """What objective.Batch holds."""
-
-    prompts: tuple[int, ...]
-    scores: list[Score]
-    images: np.ndarray
-    seconds: float
-
-
 class FastEvaluator:
     """Scores that are a function of vector and prompt; every image made is written down."""
 
-    generator: Any
-
     def __init__(self, study: StoredStudy, log: Path) -> None:
         self.prompts = study.definition.calibration
-        self.generator = self
         self.batch_size = study.definition.tables.execution.batch_size
         self._scorers = study.definition.scorers
         self._log = log.open("a", buffering=1)
@@ -91,7 +80,11 @@ class FastEvaluator:
                 for index in batch
                 for metric in self._scorers
             ]
-            yield Batch(batch, scores, np.zeros((len(batch), 3, 2, 2)), PAUSE)
+            yield Batch(batch, scores, torch.zeros(len(batch), 3, 2, 2), PAUSE)
+
+    def measured(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
 
 
 def value_of(coefficients: Any, prompt: int, metric: str) -> float:
@@ -105,7 +98,7 @@ def work(url: str, name: str, log: Path, seed: int) -> None:
     random.seed(seed)
     study = studies.load(Storage(Database(url, patience=PATIENCE)), name)
     evaluator = FastEvaluator(study, log)
-    worker = Worker(study, evaluator, lease=LEASE, grace=1.0)  # type: ignore[arg-type]
+    worker = Worker(study, evaluator, lease=LEASE, grace=1.0)
     claim, record = study.queue.claim, study.queue.record
 
     def claimed(*arguments: Any, **keywords: Any) -> Any:

@@ -3,7 +3,7 @@
 from diffusers import DiffusionPipeline
 
 from qsched.pipelines.catalog import TWIN_SIDE
-from qsched.pipelines.loading import load
+from qsched.pipelines.loading import load_model
 from qsched.pipelines.table import Model, Sampling, sampling_of, with_entry
 from qsched.prompts import Prompt
 from qsched.quantization.table import Quantization
@@ -48,4 +48,4 @@ def twin(name: str, quantization: Quantization | None = None, **sampling: object
     model = model.model_copy(update={"twin": True, "dtype": "float32"})
     side = {"height": TWIN_SIDE, "width": TWIN_SIDE}
     settings = sampling_of(name, settings).model_copy(update=side)
-    return load(model, quantization).pipeline, settings
+    return load_model(model, quantization).pipeline, settings

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, aliased
 
 from qsched.errors import LeaseLost
 from qsched.service.database import Database, now, transaction
-from qsched.service.schema import OPEN, Finished, Score, ScoreTable, Slot, SlotTable, StudyTable
+from qsched.service.schema import OPEN, Score, ScoreTable, Slot, SlotTable, StudyTable, Tried
 
 STATES = ("waiting", "running", "finished", "stopped", "parked")
 
@@ -82,9 +82,9 @@ class Queue:
         return [(number, str(reason)) for number, reason in session.execute(query)]
 
     @transaction
-    def history(
+    def news(
         self, session: Session, since: float = 0.0
-    ) -> tuple[list[Finished], list[tuple[int, tuple[float, ...]]]]:
+    ) -> tuple[list[Tried], list[tuple[int, tuple[float, ...]]]]:
         """What a sampler goes by: the slots that were finished or stopped at `since` or
         later, in the order of their ends, and (number, vector) of those being tried right now."""
         finished = (
@@ -99,7 +99,7 @@ class Queue:
         )
         return (
             [
-                Finished(time or 0.0, number, tuple(vector or ()), value or 0.0)
+                Tried(time or 0.0, number, tuple(vector or ()), value or 0.0)
                 for time, number, vector, value in session.execute(finished)
             ],
             [(number, tuple(vector)) for number, vector in session.execute(running) if vector],

@@ -7,8 +7,8 @@ import pytest
 
 from qsched.errors import LeaseLost
 from qsched.service.database import Database
+from qsched.service.queue import FAILURES, LOSSES, Queue
 from qsched.service.schema import Score, Slot
-from qsched.service.slots import FAILURES, LOSSES, Queue
 from qsched.service.storage import Storage
 
 SCORE = Score(0, "tc", 1.5, 0.1)
@@ -151,12 +151,12 @@ def test_finishing_twice_is_finishing_once(queue: Queue) -> None:
     queue.begin(slot, 60, vector=[1.0, 1.0], trial=1)
     queue.finish(slot, 2.5)
     queue.finish(slot, 2.5)
-    done, running = queue.history()
+    done, running = queue.news()
     assert running == []
     assert [(one.number, one.vector, one.value) for one in done] == [(0, (1.0, 1.0), 2.5)]
     assert queue.best() == queue.slot(0)
     assert abs(done[0].time - time.time()) < 60  # the database's clock, in seconds since 1970
-    assert queue.history(done[0].time + 1) == ([], [])
+    assert queue.news(done[0].time + 1) == ([], [])
 
 
 def test_a_slot_is_parked_after_its_last_failure_and_freed_by_retry(queue: Queue) -> None:
