@@ -13,16 +13,19 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
 import sqlalchemy as sa
+import torch
 
+from qsched.prompts import Prompt
 from qsched.search.samplers import distributions
 from qsched.service import stored_study as studies
+from qsched.service.evaluator import Batch
 from qsched.service.schema import Score
 from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy
@@ -56,22 +59,11 @@ batch_size = {batch}
 """
 
 
-@dataclass
-class Batch:
-    """What objective.Batch holds."""
-
-    prompts: tuple[int, ...]
-    scores: list[Score]
-    images: Any
-    seconds: float
-
-
 class Instant:
     """An evaluator whose images take `seconds` a trial, by default none."""
 
     def __init__(self, seconds: float = 0.0) -> None:
-        self.prompts = range(PROMPTS)
-        self.generator = self
+        self.prompts = [Prompt("", index) for index in range(PROMPTS)]
         self.batch_size = BATCH
         self.seconds = seconds
 
@@ -89,7 +81,11 @@ class Instant:
                 for prompt in batch
                 for metric in METRICS
             ]
-            yield Batch(batch, scores, np.zeros((1, 3, 1, 1)), 0.1)
+            yield Batch(batch, scores, torch.zeros(1, 3, 1, 1), 0.1)
+
+    def measured(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
 
 
 def create(url: str, name: str, sampler: str) -> StoredStudy:
@@ -111,7 +107,7 @@ def service_trials(url: str, name: str, trials: int, sampler: str) -> list[float
     search = tables.search.model_copy(update={"sampler": sampler})
     tables = tables.model_copy(update={"search": search})
     study.definition = replace(study.definition, tables=tables)
-    worker = Worker(study, Instant())  # type: ignore[arg-type]
+    worker = Worker(study, Instant())
     study.vector(1)  # knows the history from here on, as a worker does after its first trial
     study.trials.study  # noqa: B018 - connects
     return [_timed(worker.run_one) for _ in range(trials)]
@@ -173,7 +169,7 @@ def fill_ours(url: str, name: str, level: int) -> list[float]:
     ours = studies.load(Storage(url), name)
     have = ours.queue.counts()["finished"]
     ours.extend(str(max(level, have)))
-    worker = Worker(ours, Instant())  # type: ignore[arg-type]
+    worker = Worker(ours, Instant())
     while worker.run_one():
         pass
     return [0.0]
@@ -219,7 +215,7 @@ def fill(url: str, name: str, level: int) -> None:
 def statements(url: str, name: str) -> dict[str, float]:
     """Statements and commits of one trial of ours, and of a plain one."""
     study = studies.load(Storage(url), name)
-    worker = Worker(study, Instant())  # type: ignore[arg-type]
+    worker = Worker(study, Instant())
     worker.run_one()
     counted = {"statements": 0, "commits": 0}
 
@@ -262,7 +258,7 @@ def _sleepers(url: str, name: str, seconds: float) -> tuple[float, float]:
     """Works until the study is complete; when it began and ended."""
     study = studies.load(Storage(url), name)
     began = time.time()
-    Worker(study, Instant(seconds)).run()  # type: ignore[arg-type]
+    Worker(study, Instant(seconds)).run()
     return began, max(row.time for row in study.queue.news()[0])
 
 

@@ -52,12 +52,12 @@ def test_bars_are_off_and_on_again(monkeypatch: pytest.MonkeyPatch) -> None:
     switch = Switch("diffusers.utils.logging")
     monkeypatch.setitem(sys.modules, switch.__name__, switch)
     with quiet():
-        assert not switch.bars
-    assert switch.bars
-    switch.bars = False
+        assert not switch.is_progress_bar_enabled()
+    assert switch.is_progress_bar_enabled()
+    switch.disable_progress_bar()
     with quiet():
-        assert not switch.bars
-    assert not switch.bars
+        assert not switch.is_progress_bar_enabled()
+    assert not switch.is_progress_bar_enabled()
 
 
 def test_a_package_that_logs_as_the_program_does_gets_a_logger_of_its_own(

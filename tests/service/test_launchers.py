@@ -14,6 +14,7 @@ from qsched.plugins import beside
 from qsched.service import launchers
 from qsched.service import stored_study as studies
 from qsched.service.launchers import Crew, Local
+from qsched.service.status import Status
 from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy
 from qsched.testing.launchers import LauncherContract
@@ -146,7 +147,7 @@ def test_a_crew_works_on_its_study(study: StoredStudy, tmp_path: Path) -> None:
 
 def test_it_ends_with_its_workers_and_their_codes(study: StoredStudy, tmp_path: Path) -> None:
     launcher = FakeLauncher(FakeFleet([0, 2, 3], looks=3), said={1: "warning\nerror: no GPU\n"})
-    made, looked = crew(study, tmp_path, count=3), []
+    made, looked = crew(study, tmp_path, count=3), list[Status]()
     ended = launchers.work(study, made, launcher, on_look=looked.append, every=0.0)
     assert launcher.crew is made
     assert (ended.codes, ended.failed, ended.stopped) == ((0, 2, 3), 1, False)
