@@ -71,7 +71,9 @@ def examine(url: str | None, study: Path | None = None) -> Iterator[Finding]:
     except QschedError as error:
         yield Finding("database", False, str(error))
         return
-    yield Finding("database", True, f"{storage}, schema {SCHEMA_VERSION}, {_server(storage)}")
+    yield Finding(
+        "database", True, f"{storage}, schema {SCHEMA_VERSION}, {storage.database.server()}"
+    )
     for check in (_clock, _connections, _disk, _orphans):
         yield from check(storage)
     if definition is not None:
@@ -229,13 +231,6 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".") if part.isdigit())
 
 
-def _server(storage: Storage) -> str:
-    embedded = storage.database.dialect == "sqlite"
-    query = sa.text("SELECT 'SQLite ' || sqlite_version()" if embedded else "SELECT version()")
-    text = storage.database.transaction(lambda session: session.scalar(query))
-    return " ".join(str(text).split()[:2])
-
-
 def _clock(storage: Storage) -> Iterator[Finding]:
     """Leases use the database's clock alone; but people compare logs."""
     theirs = storage.database.transaction(lambda session: session.scalar(sa.select(now())))
@@ -249,16 +244,11 @@ def _clock(storage: Storage) -> Iterator[Finding]:
 
 
 def _connections(storage: Storage) -> Iterator[Finding]:
-    if storage.database.dialect == "sqlite":
+    counted = storage.database.connections()
+    if counted is None:
         yield Finding("workers", True, "this machine only; several machines need PostgreSQL")
         return
-
-    def counted(session: sa.orm.Session) -> tuple[int, int]:
-        most = session.scalar(sa.text("SELECT current_setting('max_connections')::int"))
-        used = session.scalar(sa.text("SELECT count(*) FROM pg_stat_activity"))
-        return int(most or 0), int(used or 0)
-
-    most, used = storage.database.transaction(counted)
+    used, most = counted
     room = max(0, most - used - 3) // CONNECTIONS
     yield Finding(
         "workers",

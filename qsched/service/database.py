@@ -10,13 +10,14 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy import event
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
     ArgumentError,
     DBAPIError,
@@ -27,7 +28,7 @@ from sqlalchemy.exc import (
 )
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.sql.expression import FunctionElement
 
 from qsched.errors import StorageError, first_line
@@ -180,6 +181,40 @@ class Database:
                 return work(session)
 
         return self.patiently(attempt)
+
+    def insert_missing(
+        self, session: Session, table: type[DeclarativeBase], rows: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Inserts rows; one whose key is there already stays as it is."""
+        insert = sqlite.insert if self.dialect == "sqlite" else postgresql.insert
+        session.execute(insert(table).on_conflict_do_nothing(), list(rows))
+
+    def alone(self, session: Session) -> None:
+        """One process at a time comes past here, until its transaction ends: tables are made by
+        one. SQLite's write lock does that from the start."""
+        if self.dialect == "postgresql":
+            session.execute(sa.select(sa.func.pg_advisory_xact_lock(0x5153)))
+
+    def server(self) -> str:
+        """The server's name and version. Raises StorageError."""
+        query = {"sqlite": "SELECT 'SQLite ' || sqlite_version()"}.get(
+            self.dialect, "SELECT version()"
+        )
+        text = self.transaction(lambda session: session.scalar(sa.text(query)))
+        return " ".join(str(text).split()[:2])
+
+    def connections(self) -> tuple[int, int] | None:
+        """How many connections are used, and how many there may be; None for a file, which only
+        processes of one machine share. Raises StorageError."""
+        if self.path:
+            return None
+
+        def counted(session: Session) -> tuple[int, int]:
+            used = session.scalar(sa.text("SELECT count(*) FROM pg_stat_activity"))
+            most = session.scalar(sa.text("SELECT current_setting('max_connections')::int"))
+            return int(used or 0), int(most or 0)
+
+        return self.transaction(counted)
 
     def patiently(self, work: Callable[[], Result]) -> Result:
         """`work()`, repeated with back-off while the database is away; else StorageError."""

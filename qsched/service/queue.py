@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, aliased
 
 from qsched.errors import LeaseLost
@@ -199,10 +198,7 @@ class Queue:
             }
             for score in scores
         ]
-        if self.database.dialect == "sqlite":
-            session.execute(sqlite.insert(ScoreTable).on_conflict_do_nothing(), rows)
-        else:
-            session.execute(postgresql.insert(ScoreTable).on_conflict_do_nothing(), rows)
+        self.database.insert_missing(session, ScoreTable, rows)
 
     @transaction
     def renew(self, session: Session, slot: Slot, lease: float) -> None:

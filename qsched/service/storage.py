@@ -185,8 +185,7 @@ class Storage:
 
         def prepare(session: Session) -> int:
             connection = session.connection()
-            if self.database.dialect == "postgresql":  # one process at a time makes tables
-                session.execute(sa.select(sa.func.pg_advisory_xact_lock(0x5153)))
+            self.database.alone(session)
             if not sa.inspect(connection).has_table(SchemaTable.__tablename__):
                 Table.metadata.create_all(connection)
                 session.add(SchemaTable(version=SCHEMA_VERSION))
