@@ -8,7 +8,6 @@ import functools
 import json
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -153,9 +152,9 @@ def run(
     differ. `out`: the folder of the results, by default runs/<study>. Raises QschedError.
     """
     observer = observer or Observer()
-    with nullcontext() if isinstance(study, Study) else beside(Path(study).parent):
-        definition = study if isinstance(study, Study) else load_study(study)
-        name = definition.tables.execution.launcher
+    definition = study if isinstance(study, Study) else load_study(study)
+    name = definition.tables.execution.launcher
+    with beside(definition.folder):
         launcher = launchers.launcher_named(name) if workers > 1 or name != LOCAL else None
     database = storage if isinstance(storage, Storage) else Storage(storage)
     stored = create(database, definition, accept=accept)

@@ -1,16 +1,18 @@
-"""The commands that manage studies and their workers in a shared database."""
+"""The commands that write, run and watch studies, on one machine or in a shared database."""
 
 import json
 import logging
 import os
 import socket
+import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.text import Text
 
 from qsched.cli.options import (
+    INTERRUPTED,
     Accept,
     AsJson,
     Name,
@@ -19,16 +21,152 @@ from qsched.cli.options import (
     StudyName,
     StudyPath,
     Trials,
+    Twin,
     console,
     open_storage,
 )
-from qsched.errors import StudyError
+from qsched.errors import QschedError, StudyError
+from qsched.plugins import beside
 
 if TYPE_CHECKING:
     from qsched.service.stored_study import StoredStudy
+    from qsched.study.study import Study
 
 WORKER_PATIENCE = 600.0
 """Seconds that a worker waits for a database that is away."""
+
+
+def init(
+    model: Annotated[str, typer.Argument(help="A model of qsched models.", show_default=False)],
+    quantization: Annotated[str, typer.Option(help="A scheme such as w8a8 or nf4.")] = "w4a8",
+    steps: Annotated[int | None, typer.Option(help="Sampling steps.", show_default=False)] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The file to write.", show_default="NAME.toml")
+    ] = None,
+) -> None:
+    """Write a commented study file for a model, with the paper's settings.
+
+    Example: [bold]qsched init flux-schnell --quantization nf4[/]
+    """
+    from qsched.errors import ConfigError
+    from qsched.study.template import study_text
+
+    text = study_text(model, scheme=quantization, steps=steps, name=out.stem if out else None)
+    path = out or Path(tomllib.loads(text)["name"] + ".toml")
+    if path.exists():
+        raise ConfigError(f"{path} exists; give another file with --out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    console.print(Text(f"{path}"), soft_wrap=True)
+    console.print(Text(f"next      qsched check {path}"), soft_wrap=True)
+
+
+def check(
+    studies: Annotated[
+        list[Path], typer.Argument(help="One or more study files.", show_default=False)
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Validate study files, and say what each will cost. Needs no GPU.
+
+    Example: [bold]qsched check studies/*.toml[/]
+    """
+    from qsched.api import cost
+
+    costs: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for path in studies:
+        try:
+            costs.append({"file": str(path), **cost(_checked(path))})
+        except QschedError as error:
+            problems.append(str(error))
+    if as_json:
+        console.print_json(json.dumps(costs))
+    else:
+        for row in costs:
+            console.print(Text.assemble(("ok", "green"), f"  {row['file']}"), soft_wrap=True)
+            console.print(
+                f"    search  {row['trials']} trials x {row['prompts']} prompts: "
+                f"{row['images']:,} images, {row['network_calls']:,} network calls\n"
+                f"    proof   {row['held_out_images']:,} images\n"
+                f"    disk    {row['disk_bytes'] / 1e6:.1f} MB in the database"
+                f"{_downloads(row)}\n"
+                f"    grid    the official 50 x 50 search takes {row['grid_images']:,} images",
+                soft_wrap=True,
+            )
+    if problems:
+        raise QschedError("\n".join(problems))
+
+
+def _checked(path: Path) -> "Study":
+    """A study file that can be run, as far as this machine tells without a GPU."""
+    from qsched.api import load_study
+    from qsched.service import launchers
+
+    study = load_study(path, fetch=False)
+    try:
+        with beside(study.folder):
+            launchers.launcher_named(study.tables.execution.launcher)
+    except QschedError as error:
+        raise QschedError(f"{path}: {error}") from error
+    return study
+
+
+def _downloads(row: dict[str, Any]) -> str:
+    """What has to be fetched once, and the GPU."""
+    if not row["download_gb"]:
+        return ""
+    return (
+        f", {row['download_gb']:.1f} GB to download once; a GPU with about {row['gpu_gb']:.0f} GB"
+    )
+
+
+def run(
+    study: StudyPath,
+    name: Name = None,
+    storage: StorageUrl = None,
+    trials: Trials = None,
+    workers: Annotated[
+        int, typer.Option(help="So many processes; on this machine, over its GPUs.", min=1)
+    ] = 1,
+    accept: Accept = None,
+    out: OutFolder = None,
+    twin: Twin = False,
+) -> None:
+    """Create or resume a study, spend its budget, prove the result, write it down.
+
+    Ctrl-C stops after the batch in hand; the same command goes on from there.
+
+    Example: [bold]qsched run studies/demo.toml --trials 96 --workers 2[/]
+    """
+    from qsched import api
+    from qsched.cli import display
+
+    definition = api.load_study(study, fetch=not twin).changed(name=name, trials=trials)
+    if twin:
+        definition = definition.twin()
+    database = open_storage(storage)
+    console.print(Text(f"study     {definition.name} in {database}"), soft_wrap=True)
+    if twin:
+        console.print(
+            Text(
+                "twin      random weights and small images: it tries the study, it proves nothing"
+            ),
+            style="yellow",
+            soft_wrap=True,
+        )
+    with display.LiveProgress(console).live() as observer:
+        result = api.run(
+            definition,
+            storage=database,
+            workers=workers,
+            accept=accept or (),
+            out=out,
+            observer=observer,
+        )
+    display.outcome(console, result, str(database))
+    if not result.finished:
+        raise typer.Exit(INTERRUPTED)
 
 
 def create(
@@ -250,87 +388,6 @@ def delete(
     console.print(Text(f"deleted   {name}"))
 
 
-def report(
-    name: StudyName,
-    storage: StorageUrl = None,
-    out: OutFolder = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write a study's report: one HTML page that needs no network, and its JSON. Needs no GPU.
-
-    From any machine with the database. Before the verdict the page shows the search, and says that
-    nothing is proven. With --json the JSON is printed as well as written.
-
-    Example: [bold]qsched report demo --out results/[/]
-    """
-    from qsched import api
-
-    study = api.load(open_storage(storage), name)
-    paths, content = api.write_report(study, out or Path("runs") / name)
-    if as_json:
-        console.print_json(json.dumps(content))
-        return
-    for path in paths:
-        console.print(Text(str(path.resolve())), soft_wrap=True)
-
-
-def dashboard(
-    storage: StorageUrl = None,
-    port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 8080,
-    artifacts: Annotated[
-        str | None,
-        typer.Option(help="Folder or s3://bucket of the contact sheets.", show_default=False),
-    ] = None,
-    writable: Annotated[bool, typer.Option("--writable", help="Allow changes.")] = False,
-) -> None:
-    """Look at all studies in optuna-dashboard, on 127.0.0.1 only, read-only unless asked.
-
-    From elsewhere: ssh -L 8080:127.0.0.1:8080 HOST, then the same address.
-
-    Example: [bold]qsched dashboard --port 8080[/]
-    """
-    from qsched.cli import dashboard as pages
-
-    try:
-        pages.serve(
-            open_storage(storage),
-            port=port,
-            artifacts=artifacts,
-            writable=writable,
-            on_ready=lambda url: console.print(Text(f"dashboard {url}  (Ctrl-C ends it)")),
-        )
-    except OSError as error:
-        raise StudyError(f"--port {port}: {error.strerror}; choose another one") from error
-
-
-def doctor(
-    study: Annotated[
-        Path | None, typer.Argument(help="A study file to be run here.", show_default=False)
-    ] = None,
-    storage: StorageUrl = None,
-    as_json: AsJson = False,
-) -> None:
-    """Check machine, database and study: each line ok, or what to do. Exit 1 if one is not.
-
-    Example: [bold]qsched doctor studies/demo.toml[/]
-    """
-    from dataclasses import asdict
-
-    from qsched.cli.doctor import examine
-
-    findings = []
-    for finding in examine(storage, study):
-        findings.append(finding)
-        if not as_json:
-            mark = ("ok   ", "green") if finding.ok else ("wrong", "bold red")
-            line = Text.assemble(mark, f"  {finding.name:<16} {finding.words}")
-            console.print(line, soft_wrap=True)
-    if as_json:
-        console.print_json(json.dumps([asdict(finding) for finding in findings]))
-    if not all(finding.ok for finding in findings):
-        raise typer.Exit(1)
-
-
 def _pause(name: str, storage: str | None, *, paused: bool) -> None:
     from qsched import api
 
@@ -350,4 +407,4 @@ def _log_to(path: Path) -> None:
     logger.addHandler(handler)
 
 
-COMMANDS = (create, work, status, extend, pause, unpause, retry, delete, report, dashboard, doctor)
+COMMANDS = (init, check, run, create, work, status, extend, pause, unpause, retry, delete)

@@ -1,0 +1,161 @@
+"""The commands that prove a result, show it and take it away."""
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from qsched.cli.options import (
+    INTERRUPTED,
+    AsJson,
+    OutFolder,
+    StorageUrl,
+    StudyName,
+    Twin,
+    console,
+    open_storage,
+)
+
+
+def validate(
+    name: StudyName,
+    storage: StorageUrl = None,
+    controls: Annotated[
+        str | None,
+        typer.Option(
+            help="Searches to compare with: full-precision, alignment, quality, grid, or all; "
+            "made first where they are missing.",
+            show_default=False,
+        ),
+    ] = None,
+    out: OutFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a finished study's best few with the unmodified schedule on held-out prompts.
+
+    Controls are studies of the same database, such as demo.full-precision. Ctrl-C loses nothing;
+    the same command goes on from there.
+
+    Example: [bold]qsched validate demo --controls full-precision,grid[/]
+    """
+    from qsched import api
+    from qsched.cli import display
+
+    database = open_storage(storage)
+    study = api.load(database, name)
+    wanted = [part.strip() for part in (controls or "").split(",") if part.strip()]
+    live = nullcontext(api.Observer()) if as_json else display.LiveProgress(console).live()
+    with live as observer:
+        result = api.validate(study, controls=wanted, out=out, observer=observer)
+    if not as_json:
+        display.outcome(console, result, str(database))
+    elif result.folder:
+        console.print_json((result.folder / "report.json").read_text(encoding="utf-8"))
+    if not result.finished:
+        raise typer.Exit(INTERRUPTED)
+
+
+def report(
+    name: StudyName,
+    storage: StorageUrl = None,
+    out: OutFolder = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a study's report: one HTML page that needs no network, and its JSON. Needs no GPU.
+
+    From any machine with the database. Before the verdict the page shows the search, and says that
+    nothing is proven. With --json the JSON is printed as well as written.
+
+    Example: [bold]qsched report demo --out results/[/]
+    """
+    from qsched import api
+
+    study = api.load(open_storage(storage), name)
+    paths, content = api.write_report(study, out or Path("runs") / name)
+    if as_json:
+        console.print_json(json.dumps(content))
+        return
+    for path in paths:
+        console.print(Text(str(path.resolve())), soft_wrap=True)
+
+
+def export(
+    name: StudyName,
+    out: Annotated[Path, typer.Option("--out", help="Where to write.", show_default=False)],
+    storage: StorageUrl = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="The best found even if it is not proven.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Write the folder to take away: coefficients, a scheduler for plain diffusers, a README.
+
+    Without the verdict improved the coefficients are all 1, unless forced.
+
+    Example: [bold]qsched export demo --out calibrated/[/]
+    """
+    from qsched import api
+    from qsched.cli import display
+
+    paths = api.take_away(api.load(open_storage(storage), name), out, force=force)
+    written = json.loads(paths[0].read_text(encoding="utf-8"))
+    if as_json:
+        files = [str(path.resolve()) for path in paths]
+        console.print_json(json.dumps({"files": files, **written}))
+    else:
+        display.taken_away(console, paths, written["provenance"])
+
+
+def generate(
+    model: Annotated[
+        str, typer.Option(help="A model, a folder, owner/name, module:function or a study file.")
+    ],
+    prompts: Annotated[str, typer.Option(help="Captions: text, JSONL, JSON, YAML, or hf://.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the images.")],
+    coefficients: Annotated[
+        Path | None,
+        typer.Option(help="A coefficients.json; without it the unmodified schedule."),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps, where no coefficients say so.", show_default=False)
+    ] = None,
+    quantization: Annotated[
+        str | None, typer.Option(help="A scheme such as w4a8.", show_default=False)
+    ] = None,
+    count: Annotated[
+        int | None, typer.Option(help="So many of the captions.", min=1, show_default=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="The seed of all noise.", min=0)] = 0,
+    batch_size: Annotated[int, typer.Option(help="Images at once.", min=1)] = 16,
+    twin: Twin = False,
+) -> None:
+    """Make an image set: numbered PNG files and a prompts.jsonl. Images that exist are kept.
+
+    Example: [bold]qsched generate --model demo --coefficients runs/demo/coefficients.json
+    --quantization w4a8 --prompts studies/prompts/demo-heldout.txt --out images/[/]
+    """
+    from rich.progress import track
+
+    from qsched import api
+
+    batches, missing = api.generate(
+        model,
+        prompts,
+        out,
+        coefficients=coefficients,
+        steps=steps,
+        quantization=quantization,
+        count=count,
+        seed=seed,
+        batch_size=batch_size,
+        twin=twin,
+    )
+    for _ in track(batches, total=missing, description="images", console=console):
+        pass
+    console.print(Text(f"{out.resolve()}"), soft_wrap=True)
+
+
+COMMANDS = (validate, report, export, generate)
