@@ -214,8 +214,8 @@ def cost(study: Study) -> dict[str, float]:
 
 def _download_gb(study: Study) -> float:
     """The model, the scorers and the held-out metrics."""
-    judges = {*study.scorers, *study.tables.validation.metrics}
-    sizes = [metric_entry(name).download_gb for name in judges]
+    scorers = {*study.scorers, *study.tables.validation.metrics}
+    sizes = [metric_entry(name).download_gb for name in scorers]
     return round(model_entry(study.tables.model.name).download_gb + sum(sizes), 1)
 
 

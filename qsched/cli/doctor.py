@@ -145,8 +145,8 @@ def _needs(definition: Study) -> Iterator[Finding]:
     if tables.model.lora is not None:
         modules["peft"] = "gpu"
     for name in (*definition.scorers, *tables.validation.metrics):
-        judge = metric_entry(name)
-        modules |= dict.fromkeys(judge.needs, judge.extra)
+        scorer = metric_entry(name)
+        modules |= dict.fromkeys(scorer.needs, scorer.extra)
     missing = {name: extra for name, extra in modules.items() if find_spec(name) is None}
     yield Finding(
         "packages",
