@@ -15,7 +15,7 @@ from torch import Tensor
 
 from qsched.errors import GenerationError
 from qsched.evidence.appearance import Appearance
-from qsched.evidence.real_images import SIDE, Distribution, load_distribution
+from qsched.evidence.real_images import SIDE, RealImages, load_real_images
 from qsched.pipelines.generator import ImageGenerator, OutOfMemory
 from qsched.pipelines.loading import MEMORY_REMEDIES, Loaded, device_for
 from qsched.prompts import Prompt
@@ -57,7 +57,7 @@ class Judge:
         device, twin = device_for(tables.model, tables.execution), tables.model.twin
         self._scorers = load_scorers(study.scorers, device, twin=twin)
         self._metrics = Metrics(load_metrics(tables.validation.metrics, twin=twin), device)
-        self._distribution = load_distribution(
+        self._distribution = load_real_images(
             tables.validation.reference,
             (tables.sampling.height or SIDE, tables.sampling.width or SIDE),
             device,
@@ -67,7 +67,7 @@ class Judge:
         self._device = device
 
     @property
-    def distribution(self) -> Distribution | None:
+    def distribution(self) -> RealImages | None:
         """The real images, if the study names some."""
         return self._distribution
 

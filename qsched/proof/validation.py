@@ -14,7 +14,7 @@ import numpy as np
 
 from qsched.evidence.distances import distances, interval
 from qsched.evidence.guards import Guard, guards
-from qsched.evidence.real_images import Distribution
+from qsched.evidence.real_images import RealImages
 from qsched.evidence.table import FRECHET, KID
 from qsched.pipelines.loading import Loaded, load
 from qsched.proof import verdict
@@ -188,7 +188,7 @@ class _Comparison:
     full: Mapping[Coefficients, Measured]
     rounded: Mapping[Coefficients, Measured]
     candidates: int
-    distribution: Distribution | None
+    distribution: RealImages | None
 
     @cached_property
     def unseen(self) -> tuple[str, ...]:

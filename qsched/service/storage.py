@@ -87,7 +87,7 @@ class Storage:
 
     @transaction
     def delete_study(self, session: Session, name: str) -> None:
-        """Removes a study with its slots, scores and workers. Optuna's twin is not touched."""
+        """Removes a study with its slots, scores and workers, but not its mirror in Optuna."""
         for table in (ScoreTable, SlotTable, WorkerTable):
             session.execute(sa.delete(table).filter_by(study=name))
         session.execute(sa.delete(StudyTable).filter_by(name=name))

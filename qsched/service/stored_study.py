@@ -25,7 +25,8 @@ UNFINISHED = ("waiting", "running", "parked")
 
 
 class StoredStudy:
-    """A study of a database: its definition, its slots and its Optuna twin of the same name."""
+    """A study of a database: its definition, its slots and its mirror, Optuna's study of the same
+    name."""
 
     def __init__(self, storage: Storage, definition: Study) -> None:
         self.storage = storage
