@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw
 
 from qsched.pictures.sheets import font
 from qsched.report.artifacts import store_of
+from qsched.report.figures import pairs, scale_of
 from qsched.report.numerals import Change
-from qsched.report.plots import pairs, scale_of
 from qsched.service.status import Status
 from qsched.service.stored_study import StoredStudy
 

@@ -1,13 +1,15 @@
 """How the report writes numbers: means, differences with their intervals, times, coefficients."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
+from xml.etree.ElementTree import Element, SubElement, tostring
 
 from markupsafe import Markup
 
-from qsched.report import plots
+_BAR, _MIDDLE, _REACH = (120, 16), 60, 56
+"""Width and height of an interval's bar, where zero lies in it, and how far it goes from there."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,35 @@ class Change:
         return f"[{low}, {high}]"
 
     @property
+    def tone(self) -> str:
+        """Whether it is shown to be `better` or `worse`; `open` where the interval spans zero."""
+        if self.low <= 0 <= self.high or not self.better:
+            return "open"
+        return "better" if self.better * self.low > 0 else "worse"
+
+    @property
     def bar(self) -> Markup:
-        """The difference as a small figure."""
-        return Markup(
-            plots.interval(self.mean, self.low, self.high, self.reach, better=self.better)
+        """The difference as a small figure of the page, zero in the middle."""
+        svg = Element(
+            "svg",
+            {"viewBox": f"0 0 {_BAR[0]} {_BAR[1]}", "class": "interval", "aria-hidden": "true"},
         )
+        left, right = self._place(self.low), self._place(self.high)
+        wide, tone = max(right - left, 1.0), self.tone
+        shapes: tuple[tuple[str, str, dict[str, float]], ...] = (
+            ("line", "rail", {"x1": 2, "x2": _BAR[0] - 2, "y1": 8, "y2": 8}),
+            ("line", "middle", {"x1": _MIDDLE, "x2": _MIDDLE, "y1": 1, "y2": 15}),
+            ("rect", tone, {"x": left, "y": 5, "width": wide, "height": 6}),
+            ("circle", tone, {"cx": self._place(self.mean), "cy": 8, "r": 5}),
+        )
+        for tag, kind, place in shapes:
+            numbers = {name: f"{value:.1f}" for name, value in place.items()}
+            SubElement(svg, tag, {"class": kind} | numbers)
+        return Markup(tostring(svg, encoding="unicode"))
+
+    def _place(self, value: float) -> float:
+        share = value / self.reach if self.reach else 0.0
+        return _MIDDLE + _REACH * max(-1.0, min(1.0, share))
 
     @property
     def decimals(self) -> int:
@@ -64,10 +90,15 @@ def compact(coefficients: Mapping[str, Sequence[float]]) -> str:
     """Coefficients in one line."""
     names = {"model": "c_eps", "sample": "c_x", "average": "average"}
     return "; ".join(
-        f"{label} {plots.listed(coefficients[name])}"
+        f"{label} {listed(coefficients[name])}"
         for name, label in names.items()
         if coefficients.get(name)
     )
+
+
+def listed(numbers: Iterable[float]) -> str:
+    """Numbers as a person reads them."""
+    return ", ".join(f"{number:.4g}" for number in numbers)
 
 
 def figure(value: float | None) -> str:

@@ -12,13 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from qsched.pictures.sheets import ROWS, Pictures
-from qsched.report import plots
+from qsched.report import figures
+from qsched.report.drawing import LIGHT
 from qsched.report.numerals import Change, compact, count, duration, figure, percent
+from qsched.schedule.coefficients import Coefficients
 from qsched.service.schema import Slot
 from qsched.service.status import Status
 from qsched.study.study import Study
@@ -67,7 +68,7 @@ def render(
     environment.filters["percent"] = percent
     environment.filters["compact"] = compact
     environment.filters["flat"] = flat
-    figures = _figures(content, definition, slots)
+    drawn = _figures(content, definition, slots)
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     return template.render(
         report=content,
@@ -83,8 +84,9 @@ def render(
         candidates=_candidates(content),
         controls=_controls(content),
         distributions=_distributions(content),
-        figures=figures,
-        odd=_odd(figures),
+        figures=drawn,
+        light=LIGHT,
+        odd=_odd(drawn),
         cost=cost(content, status),
         settings=_settings(content, definition),
         take_away=_take_away(content),
@@ -181,29 +183,29 @@ def _figures(
     values = [slot.value for slot in slots if slot.value is not None]
     if not values or slots[0].number or content["best"] is None:
         return {}
-    coefficients = content["best"]["coefficients"]
-    average = coefficients.get("average")
+    coefficients = Coefficients.from_dict(content["best"]["coefficients"])
     space = definition.parametrisation
-    low, high = plots.scale_of(values, slots[0].value)
-    drawn = plots.landscapes(slots, space.names, space.identity)
+    average = coefficients.average
+    low, high = figures.scale_of(values, slots[0].value)
+    drawn = figures.landscapes(slots, space.names, space.identity)
     return {
-        "history": Markup(plots.history(slots)),
+        "course": figures.course(slots).svg(),
         "stopped": any(slot.state == "stopped" for slot in slots),
         "below": min(values) < low,
-        "profile": Markup(plots.profile(coefficients)),
-        "weights": Markup(plots.weights(average)) if average else None,
-        "landscapes": [Markup(each) for each in drawn],
-        "coloured": bool(plots.pairs(space.names)),
+        "profile": figures.profile(coefficients).svg(),
+        "weights": figures.weights(average).svg() if average else None,
+        "landscapes": [each.svg() for each in drawn],
+        "coloured": bool(figures.pairs(space.names)),
         "low": figure(low),
         "high": figure(high),
-        "colours": [plots.colour(share) for share in np.linspace(0, 1, 9)],
+        "colours": figures.ramp(),
     }
 
 
-def _odd(figures: Mapping[str, Any]) -> bool:
-    """Whether the last of the narrow sections has a row of its own: history, coefficients, cost and
+def _odd(drawn: Mapping[str, Any]) -> bool:
+    """Whether the last of the narrow sections has a row of its own: course, coefficients, cost and
     what to take away, perhaps a landscape of one panel and an average."""
-    return bool(figures) and (len(figures["landscapes"]) == 1) != bool(figures["weights"])
+    return bool(drawn) and (len(drawn["landscapes"]) == 1) != bool(drawn["weights"])
 
 
 def cost(content: Mapping[str, Any], status: Status) -> list[tuple[str, str]]:

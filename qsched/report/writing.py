@@ -1,17 +1,13 @@
 """What a finished study leaves in its folder to look at: a page, numbers, pictures. No torch."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from qsched import __version__
 from qsched.libraries import installed_version
 from qsched.pictures.sheets import Pictures
-from qsched.report import page
-from qsched.service.schema import Slot
+from qsched.report import figures, page
 from qsched.service.status import Status
 from qsched.service.stored_study import StoredStudy
 from qsched.study.fingerprint import LIBRARIES
@@ -35,7 +31,8 @@ def write(folder: Path, study: StoredStudy, status: Status, validation: "Validat
     write_page(folder, study, status, content, pictures)
     pictures.write(folder / "images.png")
     title = f"{study.name}: {validation.verdict.replace('_', ' ')}"
-    write_history(folder / "history.png", study.queue.slots(("finished", "stopped")), title)
+    slots = study.queue.slots(("finished", "stopped"))
+    figures.course(slots, title).save(folder / "history.png")
 
 
 def write_page(
@@ -126,51 +123,3 @@ def provenance(outcome: dict[str, Any]) -> dict[str, Any]:
         key: outcome[key]
         for key in ("study", "verdict", "sentence", "trials", "best", "network", "versions")
     }
-
-
-def write_history(path: Path, slots: Sequence[Slot], title: str) -> None:
-    """The study's course: each trial's value, the best so far, and the identity (trial 0).
-
-    Trials that were stopped early are shown hollow, at their estimates.
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.2), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    whole = {s.number: s.value for s in slots if s.state == "finished" and s.value is not None}
-    early = {s.number: s.value for s in slots if s.state == "stopped" and s.value is not None}
-    trials, values = np.array(list(whole)), np.array(list(whole.values()))
-    axes.axhline(whole[0], color="#888888", linewidth=1, linestyle="--", label="identity, trial 0")
-    axes.scatter(trials, values, s=18, color="#7aa6d8", label="trial", zorder=3)
-    if early:
-        axes.scatter(
-            list(early),
-            list(early.values()),
-            s=16,
-            facecolors="none",
-            edgecolors="#7aa6d8",
-            label="stopped early, estimate",
-            zorder=3,
-        )
-    axes.step(
-        [*trials, max(trials[-1], *early, 0)],
-        [*np.maximum.accumulate(values), values.max()],
-        where="post",
-        color="#c2410c",
-        linewidth=2,
-        label="best so far",
-        zorder=4,
-    )
-    every = np.array([*values, *early.values()])
-    low = min(np.quantile(every, 0.1) if len(every) > 10 else every.min(), whole[0])
-    span = every.max() - low
-    if span > 0:
-        axes.set_ylim(low - 0.1 * span, every.max() + 0.1 * span)
-    axes.set_xlabel("trial")
-    axes.set_ylabel("JAQ on the calibration prompts")
-    axes.set_title(title, loc="left", fontsize=11)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
-    figure.savefig(path)

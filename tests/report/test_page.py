@@ -4,9 +4,7 @@ import base64
 import hashlib
 import io
 import re
-from collections import Counter
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,14 @@ import pytest
 from PIL import Image
 
 from qsched.pictures.sheets import Pictures
-from qsched.report import page, plots
+from qsched.report import page
 from qsched.report.numerals import Change, duration
 from qsched.schedule.coefficients import Coefficients
 from qsched.service.schema import Slot, WorkerRecord
 from qsched.service.status import Candidate, Status
 from qsched.study.study import Study
 from tests.support import fakes_light
+from tests.support.html import Reader
 
 RAMP = Coefficients.ramp(4, 1.1, 0.9)
 FOUND = {"model": list(RAMP.model), "sample": list(RAMP.sample)}
@@ -30,57 +29,9 @@ CAPTIONS = ("an owl", ATTACK, '" onerror="alert(1)" alt="', "{{ 7 * 7 }}")
 ROWS = ("full_precision", "identity", "calibrated")
 SECTIONS = {
     *("verdict", "pictures", "held-out", "candidates", "controls", "guards", "distributions"),
-    *("history", "coefficients", "landscape", "cost", "take-away", "settings", "fingerprint"),
+    *("course", "coefficients", "landscape", "cost", "take-away", "settings", "fingerprint"),
     "versions",
 }
-VOID = {"meta", "img", "br", "hr", "link", "input"}
-
-
-class Reader(HTMLParser):
-    """What a page is made of. Fails where a tag is not closed in its turn."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.words: dict[str, str] = {}
-        self.drawn: Counter[str] = Counter()
-        self._open: list[tuple[str, str | None]] = []
-        self.feed(text)
-        self.close()
-        assert not self._open, f"never closed: {self._open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = {name: value or "" for name, value in attrs}
-        self.tags.append((tag, attributes))
-        if tag not in VOID:
-            self._open.append((tag, attributes.get("id")))
-        for place in self._places():
-            self.drawn[f"{place} {tag}"] += 1
-            self.words[place] = self.words.get(place, "") + " "
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open, f"</{tag}> closes nothing"
-        assert self._open.pop()[0] == tag
-
-    def handle_data(self, data: str) -> None:
-        for place in self._places():
-            self.words[place] = self.words.get(place, "") + data
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        """The attributes of every such tag."""
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    def text(self, place: str) -> str:
-        """The words inside the element of this id, single spaced."""
-        return " ".join(self.words[place].split())
-
-    def _places(self) -> list[str]:
-        return [place for _, place in self._open if place]
 
 
 def slot(number: int, value: float, vector: tuple[float, ...], state: str = "finished") -> Slot:
@@ -233,7 +184,7 @@ def test_all_sections_are_there_with_their_figures(study: Study) -> None:
     linked = {link["href"].removeprefix("#") for link in read.all("a")}
     assert linked == SECTIONS - {"verdict", "fingerprint"}
     assert read.drawn["pictures img"] == 3 * len(CAPTIONS)
-    for place in ("history", "coefficients", "landscape", "held-out", "candidates", "controls"):
+    for place in ("course", "coefficients", "landscape", "held-out", "candidates", "controls"):
         assert read.drawn[f"{place} svg"], place
     assert [row["lang"] for row in read.all("html")] == ["en"]
     assert all(image["alt"] for image in read.all("img"))
@@ -320,7 +271,7 @@ def test_a_study_that_has_not_begun_has_a_page(study: Study) -> None:
     absent = {
         "held-out",
         "average",
-        "history",
+        "course",
         "coefficients",
         "landscape",
         "take-away",
@@ -365,7 +316,7 @@ def test_more_trials_after_the_verdict_are_named(study: Study) -> None:
 def test_an_interval_is_drawn_where_it_lies(
     low: float, high: float, better: int, kind: str
 ) -> None:
-    read = Reader(plots.interval((low + high) / 2, low, high, 0.3, better=better))
+    read = Reader(Change((low + high) / 2, low, high, 0.3, better).bar)
     (bar,) = read.all("rect")
     assert bar["class"] == kind
     left, width = float(bar["x"]), float(bar["width"])
@@ -392,43 +343,6 @@ def test_a_difference_has_the_digits_that_its_interval_leaves(
     assert f"{found.number} {found.interval}" == words
 
 
-def test_the_course_shows_best_identity_and_what_was_stopped() -> None:
-    far = [*SLOTS, *(slot(number, 1.1, (1.0, 1.1)) for number in range(5, 30))]
-    read = Reader(plots.history([*far, slot(30, -50.0, (0.6, 0.6))]))
-    kinds = Counter(attributes.get("class") for _, attributes in read.tags)
-    assert kinds["stopped"] == 1
-    assert kinds["trial"] == 30
-    triangles = [a for tag, a in read.tags if tag == "path" and a.get("class") == "trial"]
-    assert len(triangles) == 2, "what lies far below is on the edge, and squeezes nothing"
-    (best,) = (a["points"].split() for a in read.all("polyline") if a["class"] == "best")
-    heights = [float(point.split(",")[1]) for point in best]
-    assert heights == sorted(heights, reverse=True), "upwards on the page is downwards in y"
-    places = {circle["cy"] for circle in read.all("circle")}
-    assert any(abs(float(place) - heights[-1]) < 0.1 for place in places)
-
-
-@pytest.mark.parametrize(
-    ("names", "panels", "crosses"),
-    [
-        (("c_eps_first", "c_x_first"), 1, 1),
-        (tuple(f"{name}[{i}]" for name in ("c_eps", "c_x") for i in range(4)), 4, 4),
-        (("c_eps", "c_x", "x0[0]", "x0[1]"), 3, 3),
-    ],
-)
-def test_the_landscape_has_a_panel_a_step(
-    names: tuple[str, ...], panels: int, crosses: int
-) -> None:
-    rng = np.random.default_rng(0)
-    neutral = (1.0,) * len(names)
-    slots = [slot(0, 0.0, neutral)]
-    slots += [slot(i, float(i), tuple(rng.uniform(0.6, 1.4, len(names)))) for i in range(1, 9)]
-    drawn = [Reader(svg) for svg in plots.landscapes(slots, names, neutral)]
-    assert len(drawn) == panels
-    marks = [a for read in drawn for a in read.all("path") if a["class"] == "cross"]
-    assert len(marks) == crosses
-    assert all(len(read.all("circle")) == 9 for read in drawn)
-
-
 def test_an_average_of_predictions_is_shown_where_there_is_one(tmp_path: Path) -> None:
     path = fakes_light.study_file(tmp_path)
     searched = '[search]\nparametrisation = "ramp+x0-average"'
@@ -440,7 +354,7 @@ def test_an_average_of_predictions_is_shown_where_there_is_one(tmp_path: Path) -
     slots += [slot(i, float(i), (*rng.normal(1, 0.1, 2), *rng.normal(0, 0.1, 3))) for i in (1, 2)]
     best = {"slot": 2, "value": 2.0, "coefficients": found}
     read = render(study, outcome(best=best, coefficients=found), slots=slots)
-    assert read.drawn["average rect"] == 4
+    assert read.drawn["average title"] == 4
     assert read.drawn["landscape figure"] == 1 + 3
     assert f"average={tuple(found['average'])}" in read.text("python")
 

@@ -16,7 +16,6 @@ from qsched.report import writing as report
 from qsched.schedule.coefficients import Coefficients
 from qsched.service import stored_study as studies
 from qsched.service.evaluator import Evaluator
-from qsched.service.schema import Slot
 from qsched.service.status import Candidate
 from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy
@@ -196,26 +195,3 @@ def _runs(filled: np.ndarray, gap: int = 1) -> int:
     """Stretches of True that lie more than `gap` apart."""
     places = np.flatnonzero(filled)
     return 1 + int((np.diff(places) > gap).sum())
-
-
-@pytest.mark.parametrize("values", [[1.0], [1.0, 1.0], [1.0, -9.0, 1.2, 1.1], list(range(60))])
-@pytest.mark.parametrize("early", [set(), {1}])
-def test_any_course_can_be_drawn(tmp_path: Path, values: list[float], early: set[int]) -> None:
-    slots = [
-        Slot(
-            number=number,
-            state="stopped" if number in early else "finished",
-            attempt=1,
-            failures=0,
-            worker=None,
-            vector=(1.0, 1.0),
-            trial=number,
-            value=value,
-            reason=None,
-        )
-        for number, value in enumerate(values)
-    ]
-    report.write_history(tmp_path / "history.png", slots, "demo: improved")
-    picture = Image.open(tmp_path / "history.png")
-    assert picture.width > 1000
-    assert len(picture.convert("RGB").getcolors(1 << 20) or []) > 10
