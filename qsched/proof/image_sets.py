@@ -8,6 +8,7 @@ grow with the number of candidates and controls.
 import gc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -46,8 +47,9 @@ class Measured:
     pictures: np.ndarray
 
 
-class Judge:
-    """The study's scorers and held-out metrics, and the network of its real images.
+class Instruments:
+    """What an image set is measured with: the study's scorers and held-out metrics, and the network
+    of its real images.
 
     `objective`: the study's, in the units of the search. Raises ScoreError for what can't be had.
     """
@@ -57,7 +59,7 @@ class Judge:
         device, twin = device_for(tables.model, tables.execution), tables.model.twin
         self._scorers = load_scorers(study.scorers, device, twin=twin)
         self._metrics = Metrics(load_metrics(tables.validation.metrics, twin=twin), device)
-        self._distribution = load_real_images(
+        self._real = load_real_images(
             tables.validation.reference,
             (tables.sampling.height or SIDE, tables.sampling.width or SIDE),
             device,
@@ -67,9 +69,9 @@ class Judge:
         self._device = device
 
     @property
-    def distribution(self) -> RealImages | None:
+    def real(self) -> RealImages | None:
         """The real images, if the study names some."""
-        return self._distribution
+        return self._real
 
     def score(
         self, images: Tensor, prompts: Sequence[Prompt], reference: Tensor
@@ -98,7 +100,7 @@ class Judge:
 
     def features(self, images: Tensor) -> Values | None:
         """(n, D) of uint8 images; None without real images to compare with."""
-        return self._distribution.features(images) if self._distribution else None
+        return self._real.features(images) if self._real else None
 
     def with_jaq(self, values: Mapping[str, list[float]]) -> dict[str, Values]:
         """{metric: (N,)}, and JAQ."""
@@ -106,22 +108,62 @@ class Judge:
         return {**scores, JAQ: self._objective.values(scores)}
 
     def on_device(self, images: Tensor) -> Tensor:
-        """uint8 images as floats in [0, 1] where the judges are."""
+        """uint8 images as floats in [0, 1] where the scorers are."""
         return images.to(self._device) / 255
 
 
-class ImageSets:
-    """Makes and measures a study's held-out images.
+class Measures(Protocol):
+    """What `ImageSets` asks of `Instruments`, in its words."""
 
-    `on_images(n)` is called after each batch with its number of images. `images` counts them.
+    def score(
+        self, images: Tensor, prompts: Sequence[Prompt], reference: Tensor
+    ) -> dict[str, list[float]]: ...
+
+    def features(self, images: Tensor) -> Values | None: ...
+
+    def with_jaq(self, values: Mapping[str, list[float]]) -> dict[str, Values]: ...
+
+
+class Generates(Protocol):
+    """What `ImageSets` asks of an `ImageGenerator`, in its words."""
+
+    batch_size: int
+
+    def prepare(self, prompts: Sequence[Prompt]) -> None: ...
+
+    def generate(self, prompts: Sequence[Prompt], coefficients: Coefficients) -> Tensor: ...
+
+    def halve(self) -> None: ...
+
+
+class Looks(Protocol):
+    """What `ImageSets` asks of an `Appearance`, in its words."""
+
+    def add(self, images: Tensor) -> None: ...
+
+    def values(self, captions: Sequence[str]) -> dict[str, float]: ...
+
+
+class ImageSets:
+    """Makes and measures the held-out images of `prompts`.
+
+    `appearance`: a new one for each set. `on_images(n)` is called after each batch with its number
+    of images. `images` counts them.
     """
 
-    def __init__(self, study: Study, judge: Judge, on_images: Callable[[int], None]) -> None:
-        self._study = study
-        self._judge = judge
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        instruments: Measures,
+        on_images: Callable[[int], None],
+        appearance: Callable[[], Looks] = Appearance,
+    ) -> None:
+        self._prompts = prompts
+        self._instruments = instruments
         self._on_images = on_images
+        self._appearance = appearance
         self._reference: Tensor | None = None
-        self._captions = [prompt.text for prompt in study.held_out]
+        self._captions = [prompt.text for prompt in prompts]
         self._shown = first_of_each(self._captions)[:PICTURES]
         self.images = 0
 
@@ -131,28 +173,21 @@ class ImageSets:
         return tuple(self._captions[index] for index in self._shown)
 
     def measure(
-        self, loaded: Loaded, wanted: Iterable[Coefficients]
+        self, generator: Generates, wanted: Iterable[Coefficients]
     ) -> dict[Coefficients, Measured]:
         """One network's image sets under each of the coefficients, each distinct one once.
 
         The first set of all that is measured becomes the reference. Raises ScoreError or
         GenerationError.
         """
-        tables = self._study.tables
-        generator = ImageGenerator(
-            loaded.pipeline,
-            tables.sampling,
-            part=tables.model.part,
-            batch_size=tables.execution.batch_size,
-        )
-        generator.prepare(self._study.held_out)
+        generator.prepare(self._prompts)
         return {each: self._set(generator, each) for each in dict.fromkeys(wanted)}
 
-    def _set(self, generator: ImageGenerator, coefficients: Coefficients) -> Measured:
-        prompts = self._study.held_out
+    def _set(self, generator: Generates, coefficients: Coefficients) -> Measured:
+        prompts = self._prompts
         becomes_reference: list[Tensor] = []
         values: dict[str, list[float]] = {}
-        appearance = Appearance()
+        appearance = self._appearance()
         features: list[Values] = []
         pictures: list[np.ndarray] = []
         start = 0
@@ -168,10 +203,10 @@ class ImageSets:
                 reference = images
             else:
                 reference = self._reference[start : start + len(batch)]
-            for name, listed in self._judge.score(images, batch, reference).items():
+            for name, listed in self._instruments.score(images, batch, reference).items():
                 values.setdefault(name, []).extend(listed)
             appearance.add(images / 255)
-            if (seen := self._judge.features(images)) is not None:
+            if (seen := self._instruments.features(images)) is not None:
                 features.append(seen)
             inside = range(start, start + len(batch))
             pictures += [
@@ -185,11 +220,22 @@ class ImageSets:
         if becomes_reference:
             self._reference = torch.cat(becomes_reference)
         return Measured(
-            scores=self._judge.with_jaq(values),
+            scores=self._instruments.with_jaq(values),
             appearance=appearance.values(self._captions),
             features=np.concatenate(features) if features else None,
             pictures=np.stack(pictures),
         )
+
+
+def generator_of(study: Study, loaded: Loaded) -> ImageGenerator:
+    """What makes a study's held-out images with one of its networks."""
+    tables = study.tables
+    return ImageGenerator(
+        loaded.pipeline,
+        tables.sampling,
+        part=tables.model.part,
+        batch_size=tables.execution.batch_size,
+    )
 
 
 def free_memory() -> None:

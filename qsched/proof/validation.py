@@ -19,7 +19,14 @@ from qsched.evidence.table import FRECHET, KID
 from qsched.pipelines.loading import Loaded, load
 from qsched.proof import verdict
 from qsched.proof.controls import Control, full_precision
-from qsched.proof.image_sets import ImageSets, Judge, Measured, free_memory, unseen
+from qsched.proof.image_sets import (
+    ImageSets,
+    Instruments,
+    Measured,
+    free_memory,
+    generator_of,
+    unseen,
+)
 from qsched.proof.verdict import JAQ, OWN_SEARCH, SAME_COEFFICIENTS, HeldOut, Judged
 from qsched.schedule.coefficients import Coefficients
 from qsched.schedule.preconditioning import precondition
@@ -127,8 +134,8 @@ def validate(
     Raises ModelError, ScoreError or GenerationError.
     """
     tables = study.tables
-    judge = Judge(study, objective)
-    sets = ImageSets(study, judge, on_images)
+    instruments = Instruments(study, objective)
+    sets = ImageSets(study.held_out, instruments, on_images)
     plain = identity.coefficients
 
     def reference() -> Loaded:
@@ -138,20 +145,20 @@ def validate(
     def of_controls(network: bool) -> list[Coefficients]:
         return [c.candidate.coefficients for c in controls if c.full_precision is network]
 
-    full = sets.measure(reference(), [plain, *of_controls(True)])
+    full = sets.measure(generator_of(study, reference()), [plain, *of_controls(True)])
     free_memory()
     quantized = load(tables.model, tables.quantization, execution=tables.execution)
     summary, scheduler = quantized.summary, quantized.pipeline.scheduler
     tried = [candidate.coefficients for candidate in candidates]
-    rounded = sets.measure(quantized, [plain, *tried, *of_controls(False)])
+    rounded = sets.measure(generator_of(study, quantized), [plain, *tried, *of_controls(False)])
     del quantized
     free_memory()
-    compared = _Comparison(study, plain, full, rounded, len(candidates), judge.distribution)
+    compared = _Comparison(study, plain, full, rounded, len(candidates), instruments.real)
     rows = verdict.choose([compared.judged(candidate) for candidate in candidates])
     chosen = next((row for row in rows if row.chosen), None)
     best = chosen.candidate if chosen else identity
     if best.coefficients not in full:
-        full |= sets.measure(reference(), [best.coefficients])
+        full |= sets.measure(generator_of(study, reference()), [best.coefficients])
     own = next((c.candidate.coefficients for c in controls if c.full_precision), None)
     four = compared.four(best.coefficients)
     prompts = len({prompt.text for prompt in study.held_out})
@@ -188,13 +195,13 @@ class _Comparison:
     full: Mapping[Coefficients, Measured]
     rounded: Mapping[Coefficients, Measured]
     candidates: int
-    distribution: RealImages | None
+    real: RealImages | None
 
     @cached_property
     def unseen(self) -> tuple[str, ...]:
         """The metrics that are evidence from outside the search, the distance to real images among
         them."""
-        return (*unseen(self.study), *([FRECHET] if self.distribution else []))
+        return (*unseen(self.study), *([FRECHET] if self.real else []))
 
     @cached_property
     def _captions(self) -> list[str]:
@@ -221,7 +228,7 @@ class _Comparison:
             self.study.tables.validation.limits.model_dump(),
         )
         gains = self._gains(after, before)
-        if self.distribution:
+        if self.real:
             apart = self._distances(FRECHET, before) - self._distances(FRECHET, after)
             gains[FRECHET] = interval(apart, self._confidence(FRECHET))
         return Judged(candidate, gains, looks, verdict.verdict_of(gains, self.unseen, looks))
@@ -260,7 +267,7 @@ class _Comparison:
         self, four: Mapping[str, Measured], own: Coefficients | None
     ) -> dict[str, Distance]:
         """Those to the real images, where there are some; `own` as in `held_out`."""
-        if self.distribution is None:
+        if self.real is None:
             return {}
         return {name: self._distance(name, four, own) for name in (FRECHET, KID)}
 
@@ -282,11 +289,11 @@ class _Comparison:
 
     def _distances(self, name: str, measured: Measured) -> Values:
         """An image set's distance to the real images, and those of resampled captions."""
-        assert self.distribution is not None
+        assert self.real is not None
         assert measured.features is not None
         key = name, id(measured)
         if key not in self._drawn:
-            images = self.distribution.image_set(name, measured.features)
+            images = self.real.image_set(name, measured.features)
             self._drawn[key] = distances(images, self._captions)
         return self._drawn[key]
 

@@ -196,9 +196,8 @@ class Watcher(api.Observer):
 
 
 @pytest.mark.slow
-def test_a_validation_with_its_controls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_validation_with_its_controls(tmp_path: Path) -> None:
     """Made once, resumed where they were left, in every later report; the same numbers again."""
-    monkeypatch.setattr(controls, "GRID_SIDE", 2)
     path = tmp_path / "little.toml"
     path.write_text(LITTLE)
     storage = Storage(f"sqlite:///{tmp_path}/q.db")
@@ -206,11 +205,13 @@ def test_a_validation_with_its_controls(tmp_path: Path, monkeypatch: pytest.Monk
     assert api.work(main)
     begun = controls.companion(main, "full-precision")
     assert api.work(begun, max_trials=3)
+    coarse = controls.definition(main.definition, "grid", 4).changed(trials=2 * 2 + 1)
+    assert api.work(studies.create(storage, coarse))
     watcher = Watcher()
     out = tmp_path / "out"
-    outcome = api.validate(main, controls=["full-precision", "grid"], out=out, observer=watcher)
-    assert watcher.controls == ["little.full-precision", "little.grid"]
-    assert watcher.trials == 1 + 5  # what full precision lacked, and the grid with the identity
+    outcome = api.validate(main, controls=["full-precision"], out=out, observer=watcher)
+    assert watcher.controls == ["little.full-precision"]
+    assert watcher.trials == 1  # what full precision lacked
     assert watcher.images[0] <= watcher.images[1] == 7 * 8
     document = json.loads((out / "report.json").read_text())
     assert document == report.document(main, main.status(), outcome.validation)
