@@ -55,7 +55,7 @@ from repairs import (
 from qsched.evidence import distances
 from qsched.evidence import real_images as distribution
 from qsched.evidence.table import FRECHET
-from qsched.proof.verdict import JAQ
+from qsched.proof.outcome import JAQ
 from qsched.scoring import jaq
 from qsched.statistics import Values
 

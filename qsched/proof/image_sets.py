@@ -20,7 +20,7 @@ from qsched.evidence.real_images import SIDE, RealImages, load_real_images
 from qsched.pipelines.generator import ImageGenerator, OutOfMemory
 from qsched.pipelines.loading import MEMORY_REMEDIES, Loaded, device_for
 from qsched.prompts import Prompt
-from qsched.proof.verdict import JAQ
+from qsched.proof.outcome import JAQ
 from qsched.schedule.coefficients import Coefficients
 from qsched.scoring import catalog as metrics
 from qsched.scoring import jaq
@@ -82,7 +82,7 @@ class Instruments:
         values: dict[str, list[float]] = {}
         while start < len(images):
             part = slice(start, start + size)
-            seen, beside = self.on_device(images[part]), self.on_device(reference[part])
+            seen, beside = self._on_device(images[part]), self._on_device(reference[part])
             try:
                 scored = self._scorers.score(seen, prompts[part])
                 scored |= self._metrics.score(seen, prompts[part], beside)
@@ -107,7 +107,7 @@ class Instruments:
         scores = {name: np.asarray(listed) for name, listed in values.items()}
         return {**scores, JAQ: self._objective.values(scores)}
 
-    def on_device(self, images: Tensor) -> Tensor:
+    def _on_device(self, images: Tensor) -> Tensor:
         """uint8 images as floats in [0, 1] where the scorers are."""
         return images.to(self._device) / 255
 

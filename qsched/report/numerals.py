@@ -1,12 +1,15 @@
 """How the report writes numbers: means, differences with their intervals, times, coefficients."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 from xml.etree.ElementTree import Element, SubElement, tostring
 
 from markupsafe import Markup
+
+from qsched.schedule.coefficients import Coefficients
+from qsched.statistics import Interval
 
 _BAR, _MIDDLE, _REACH = (120, 16), 60, 56
 """Width and height of an interval's bar, where zero lies in it, and how far it goes from there."""
@@ -26,11 +29,10 @@ class Change:
     better: int = 1
 
     @classmethod
-    def of(cls, found: Mapping[str, Any], reach: float = 0.0, better: int = 1) -> Self:
-        """From the report's JSON: {difference, interval} or {mean, low, high}."""
-        low, high = found["interval"] if "interval" in found else (found["low"], found["high"])
-        mean = found["difference"] if "difference" in found else found["mean"]
-        return cls(mean, low, high, reach or max(abs(low), abs(high)), better)
+    def of(cls, found: Interval, reach: float = 0.0, better: int = 1) -> Self:
+        """Of a paired difference; without `reach` its own."""
+        own = max(abs(found.low), abs(found.high))
+        return cls(found.mean, found.low, found.high, reach or own, better)
 
     @property
     def number(self) -> str:
@@ -86,14 +88,14 @@ class Change:
         return min(6, max(3, place + int(second)))
 
 
-def compact(coefficients: Mapping[str, Sequence[float]]) -> str:
+def compact(coefficients: Coefficients) -> str:
     """Coefficients in one line."""
-    names = {"model": "c_eps", "sample": "c_x", "average": "average"}
-    return "; ".join(
-        f"{label} {listed(coefficients[name])}"
-        for name, label in names.items()
-        if coefficients.get(name)
-    )
+    series = {
+        "c_eps": coefficients.model,
+        "c_x": coefficients.sample,
+        "average": coefficients.average,
+    }
+    return "; ".join(f"{name} {listed(numbers)}" for name, numbers in series.items() if numbers)
 
 
 def listed(numbers: Iterable[float]) -> str:

@@ -27,7 +27,7 @@ LIGHT_MODULES = (
     *("evidence.guards", "evidence.table", "demo.captions"),
     *("service.database", "service.schema", "service.slots", "service.status", "service.storage"),
     *("service.stored_study", "service.trials", "service.worker", "service.pool"),
-    *("proof.controls", "proof.verdict"),
+    *("proof.controls", "proof.outcome", "proof.verdict"),
 )
 FILES = {
     ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): file

@@ -14,7 +14,6 @@ from qsched.demo.captions import prompt_lists
 from qsched.errors import ConfigError, StudyError
 from qsched.prompts import Prompt
 from qsched.proof import controls
-from qsched.report import writing as report
 from qsched.schedule.coefficients import Coefficients
 from qsched.service import stored_study as studies
 from qsched.service.evaluator import Evaluator
@@ -132,22 +131,22 @@ def test_names_are_checked_in_words(tmp_path: Path) -> None:
         controls.definition(main.changed(name="n" * 60), "full-precision", 5)
 
 
-def test_finished_controls_are_found_and_those_of_another_study_left_out(
+def test_controls_that_are_ready_are_found_and_those_of_another_study_left_out(
     study: StoredStudy, caplog: pytest.LogCaptureFixture
 ) -> None:
     companion = controls.companion(study, "quality")
-    assert controls.finished(study) == []  # it has not been worked yet
+    assert controls.ready(study) == []  # it has not been worked yet
     finish(companion)
-    (found,) = controls.finished(study)
+    (found,) = controls.ready(study)
     best = companion.best()
     assert best is not None
     assert (found.name, found.network, found.candidate) == ("quality", "quantized", best)
     study.extend("+2")
     finish(study)
-    assert [each.name for each in controls.finished(study)] == ["quality"]
+    assert [each.name for each in controls.ready(study)] == ["quality"]
     assert controls.companion(study, "quality").status().budget == 8
     other = replace(study.definition, calibration=study.definition.calibration[:4])
-    assert not controls.finished(StoredStudy(study.storage, other))
+    assert not controls.ready(StoredStudy(study.storage, other))
     assert "no control of 'fake' as this one is now" in caplog.text
 
 
@@ -214,7 +213,8 @@ def test_a_validation_with_its_controls(tmp_path: Path) -> None:
     assert watcher.trials == 1  # what full precision lacked
     assert watcher.images[0] <= watcher.images[1] == 7 * 8
     document = json.loads((out / "report.json").read_text())
-    assert document == report.document(main, main.status(), outcome.validation)
+    assert outcome.validation is not None
+    assert document == outcome.validation.report()
     assert document["repair_against"] == "its own search"
     assert [row["chosen"] for row in document["candidates"]].count(True) == 1
     chosen = next(row for row in document["candidates"] if row["chosen"])
@@ -262,7 +262,7 @@ def test_without_candidates_nothing_is_claimed(tmp_path: Path) -> None:
     outcome = api.validate(main, out=tmp_path / "out")
     assert outcome.verdict == "not_shown"
     assert outcome.validation is not None
-    assert outcome.validation.images == 2 * 8
+    assert outcome.validation.images == outcome.status.images + 2 * 8
     assert outcome.coefficients == Coefficients.identity(2)
     document = json.loads((tmp_path / "out" / "report.json").read_text())
     assert document["candidates"] == document["guards"] == []
