@@ -10,23 +10,23 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from qsched.captions import read_captions
 from qsched.errors import ConfigError, StudyError
 from qsched.libraries import quiet
-from qsched.pictures.sheets import Pictures
 from qsched.pipelines.catalog import TWIN_SIDE, model_entry
 from qsched.pipelines.table import LOCAL, Execution, Model, Sampling, model_named, sampling_of
 from qsched.plugins import beside
 from qsched.prompts import choose, locate, with_seeds
 from qsched.proof import controls as companions
+from qsched.proof import outcome
+from qsched.proof.outcome import Proof, Verdict
 from qsched.quantization.schemes import Scheme
 from qsched.quantization.table import Quantization
-from qsched.report import artifacts, gallery
-from qsched.report import writing as report
+from qsched.report import artifacts, gallery, writing
 from qsched.report.card import model_card
-from qsched.report.export import export, stock_of
+from qsched.report.export import export, provenance, stock_of
 from qsched.schedule.coefficients import Coefficients
 from qsched.scoring.catalog import metric_entry
 from qsched.service import launchers
@@ -35,9 +35,6 @@ from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy, create, load
 from qsched.study.fingerprint import require_same_plugins
 from qsched.study.study import Study, load_study
-
-if TYPE_CHECKING:
-    from qsched.proof.validation import Validation
 
 __all__ = [
     "Observer",
@@ -110,17 +107,18 @@ class Observer:
 class Outcome:
     """What a run ends with. `finished`: the budget is spent; else a signal stopped it before.
 
-    `grid_images`: what the official 50 x 50 grid takes on the same prompts.
+    `grid_images`: what the official 50 x 50 grid takes on the same prompts. `validation`: what was
+    proven, and all that was measured for it.
     """
 
     status: Status
     finished: bool
     grid_images: int
     folder: Path | None = None
-    validation: "Validation | None" = None
+    validation: Proof | None = None
 
     @property
-    def verdict(self) -> str | None:
+    def verdict(self) -> Verdict | None:
         """improved, not_shown, worse or suspicious; None if it was stopped before."""
         return self.validation.verdict if self.validation else None
 
@@ -132,7 +130,7 @@ class Outcome:
     @property
     def coefficients(self) -> Coefficients | None:
         """What may be taken away."""
-        return self.validation.published if self.validation else None
+        return self.validation.coefficients if self.validation else None
 
 
 def run(
@@ -164,7 +162,7 @@ def run(
     else:
         finished = work(stored, observer=observer)
     if not finished:
-        return Outcome(stored.status(), finished=False, grid_images=report.grid_images(stored))
+        return Outcome(stored.status(), finished=False, grid_images=outcome.grid_images(definition))
     return validate(stored, out=folder, observer=observer)
 
 
@@ -205,7 +203,7 @@ def cost(study: Study) -> dict[str, float]:
         "images": study.trials * prompts,
         "network_calls": prompts + study.trials * prompts * (steps - 1),
         "held_out_images": (study.tables.validation.candidates + 3) * len(study.held_out),
-        "grid_images": report.GRID * prompts,
+        "grid_images": outcome.grid_images(study),
         "download_gb": _download_gb(study),
         "gpu_gb": model_entry(study.tables.model.name).gpu_gb,
         "disk_bytes": EMPTY_DATABASE + BYTES_A_SCORE * study.trials * prompts * len(study.scorers),
@@ -309,7 +307,7 @@ def validate(
 
     `controls`: names of `qsched.proof.controls.phrases`, or `all`: companion studies in the same
     database, made and worked first; a signal stops that, and the same call goes on from there.
-    Those that are finished are in every later validation. Raises StudyError if the budget isn't
+    Those whose search is done are in every later validation. Raises StudyError if the budget isn't
     spent, nothing has been scored, or a control can't be had.
     """
     observer = observer or Observer()
@@ -324,13 +322,13 @@ def validate(
         companion = companions.companion(study, name)
         observer.control(companion.name, companions.phrases(study.definition)[name])
         if not work(companion, observer=observer):
-            return Outcome(companion.status(), False, report.grid_images(study))
+            return Outcome(companion.status(), False, outcome.grid_images(study.definition))
     with quiet():
         from qsched.proof import validation
 
     candidates = companions.candidates(study, study.definition.tables.validation.candidates)
-    finished = companions.finished(study)
-    total, made = validation.image_sets(candidates, finished) * len(study.definition.held_out), 0
+    beside = companions.ready(study)
+    total, made = validation.image_sets(candidates, beside) * len(study.definition.held_out), 0
 
     def on_images(images: int) -> None:
         nonlocal made
@@ -338,20 +336,22 @@ def validate(
         observer.validating(made, total)
 
     observer.validating(0, total)
-    result = validation.validate(
+    proof, pictures = validation.validate(
         study.definition,
         study.objective(),
+        Proof.pending(study.definition, status),
         status.identity,
         candidates,
-        finished,
+        beside,
         on_images=on_images,
     )
+    outcome.keep(study, proof)
+    artifacts.keep(study, pictures)
     folder = _folder(study, out)
-    artifacts.keep(study, Pictures.of(result))
-    report.write(folder, study, status, result)
+    writing.write(folder, study, status, proof, pictures)
     take_away(study, folder)
     gallery.publish(study)
-    return Outcome(status, True, report.grid_images(study), folder, result)
+    return Outcome(status, True, proof.grid_images, folder, proof)
 
 
 def take_away(study: StoredStudy, folder: Path, *, force: bool = False) -> list[Path]:
@@ -361,27 +361,15 @@ def take_away(study: StoredStudy, folder: Path, *, force: bool = False) -> list[
     `force` writes the best candidate all the same, and all three say so. Raises StudyError before
     the first validation.
     """
-    outcome = study.storage.outcome(study.name)
-    if outcome is None:
-        raise StudyError(
-            f"study {study.name!r} has no verdict yet; run qsched validate {study.name}"
-        )
-    best = Coefficients.from_dict(outcome["best"]["coefficients"])
-    proven = outcome["verdict"] == "improved"
-    forced = force and not proven and not best.is_identity
-    coefficients = Coefficients.identity(best.steps)
-    if forced:
-        coefficients = best
-    elif proven:
-        coefficients = Coefficients.from_dict(outcome["coefficients"])
-    scheduler = outcome["scheduler"]
-    stock = stock_of(json.loads(scheduler))
+    proof = outcome.outcome_of(study, study.status())
+    taken = proof.taken(force=force)
+    stock = stock_of(json.loads(proof.scheduler))
     return export(
         folder,
-        coefficients,
-        scheduler,
-        report.provenance(outcome) | {"forced": forced},
-        card=model_card(study.definition, outcome, coefficients, stock, forced=forced),
+        taken.coefficients,
+        proof.scheduler,
+        provenance(proof, forced=taken.forced),
+        card=model_card(study.definition, proof, taken, stock),
     )
 
 
@@ -389,9 +377,9 @@ def write_report(study: StoredStudy, folder: Path) -> tuple[list[Path], dict[str
     """Writes report.html and report.json of a study by what its database and artifacts hold; their
     paths, and the content of report.json. Before the validation it says that nothing is proven."""
     status = study.status()
-    content = report.stored(study, status)
-    pictures = artifacts.kept(study, content)
-    return report.write_page(folder, study, status, content, pictures), content
+    proof = outcome.outcome_of(study, status)
+    pictures = artifacts.kept(study, proof)
+    return writing.write_page(folder, study, status, proof, pictures), proof.report()
 
 
 def generate(

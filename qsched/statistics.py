@@ -1,8 +1,8 @@
 """Statistics of paired comparisons, in pure numpy: intervals by bootstrap, the chance to lead."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,12 @@ class Interval:
     def to_dict(self) -> dict[str, Any]:
         """Mean and bounds under the names that `report.json` uses."""
         return {"difference": self.mean, "interval": [self.low, self.high]}
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Self:
+        """What `to_dict` wrote, perhaps among other keys."""
+        low, high = found["interval"]
+        return cls(found["difference"], low, high)
 
 
 def paired_interval(

@@ -55,7 +55,7 @@ from bench.repair.searches import (
 from qsched.evidence import distances
 from qsched.evidence import real_images as distribution
 from qsched.evidence.table import FRECHET
-from qsched.proof.verdict import JAQ
+from qsched.proof.outcome import JAQ
 from qsched.statistics import Interval, Values, paired_interval
 
 PLOT = ROOT / "docs" / "images" / "repair.png"

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from qsched.evidence import real_images as distribution
 from qsched.prompts import Prompt
-from qsched.proof.verdict import JAQ
+from qsched.proof.outcome import JAQ
 from qsched.schedule.coefficients import Coefficients
 from qsched.schedule.parametrisations import Bounds, parametrisation
 from qsched.search.samplers import Proposer

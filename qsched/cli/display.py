@@ -1,9 +1,8 @@
 """What a person sees in the terminal: a study's progress, its status, its verdict."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console, Group
 from rich.progress import (
@@ -17,8 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from qsched.api import Observer, Outcome
-from qsched.cli.proof import VERDICTS, proof
+from qsched.cli.proof import proof
 from qsched.pipelines.catalog import ModelEntry
+from qsched.proof.outcome import Proof, Taken
+from qsched.report import files
 from qsched.schedule.coefficients import Coefficients
 from qsched.service.status import Status
 
@@ -102,50 +103,47 @@ class LiveProgress(Observer):
 
 def outcome(console: Console, result: Outcome, storage: str) -> None:
     """The end of a run: the held-out table, the verdict in one sentence, where things are."""
-    status, validation = result.status, result.validation
-    if validation is None or result.folder is None:
+    status, proven, folder = result.status, result.validation, result.folder
+    if proven is None or folder is None:
         console.print(
             f"stopped after {status.done} of {status.budget} trials; nothing is lost, "
             "the same command goes on from here"
         )
         return
     console.print()
-    proof(console, validation)
-    console.print(coefficients("coefficients", validation.published), soft_wrap=True)
-    if validation.published != validation.candidate.coefficients:
-        console.print(coefficients("candidate", validation.candidate.coefficients), soft_wrap=True)
-    grid = result.grid_images
+    proof(console, proven)
+    published, best = proven.taken().coefficients, proven.candidate.coefficients
+    console.print(coefficients("coefficients", published), soft_wrap=True)
+    if published != best:
+        console.print(coefficients("candidate", best), soft_wrap=True)
     for label, text in (
         ("searched", f"{status.images:,} images in {status.seconds:.0f} s"),
-        ("", f"(the official 50 x 50 grid: {grid:,} images)"),
-        ("proven on", f"{validation.images:,} more images"),
-        ("look at", str(result.folder / "report.html")),
-        ("", str(result.folder / "images.png")),
-        ("numbers", str(result.folder / "report.json")),
-        ("take away", str(result.folder / "coefficients.json")),
-        ("", f"{result.folder / 'scheduler'}/"),
+        ("", f"(the official 50 x 50 grid: {result.grid_images:,} images)"),
+        ("proven on", f"{proven.images - status.images:,} more images"),
+        ("look at", str(folder / files.PAGE)),
+        ("", str(folder / files.IMAGES)),
+        ("numbers", str(folder / files.NUMBERS)),
+        ("take away", str(folder / files.COEFFICIENTS)),
+        ("", f"{folder / files.SCHEDULER}/"),
         ("database", storage),
     ):
         console.print(Text(f"{label:<14} {text}"), soft_wrap=True)
 
 
-def taken_away(console: Console, paths: Sequence[Path], origin: Mapping[str, Any]) -> None:
-    """What `qsched export` wrote, coefficients.json first, and what to do with it.
-
-    `origin`: the provenance in that file.
-    """
-    colour, word = VERDICTS[origin["verdict"]]
+def taken_away(console: Console, paths: Sequence[Path], proof: Proof, taken: Taken) -> None:
+    """What `qsched export` wrote of a study's outcome, and what to do with it."""
     note = ""
-    if origin["forced"]:
+    if taken.forced:
         note = "; exported all the same, and the files say so"
-    elif origin["verdict"] != "improved":
+    elif not proof.proven:
         note = "; so all coefficients are 1, and --force exports the best that was found"
-    console.print(coefficients("coefficients", Coefficients.load(paths[0])), soft_wrap=True)
-    console.print(Text.assemble(f"{'verdict':<14} ", (word, colour), note), soft_wrap=True)
+    verdict = (proof.badge.word, proof.badge.colour)
+    console.print(coefficients("coefficients", taken.coefficients), soft_wrap=True)
+    console.print(Text.assemble(f"{'verdict':<14} ", verdict, note), soft_wrap=True)
     for index, path in enumerate(paths):
         label = "" if index else "written"
         console.print(Text(f"{label:<14} {path}"), soft_wrap=True)
-    console.print(Text(f"{'next':<14} paste the code of README.md"), soft_wrap=True)
+    console.print(Text(f"{'next':<14} paste the code of {files.CARD}"), soft_wrap=True)
 
 
 def studies(rows: Sequence[Status]) -> Table:

@@ -43,6 +43,7 @@ def validate(
     """
     from qsched import api
     from qsched.cli import display
+    from qsched.report import files
 
     database = open_storage(storage)
     study = api.load(database, name)
@@ -53,7 +54,7 @@ def validate(
     if not as_json:
         display.outcome(console, result, str(database))
     elif result.folder:
-        console.print_json((result.folder / "report.json").read_text(encoding="utf-8"))
+        console.print_json((result.folder / files.NUMBERS).read_text(encoding="utf-8"))
     if not result.finished:
         raise typer.Exit(INTERRUPTED)
 
@@ -99,14 +100,17 @@ def export(
     """
     from qsched import api
     from qsched.cli import display
+    from qsched.proof.outcome import outcome_of
 
-    paths = api.take_away(api.load(open_storage(storage), name), out, force=force)
-    written = json.loads(paths[0].read_text(encoding="utf-8"))
+    study = api.load(open_storage(storage), name)
+    paths = api.take_away(study, out, force=force)
     if as_json:
-        files = [str(path.resolve()) for path in paths]
-        console.print_json(json.dumps({"files": files, **written}))
+        written = json.loads(paths[0].read_text(encoding="utf-8"))
+        listed = [str(path.resolve()) for path in paths]
+        console.print_json(json.dumps({"files": listed, **written}))
     else:
-        display.taken_away(console, paths, written["provenance"])
+        proof = outcome_of(study, study.status())
+        display.taken_away(console, paths, proof, proof.taken(force=force))
 
 
 def generate(

@@ -7,8 +7,8 @@ over-saturated). `appearance` has the five numbers; the relative shift of each h
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, Self
 
 NAMES = ("brightness", "saturation", "contrast", "sharpness", "diversity")
 
@@ -52,6 +52,11 @@ class Guard:
             "limit": self.limit,
             "ok": self.ok,
         }
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Self:
+        """What `to_dict` wrote."""
+        return cls(**{field.name: found[field.name] for field in fields(cls)})
 
 
 def guards(

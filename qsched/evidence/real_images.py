@@ -60,7 +60,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Distribution:
+class RealImages:
     """Real images' features (N, D), and the network that has them of others."""
 
     features: Features
@@ -81,13 +81,13 @@ class Distribution:
         return Kernel(self.real)
 
 
-def load_distribution(
+def load_real_images(
     reference: str | None,
     side: tuple[int, int],
     device: torch.device | str = "cpu",
     *,
     twin: bool = False,
-) -> Distribution | None:
+) -> RealImages | None:
     """What `validation.reference` names; None without it. Raises ScoreError.
 
     `side`: the height and width that images of a folder are brought to. A twin sees with a small
@@ -96,12 +96,12 @@ def load_distribution(
     if reference is None:
         return None
     if reference == DEMO_REFERENCE:
-        return Distribution(demo_features(device), demo_scenes())
+        return RealImages(demo_features(device), demo_scenes())
     files = image_files(Path(reference))
     network = _random_network() if twin else _inception()
     features = Features(network.to(device), device)
     seen = [features(batch) for batch in real_images(files, side)]
-    return Distribution(features, np.concatenate(seen))
+    return RealImages(features, np.concatenate(seen))
 
 
 def demo_features(device: torch.device | str = "cpu") -> Features:

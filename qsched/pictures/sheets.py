@@ -6,21 +6,18 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
-
-if TYPE_CHECKING:
-    from qsched.proof.validation import Validation
 
 ROWS = {
     "full_precision": "full precision",
     "identity": "quantized",
     "calibrated": "calibrated",
 }
-"""The rows of images.png, from the top."""
+"""The rows of a grid, from the top."""
 
 KEPT_SIDE, PAGE_SIDE = 512, 320
 """Larger images are kept, and shown in the report, at this size; smaller ones as they are."""
@@ -40,12 +37,6 @@ class Pictures:
     captions: tuple[str, ...]
     rows: Mapping[str, np.ndarray]
     coefficients: Mapping[str, Any]
-
-    @classmethod
-    def of(cls, validation: "Validation") -> Self:
-        """What a validation kept."""
-        coefficients = validation.candidate.to_dict()["coefficients"]
-        return cls(validation.captions, validation.pictures, coefficients)
 
     def write_sheet(self, path: Path) -> None:
         """A lossless PNG, a row a model and a column a prompt, that `read_sheet` takes apart."""

@@ -6,11 +6,12 @@ after it, such as `demo.full-precision`. It is created, worked, resumed and repe
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from qsched.errors import StudyError
 from qsched.pipelines.table import Model, model_named, weights_of
+from qsched.proof.outcome import Control
 from qsched.service.status import Candidate
 from qsched.service.stored_study import StoredStudy, create, load
 from qsched.study.study import Study
@@ -23,28 +24,12 @@ GRID_SIDE, GRID_BOUNDS = 10, (0.8, 1.2)
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Control:
-    """A control's best trial. `full_precision`: the network that it belongs to and is proven on."""
-
-    name: str
-    what: str
-    study: str
-    candidate: Candidate
-    full_precision: bool
-
-    @property
-    def network(self) -> str:
-        """As `report.json` has it."""
-        return "full precision" if self.full_precision else "quantized"
-
-
 def candidates(study: StoredStudy, count: int) -> list[Candidate]:
     """The best `count` finished trials by value, the earlier one among equals, with distinct
     coefficients; the identity is none of them."""
     best: dict[Any, Candidate] = {}
-    finished = [slot for slot in study.finished() if slot.value is not None]
-    for slot in sorted(finished, key=lambda slot: (-(slot.value or 0.0), slot.number)):
+    valued = [slot for slot in study.finished() if slot.value is not None]
+    for slot in sorted(valued, key=lambda slot: (-(slot.value or 0.0), slot.number)):
         found = study.candidate(slot)
         if len(best) < count and not found.coefficients.is_identity:
             best.setdefault(found.coefficients, found)
@@ -115,7 +100,7 @@ def companion(study: StoredStudy, name: str) -> StoredStudy:
     return create(study.storage, definition(study.definition, name, budget))
 
 
-def finished(study: StoredStudy) -> list[Control]:
+def ready(study: StoredStudy) -> list[Control]:
     """The controls whose search is done. One of another definition is left out, with a warning."""
     controls = []
     stored = set(study.storage.study_names())

@@ -7,20 +7,21 @@ grow with the number of candidates and controls.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from qsched.evidence.appearance import Appearance
-from qsched.evidence.real_images import SIDE, Distribution, load_distribution
+from qsched.evidence.real_images import SIDE, RealImages, load_real_images
 from qsched.pictures.pixels import eight_bit
 from qsched.pipelines.devices import device_for
 from qsched.pipelines.generator import ImageGenerator
 from qsched.pipelines.loading import Loaded
 from qsched.pipelines.memory import in_batches
 from qsched.prompts import Prompt
-from qsched.proof.verdict import JAQ
+from qsched.proof.outcome import JAQ
 from qsched.schedule.coefficients import Coefficients
 from qsched.scoring import catalog as metrics
 from qsched.scoring import jaq
@@ -47,8 +48,9 @@ class Measured:
     pictures: np.ndarray
 
 
-class Judge:
-    """The study's scorers and held-out metrics, and the network of its real images.
+class Instruments:
+    """What an image set is measured with: the study's scorers and held-out metrics, and the network
+    of its real images.
 
     `objective`: the study's, in the units of the search. Raises ScoreError for what can't be had.
     """
@@ -58,7 +60,7 @@ class Judge:
         device, twin = device_for(tables.model, tables.execution), tables.model.twin
         self._scorers = load_scorers(study.scorers, device, twin=twin)
         self._metrics = load_scorers(tables.validation.metrics, device, twin=twin)
-        self._distribution = load_distribution(
+        self._real = load_real_images(
             tables.validation.reference,
             (tables.sampling.height or SIDE, tables.sampling.width or SIDE),
             device,
@@ -68,9 +70,9 @@ class Judge:
         self._device = device
 
     @property
-    def distribution(self) -> Distribution | None:
+    def real(self) -> RealImages | None:
         """The real images, if the study names some."""
-        return self._distribution
+        return self._real
 
     def score(
         self, images: Tensor, prompts: Sequence[Prompt], reference: Tensor
@@ -80,7 +82,7 @@ class Judge:
 
         def scored(indices: Sequence[int]) -> dict[str, list[float]]:
             part = slice(indices[0], indices[-1] + 1)
-            seen, beside = self.on_device(images[part]), self.on_device(reference[part])
+            seen, beside = self._on_device(images[part]), self._on_device(reference[part])
             found = self._scorers.score(seen, prompts[part])
             return found | self._metrics.score(seen, prompts[part], beside)
 
@@ -92,30 +94,70 @@ class Judge:
 
     def features(self, images: Tensor) -> Values | None:
         """(n, D) of uint8 images; None without real images to compare with."""
-        return self._distribution.features(images) if self._distribution else None
+        return self._real.features(images) if self._real else None
 
     def with_jaq(self, values: Mapping[str, list[float]]) -> dict[str, Values]:
         """{metric: (N,)}, and JAQ."""
         scores = {name: np.asarray(listed) for name, listed in values.items()}
         return {**scores, JAQ: self._objective.values(scores)}
 
-    def on_device(self, images: Tensor) -> Tensor:
-        """uint8 images as floats in [0, 1] where the judges are."""
+    def _on_device(self, images: Tensor) -> Tensor:
+        """uint8 images as floats in [0, 1] where the scorers are."""
         return images.to(self._device) / 255
 
 
-class ImageSets:
-    """Makes and measures a study's held-out images.
+class Measures(Protocol):
+    """What `ImageSets` asks of `Instruments`, in its words."""
 
-    `on_images(n)` is called after each batch with its number of images. `images` counts them.
+    def score(
+        self, images: Tensor, prompts: Sequence[Prompt], reference: Tensor
+    ) -> dict[str, list[float]]: ...
+
+    def features(self, images: Tensor) -> Values | None: ...
+
+    def with_jaq(self, values: Mapping[str, list[float]]) -> dict[str, Values]: ...
+
+
+class Generates(Protocol):
+    """What `ImageSets` asks of an `ImageGenerator`, in its words."""
+
+    batch_size: int
+
+    def prepare(self, prompts: Sequence[Prompt]) -> None: ...
+
+    def generate(self, prompts: Sequence[Prompt], coefficients: Coefficients) -> Tensor: ...
+
+    def shrink(self, batch_size: int) -> None: ...
+
+
+class Looks(Protocol):
+    """What `ImageSets` asks of an `Appearance`, in its words."""
+
+    def add(self, images: Tensor) -> None: ...
+
+    def values(self, captions: Sequence[str]) -> dict[str, float]: ...
+
+
+class ImageSets:
+    """Makes and measures the held-out images of `prompts`.
+
+    `appearance`: a new one for each set. `on_images(n)` is called after each batch with its number
+    of images. `images` counts them.
     """
 
-    def __init__(self, study: Study, judge: Judge, on_images: Callable[[int], None]) -> None:
-        self._study = study
-        self._judge = judge
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        instruments: Measures,
+        on_images: Callable[[int], None],
+        appearance: Callable[[], Looks] = Appearance,
+    ) -> None:
+        self._prompts = prompts
+        self._instruments = instruments
         self._on_images = on_images
+        self._appearance = appearance
         self._reference: Tensor | None = None
-        self._captions = [prompt.text for prompt in study.held_out]
+        self._captions = [prompt.text for prompt in prompts]
         self._shown = first_of_each(self._captions)[:PICTURES]
         self.images = 0
 
@@ -125,28 +167,21 @@ class ImageSets:
         return tuple(self._captions[index] for index in self._shown)
 
     def measure(
-        self, loaded: Loaded, wanted: Iterable[Coefficients]
+        self, generator: Generates, wanted: Iterable[Coefficients]
     ) -> dict[Coefficients, Measured]:
         """One network's image sets under each of the coefficients, each distinct one once.
 
         The first set of all that is measured becomes the reference. Raises ScoreError or
         GenerationError.
         """
-        tables = self._study.tables
-        generator = ImageGenerator(
-            loaded.pipeline,
-            tables.sampling,
-            part=tables.model.part,
-            batch_size=tables.execution.batch_size,
-        )
-        generator.prepare(self._study.held_out)
+        generator.prepare(self._prompts)
         return {each: self._set(generator, each) for each in dict.fromkeys(wanted)}
 
-    def _set(self, generator: ImageGenerator, coefficients: Coefficients) -> Measured:
-        prompts = self._study.held_out
+    def _set(self, generator: Generates, coefficients: Coefficients) -> Measured:
+        prompts = self._prompts
         becomes_reference: list[Tensor] = []
         values: dict[str, list[float]] = {}
-        appearance = Appearance()
+        appearance = self._appearance()
         features: list[Values] = []
         pictures: list[np.ndarray] = []
         start = 0
@@ -164,10 +199,10 @@ class ImageSets:
                 reference = images
             else:
                 reference = self._reference[start : start + len(batch)]
-            for name, listed in self._judge.score(images, batch, reference).items():
+            for name, listed in self._instruments.score(images, batch, reference).items():
                 values.setdefault(name, []).extend(listed)
             appearance.add(images / 255)
-            if (seen := self._judge.features(images)) is not None:
+            if (seen := self._instruments.features(images)) is not None:
                 features.append(seen)
             inside = range(start, start + len(batch))
             pictures += [
@@ -181,11 +216,22 @@ class ImageSets:
         if becomes_reference:
             self._reference = torch.cat(becomes_reference)
         return Measured(
-            scores=self._judge.with_jaq(values),
+            scores=self._instruments.with_jaq(values),
             appearance=appearance.values(self._captions),
             features=np.concatenate(features) if features else None,
             pictures=np.stack(pictures),
         )
+
+
+def generator_of(study: Study, loaded: Loaded) -> ImageGenerator:
+    """What makes a study's held-out images with one of its networks."""
+    tables = study.tables
+    return ImageGenerator(
+        loaded.pipeline,
+        tables.sampling,
+        part=tables.model.part,
+        batch_size=tables.execution.batch_size,
+    )
 
 
 def unseen(study: Study) -> tuple[str, ...]:

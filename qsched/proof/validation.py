@@ -6,22 +6,31 @@ control: as much as they improve that one, they change the taste and repair noth
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
-
-import numpy as np
 
 from qsched.evidence.distances import distances, interval
-from qsched.evidence.guards import Guard, guards
-from qsched.evidence.real_images import Distribution
+from qsched.evidence.guards import guards
+from qsched.evidence.real_images import RealImages
 from qsched.evidence.table import FRECHET, KID
+from qsched.pictures.sheets import Pictures
 from qsched.pipelines.loading import Loaded, load_model
 from qsched.pipelines.memory import free_memory
-from qsched.proof import verdict
-from qsched.proof.controls import Control, full_precision
-from qsched.proof.image_sets import ImageSets, Judge, Measured, unseen
-from qsched.proof.verdict import JAQ, OWN_SEARCH, SAME_COEFFICIENTS, HeldOut, Judged
+from qsched.proof import outcome, verdict
+from qsched.proof.controls import full_precision
+from qsched.proof.image_sets import ImageSets, Instruments, Measured, generator_of, unseen
+from qsched.proof.outcome import (
+    JAQ,
+    OWN_SEARCH,
+    SAME_COEFFICIENTS,
+    Control,
+    Distance,
+    Gained,
+    HeldOut,
+    Judged,
+    Proof,
+    Verdict,
+)
 from qsched.schedule.coefficients import Coefficients
 from qsched.schedule.preconditioning import precondition
 from qsched.scoring import jaq
@@ -29,107 +38,28 @@ from qsched.service.status import Candidate
 from qsched.statistics import Interval, Values, paired_interval
 from qsched.study.study import Study
 
-IMPROVED = "improved"
-
-
-@dataclass(frozen=True)
-class Companion:
-    """A control on the held-out images: {metric: its mean, and its gain} over its network's
-    identity."""
-
-    control: Control
-    rows: Mapping[str, tuple[float, Interval]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `report.json` has it."""
-        return {
-            "name": self.control.name,
-            "what": self.control.what,
-            "study": self.control.study,
-            **self.control.candidate.to_dict(),
-            "network": self.control.network,
-            "held_out": {
-                name: {"mean": mean, **gain.to_dict()} for name, (mean, gain) in self.rows.items()
-            },
-        }
-
-
-@dataclass(frozen=True)
-class Distance:
-    """A distance of image sets to real images, lower is better. `gain`: calibrated - identity;
-    `repair`: that less what full precision gains. `independent`: counts in the verdict."""
-
-    full_precision: float
-    identity: float
-    calibrated: float
-    gain: Interval
-    repair: Interval
-    independent: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `report.json` has it."""
-        return {
-            "full_precision": self.full_precision,
-            "identity": self.identity,
-            "calibrated": self.calibrated,
-            **self.gain.to_dict(),
-            "repair": self.repair.to_dict(),
-            "independent": self.independent,
-            "lower_is_better": True,
-        }
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The outcome of a validation. `verdict`: improved, not_shown, worse or suspicious.
-
-    `candidate`: the chosen one, whose `metrics` and `guards` these are. `confidence`: of each
-    unseen metric's interval. `repair_against`: what full precision was given. `pictures`: uint8
-    arrays (K, H, W, 3) of the first held-out prompts by row, for the image grid.
-    """
-
-    verdict: str
-    sentence: str
-    candidate: Candidate
-    metrics: dict[str, HeldOut]
-    confidence: float
-    images: int
-    network: str
-    scheduler: str
-    captions: tuple[str, ...]
-    pictures: dict[str, np.ndarray]
-    candidates: tuple[Judged, ...] = ()
-    controls: tuple[Companion, ...] = ()
-    guards: tuple[Guard, ...] = ()
-    distributions: dict[str, Distance] = field(default_factory=dict)
-    repair_against: str = SAME_COEFFICIENTS
-
-    @property
-    def published(self) -> Coefficients:
-        """What may be taken away: the candidate's if it is proven, else the identity."""
-        found = self.candidate.coefficients
-        return found if self.verdict == IMPROVED else Coefficients.identity(found.steps)
-
 
 def validate(
     study: Study,
     objective: jaq.Objective,
+    pending: Proof,
     identity: Candidate,
     candidates: Sequence[Candidate],
     controls: Sequence[Control] = (),
     *,
     on_images: Callable[[int], None] = lambda images: None,
-) -> Validation:
+) -> tuple[Proof, Pictures]:
     """Compares `candidates` with the identity on the study's held-out prompts and seeds.
 
-    `objective`: the study's, in the units of the search. `identity`: trial 0. `on_images(n)` is
-    called after each batch with its number of images; `image_sets` says how many sets there are.
-    Networks are loaded one after the other, since a device may have room for one of them only.
-    Raises ModelError, ScoreError or GenerationError.
+    `objective`: the study's, in the units of the search. `pending`: where the search stands, which
+    comes back with a verdict. `identity`: trial 0. `on_images(n)` is called after each batch with
+    its number of images; `image_sets` says how many sets there are. Networks are loaded one after
+    the other, since a device may have room for one of them only. Raises ModelError, ScoreError or
+    GenerationError.
     """
     tables = study.tables
-    judge = Judge(study, objective)
-    sets = ImageSets(study, judge, on_images)
+    instruments = Instruments(study, objective)
+    sets = ImageSets(study.held_out, instruments, on_images)
     plain = identity.coefficients
 
     def reference() -> Loaded:
@@ -139,45 +69,48 @@ def validate(
     def of_controls(network: bool) -> list[Coefficients]:
         return [c.candidate.coefficients for c in controls if c.full_precision is network]
 
-    full = sets.measure(reference(), [plain, *of_controls(True)])
+    full = sets.measure(generator_of(study, reference()), [plain, *of_controls(True)])
     free_memory()
     quantized = load_model(tables.model, tables.quantization, execution=tables.execution)
     summary, scheduler = quantized.summary, quantized.pipeline.scheduler
     tried = [candidate.coefficients for candidate in candidates]
-    rounded = sets.measure(quantized, [plain, *tried, *of_controls(False)])
+    rounded = sets.measure(generator_of(study, quantized), [plain, *tried, *of_controls(False)])
     del quantized
     free_memory()
-    compared = _Comparison(study, plain, full, rounded, len(candidates), judge.distribution)
+    compared = _Comparison(study, plain, full, rounded, len(candidates), instruments.real)
     rows = verdict.choose([compared.judged(candidate) for candidate in candidates])
     chosen = next((row for row in rows if row.chosen), None)
     best = chosen.candidate if chosen else identity
+    found = chosen.verdict if chosen else Verdict.NOT_SHOWN
     if best.coefficients not in full:
-        full |= sets.measure(reference(), [best.coefficients])
+        full |= sets.measure(generator_of(study, reference()), [best.coefficients])
     own = next((c.candidate.coefficients for c in controls if c.full_precision), None)
     four = compared.four(best.coefficients)
-    prompts = len({prompt.text for prompt in study.held_out})
-    return Validation(
-        verdict=chosen.verdict if chosen else "not_shown",
+    steps, prompts = tables.sampling.steps, len({prompt.text for prompt in study.held_out})
+    proof = replace(
+        pending,
+        verdict=found,
         sentence=verdict.sentence_of(chosen, compared.unseen, prompts, len(rows))
         if chosen
         else verdict.NOTHING_FOUND,
-        candidate=best,
-        metrics={
+        images=pending.images + sets.images,
+        best=best,
+        coefficients=best.coefficients if found.publishes else Coefficients.identity(steps),
+        held_out={
             name: compared.held_out(name, four, own)
             for name in (JAQ, *dict.fromkeys((*study.scorers, *tables.validation.metrics)))
         },
-        confidence=verdict.level(len(candidates), len(compared.unseen)),
-        images=sets.images,
-        network=summary,
-        scheduler=precondition(scheduler, best.coefficients).to_json_string(),
-        captions=sets.shown,
-        pictures={key: measured.pictures for key, measured in four.items()},
-        candidates=rows,
-        controls=tuple(compared.companion(control) for control in controls),
-        guards=chosen.guards if chosen else (),
-        distributions=compared.distances(four, own),
         repair_against=SAME_COEFFICIENTS if own is None else OWN_SEARCH,
+        candidates=rows,
+        controls=tuple(compared.control(control) for control in controls),
+        guards=chosen.guards if chosen else (),
+        distances=compared.distances(four, own),
+        network=summary,
+        versions=outcome.versions_of(study),
+        scheduler=precondition(scheduler, best.coefficients).to_json_string(),
     )
+    pictures = {name: measured.pictures for name, measured in four.items()}
+    return proof, Pictures(sets.shown, pictures, best.coefficients.to_dict())
 
 
 @dataclass(frozen=True)
@@ -189,13 +122,13 @@ class _Comparison:
     full: Mapping[Coefficients, Measured]
     rounded: Mapping[Coefficients, Measured]
     candidates: int
-    distribution: Distribution | None
+    real: RealImages | None
 
     @cached_property
     def unseen(self) -> tuple[str, ...]:
         """The metrics that are evidence from outside the search, the distance to real images among
         them."""
-        return (*unseen(self.study), *([FRECHET] if self.distribution else []))
+        return (*unseen(self.study), *([FRECHET] if self.real else []))
 
     @cached_property
     def _captions(self) -> list[str]:
@@ -222,7 +155,7 @@ class _Comparison:
             self.study.tables.validation.limits.model_dump(),
         )
         gains = self._gains(after, before)
-        if self.distribution:
+        if self.real:
             apart = self._distances(FRECHET, before) - self._distances(FRECHET, after)
             gains[FRECHET] = interval(apart, self._confidence(FRECHET))
         return Judged(candidate, gains, looks, verdict.verdict_of(gains, self.unseen, looks))
@@ -241,7 +174,7 @@ class _Comparison:
     ) -> HeldOut:
         """One metric; `own`: what full precision's own search found."""
         plain = self.full[self.plain].scores[name]
-        return verdict.held_out(
+        return HeldOut.measured(
             {key: measured.scores[name] for key, measured in four.items()},
             self._captions,
             independent=name in self.unseen,
@@ -249,19 +182,21 @@ class _Comparison:
             own_search=None if own is None else self.full[own].scores[name] - plain,
         )
 
-    def companion(self, control: Control) -> Companion:
-        """A control on its own network."""
+    def control(self, control: Control) -> Control:
+        """A control with what it came to on its own network."""
         network = self.full if control.full_precision else self.rounded
         measured = network[control.candidate.coefficients]
-        gains = self._gains(measured, network[self.plain])
         means = {name: float(values.mean()) for name, values in measured.scores.items()}
-        return Companion(control, {name: (means[name], gain) for name, gain in gains.items()})
+        gains = self._gains(measured, network[self.plain])
+        return replace(
+            control, held_out={name: Gained(means[name], gain) for name, gain in gains.items()}
+        )
 
     def distances(
         self, four: Mapping[str, Measured], own: Coefficients | None
     ) -> dict[str, Distance]:
         """Those to the real images, where there are some; `own` as in `held_out`."""
-        if self.distribution is None:
+        if self.real is None:
             return {}
         return {name: self._distance(name, four, own) for name in (FRECHET, KID)}
 
@@ -283,11 +218,11 @@ class _Comparison:
 
     def _distances(self, name: str, measured: Measured) -> Values:
         """An image set's distance to the real images, and those of resampled captions."""
-        assert self.distribution is not None
+        assert self.real is not None
         assert measured.features is not None
         key = name, id(measured)
         if key not in self._drawn:
-            images = self.distribution.image_set(name, measured.features)
+            images = self.real.image_set(name, measured.features)
             self._drawn[key] = distances(images, self._captions)
         return self._drawn[key]
 

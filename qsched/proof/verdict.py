@@ -1,79 +1,20 @@
-"""What it takes to call a schedule better: paired differences, guards, a verdict. Pure numpy.
+"""What it takes to call a schedule better: the rule of each verdict, and its sentence.
 
 Every candidate gets its own verdict. The doubt of 5 % is shared by all that could have proven a
 gain: the candidates, and among the metrics those that the search did not see (Bonferroni).
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
+from dataclasses import replace
 
 from qsched.evidence.guards import Guard
 from qsched.evidence.table import FRECHET
-from qsched.service.status import Candidate
-from qsched.statistics import Interval, Values, paired_interval
+from qsched.proof.outcome import JAQ, Judged, Verdict
+from qsched.statistics import Interval
 
-JAQ = "jaq"
 DOUBT = 0.05
 
-SAME_COEFFICIENTS = "the same coefficients"
-OWN_SEARCH = "its own search"
-"""What full precision was given, whose gain is taken off for the repair."""
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """One metric on the held-out images: four means, and paired differences.
-
-    `gain`: calibrated - identity of the quantized model. `control`: what the same coefficients do
-    to the full-precision model. `repair`: gain less that control, or less what full precision
-    gains by its own search, where there was one.
-    """
-
-    full_precision: float
-    full_precision_calibrated: float
-    identity: float
-    calibrated: float
-    gain: Interval
-    control: Interval
-    repair: Interval
-    independent: bool
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `report.json` has it; `difference` and `interval` are the gain's."""
-        return {
-            "full_precision": self.full_precision,
-            "full_precision_calibrated": self.full_precision_calibrated,
-            "identity": self.identity,
-            "calibrated": self.calibrated,
-            **self.gain.to_dict(),
-            "control": self.control.to_dict(),
-            "repair": self.repair.to_dict(),
-            "independent": self.independent,
-        }
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A candidate after the held-out prompts: its gains by metric, its guards, its verdict."""
-
-    candidate: Candidate
-    gains: Mapping[str, Interval]
-    guards: tuple[Guard, ...]
-    verdict: str
-    chosen: bool = False
-
-    def to_dict(self) -> dict[str, Any]:
-        """As `report.json` has it."""
-        gain = self.gains[JAQ]
-        return {
-            **self.candidate.to_dict(),
-            "verdict": self.verdict,
-            "gain": {"mean": gain.mean, "low": gain.low, "high": gain.high},
-            "chosen": self.chosen,
-        }
+NOTHING_FOUND = "The search found no coefficients other than the unmodified schedule's."
 
 
 def level(candidates: int, unseen: int = 1) -> float:
@@ -81,50 +22,25 @@ def level(candidates: int, unseen: int = 1) -> float:
     return 1 - DOUBT / (max(candidates, 1) * max(unseen, 1))
 
 
-def held_out(
-    rows: Mapping[str, Values],
-    captions: Sequence[str],
-    *,
-    independent: bool,
-    confidence: float,
-    own_search: Values | None = None,
-) -> HeldOut:
-    """One metric over the four image sets, {set: (N,)}.
-
-    `own_search`: (N,), what full precision gains by a search of its own.
-    """
-    gain = rows["calibrated"] - rows["identity"]
-    control = rows["full_precision_calibrated"] - rows["full_precision"]
-    nothing = np.zeros_like(gain)
-    taste = control if own_search is None else own_search
-    return HeldOut(
-        **{key: float(values.mean()) for key, values in rows.items()},
-        gain=paired_interval(gain, nothing, captions, confidence=confidence),
-        control=paired_interval(control, nothing, captions, confidence=confidence),
-        repair=paired_interval(gain, taste, captions, confidence=confidence),
-        independent=independent,
-    )
-
-
 def verdict_of(
     gains: Mapping[str, Interval], unseen: Collection[str], guards: Collection[Guard] = ()
-) -> str:
+) -> Verdict:
     """`suspicious` if a guard tripped. `improved` needs held-out JAQ and one metric that the search
     did not see, both above zero; `worse` is JAQ below zero, and `not_shown` the rest."""
     if not all(guard.ok for guard in guards):
-        return "suspicious"
+        return Verdict.SUSPICIOUS
     if gains[JAQ].below_zero:
-        return "worse"
+        return Verdict.WORSE
     if gains[JAQ].above_zero and any(gains[name].above_zero for name in unseen):
-        return "improved"
-    return "not_shown"
+        return Verdict.IMPROVED
+    return Verdict.NOT_SHOWN
 
 
 def choose(judged: Sequence[Judged]) -> tuple[Judged, ...]:
     """The same, one of them chosen: of those that are improved the one with the highest lower bound
     of JAQ; else, of those that are not suspicious if there are any, the search's best."""
-    improved = [row for row in judged if row.verdict == "improved"]
-    sound = [row for row in judged if row.verdict != "suspicious"]
+    improved = [row for row in judged if row.verdict.publishes]
+    sound = [row for row in judged if row.verdict is not Verdict.SUSPICIOUS]
     chosen: Judged | None
     if improved:
         chosen = max(improved, key=lambda row: row.gains[JAQ].low)
@@ -141,7 +57,7 @@ def sentence_of(chosen: Judged, unseen: Collection[str], prompts: int, candidate
     proven = [
         _in_words(name, chosen.gains[name]) for name in unseen if chosen.gains[name].above_zero
     ]
-    if chosen.verdict == "suspicious":
+    if chosen.verdict is Verdict.SUSPICIOUS:
         tripped = " and ".join(
             f"{guard.name} is {guard.shift:+.0%} off full precision (limit {guard.limit:.0%})"
             for guard in chosen.guards
@@ -151,12 +67,12 @@ def sentence_of(chosen: Judged, unseen: Collection[str], prompts: int, candidate
             f"{on} the objective moved by {shown}, but {tripped}: suspicious of a metric that was "
             "pleased without a better picture, so the unmodified schedule is kept."
         )
-    if chosen.verdict == "improved":
+    if chosen.verdict is Verdict.IMPROVED:
         return (
             f"{on} the calibrated schedule is better: {shown}, and {' and '.join(proven)}, which "
             "the search never saw."
         )
-    if chosen.verdict == "worse":
+    if chosen.verdict is Verdict.WORSE:
         return f"{on} the calibrated schedule is worse: {shown}."
     if gain.above_zero:
         return (
@@ -174,6 +90,3 @@ def _in_words(name: str, gain: Interval) -> str:
             "images"
         )
     return f"{name} {gain.mean:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
-
-
-NOTHING_FOUND = "The search found no coefficients other than the unmodified schedule's."

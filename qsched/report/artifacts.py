@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from qsched.errors import ConfigError
 from qsched.pictures.sheets import Pictures
+from qsched.proof.outcome import Proof
+from qsched.report import files
 from qsched.service.database import Database
 from qsched.service.stored_study import StoredStudy
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
-
-HELD_OUT = "held-out.png"
-"""The study's artifact with the pictures of its last validation."""
 
 logger = logging.getLogger(__name__)
 
@@ -61,12 +60,12 @@ def keep(study: StoredStudy, pictures: Pictures) -> None:
     try:
         store = store_of(study)
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / HELD_OUT
+            path = Path(folder) / files.HELD_OUT
             pictures.write_sheet(path)
             earlier = _held_out(study)
             if earlier is None:
-                twin = study.trials.study
-                upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=twin)
+                mirror = study.trials.study
+                upload_artifact(artifact_store=store, file_path=str(path), study_or_trial=mirror)
             else:
                 with path.open("rb") as file:
                     store.write(earlier, file)
@@ -74,10 +73,10 @@ def keep(study: StoredStudy, pictures: Pictures) -> None:
         logger.warning("the held-out pictures were not stored", exc_info=True)
 
 
-def kept(study: StoredStudy, outcome: Mapping[str, Any]) -> Pictures | str:
-    """The held-out pictures of the verdict in `outcome`, as report.json has it; or, in a sentence,
-    why they can't be shown here."""
-    if outcome["verdict"] is None:
+def kept(study: StoredStudy, proof: Proof) -> Pictures | str:
+    """The held-out pictures of a study's verdict; or, in a sentence, why they can't be shown
+    here."""
+    if proof.verdict is None:
         return "Held-out pictures are made when the study is validated."
     again = f"qsched validate {study.name} makes them anew."
     found = _held_out(study)
@@ -92,7 +91,7 @@ def kept(study: StoredStudy, outcome: Mapping[str, Any]) -> Pictures | str:
             "The held-out pictures can't be read from here: they lie with the study's artifacts "
             "where it was validated. Make the report there."
         )
-    if pictures.coefficients != outcome["best"]["coefficients"]:
+    if pictures.coefficients != proof.candidate.coefficients.to_dict():
         return f"The pictures that are kept belong to an earlier verdict; {again}"
     return pictures
 
@@ -111,8 +110,8 @@ def clear(study: StoredStudy) -> None:
 
 def _held_out(study: StoredStudy) -> str | None:
     """The id of the study's artifact; None if there is none."""
-    files = _listed(_attributes(study))
-    return next((artifact for artifact, name in files.items() if name == HELD_OUT), None)
+    listed = _listed(_attributes(study))
+    return next((artifact for artifact, name in listed.items() if name == files.HELD_OUT), None)
 
 
 def _attributes(study: StoredStudy) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from qsched.errors import StudyError
+from qsched.proof.outcome import Proof
+from qsched.report import files
 from qsched.schedule import standalone
 from qsched.schedule.coefficients import Coefficients
 
@@ -21,12 +23,13 @@ def export(
     *,
     card: str | None = None,
 ) -> list[Path]:
-    """Writes `folder`/coefficients.json, `folder`/scheduler/ and, with a `card`, README.md.
+    """Writes the coefficients, a folder of the scheduler and, with a `card`, a README.
 
     `scheduler`: the JSON config of the preconditioned scheduler of the same class, whose
-    coefficients are replaced by `coefficients`. `provenance` goes into coefficients.json. diffusers
-    loads the scheduler folder without qsched: scheduler_config.json, the class in one file, and
-    config.json, which leads to it. Returns the paths written. Raises StudyError if they can't be.
+    coefficients are replaced by `coefficients`. `provenance` goes into the coefficients' file.
+    diffusers loads the scheduler folder without qsched: scheduler_config.json, the class in one
+    file, and config.json, which leads to it. Returns the paths written, the coefficients' first.
+    Raises StudyError if they can't be.
     """
     config = json.loads(scheduler) | {
         "model_coefficients": list(coefficients.model),
@@ -36,15 +39,15 @@ def export(
     }
     package = config.pop("_stock_module", "diffusers")
     stock = stock_of(config)
-    target = folder / "scheduler"
+    target = folder / files.SCHEDULER
     texts = {
         target / "scheduler_config.json": json.dumps(config, indent=2) + "\n",
         target / "config.json": json.dumps(standalone.auto_map(stock), indent=2) + "\n",
         target / f"{standalone.module_name(stock)}.py": standalone.source(stock, package),
     }
     if card is not None:
-        texts[folder / "README.md"] = card
-    numbers = folder / "coefficients.json"
+        texts[folder / files.CARD] = card
+    numbers = folder / files.COEFFICIENTS
     try:
         target.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
@@ -55,6 +58,20 @@ def export(
         ) from error
     coefficients.save(numbers, provenance)
     return [numbers, *texts]
+
+
+def provenance(proof: Proof, *, forced: bool) -> dict[str, Any]:
+    """What the exported numbers say of where they come from; `forced`: against the verdict."""
+    return {
+        "study": proof.study,
+        "verdict": proof.verdict,
+        "sentence": proof.sentence,
+        "trials": proof.trials,
+        "best": proof.candidate.to_dict(),
+        "network": proof.network,
+        "versions": dict(proof.versions),
+        "forced": forced,
+    }
 
 
 def stock_of(config: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 import logging
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,12 @@ from PIL import Image, ImageDraw
 
 from qsched.pictures.pixels import eight_bit
 from qsched.pictures.sheets import font
+from qsched.proof import outcome
+from qsched.report import rows
 from qsched.report.artifacts import store_of
-from qsched.report.numerals import Change
-from qsched.report.plots import pairs, scale_of
-from qsched.service.status import Status
+from qsched.report.figures import pairs, scale_of
+from qsched.report.settings import in_a_line
+from qsched.service.status import Candidate, Status
 from qsched.service.stored_study import StoredStudy
 
 if TYPE_CHECKING:
@@ -67,9 +69,9 @@ def contact_sheet(images: np.ndarray, title: str) -> Image.Image:
     factor = max(1, 160 // width)
     size = (width * factor, height * factor) if width <= 320 else (320, 320 * height // width)
     columns, gap, top = min(4, count), 6, 34
-    rows = -(-count // columns)
+    lines = -(-count // columns)
     sheet = Image.new(
-        "RGB", (gap + columns * (size[0] + gap), top + rows * (size[1] + gap)), "white"
+        "RGB", (gap + columns * (size[0] + gap), top + lines * (size[1] + gap)), "white"
     )
     ImageDraw.Draw(sheet).text((gap, 8), title, fill="#222222", font=font(15))
     pixels = eight_bit(images).transpose(0, 2, 3, 1)
@@ -88,10 +90,11 @@ def publish(study: StoredStudy) -> None:
         return
     try:
         status = study.status()
-        twin = study.trials.study
-        save_note(twin, note(study, status))
+        mirror = study.trials.study
+        save_note(mirror, note(study, status))
         if status.identity and status.best:
-            save_plotly_graph_object(twin, _profile(status), graph_object_id="coefficients")
+            graph = _profile(status.best)
+            save_plotly_graph_object(mirror, graph, graph_object_id="coefficients")
         names, done = study.definition.parametrisation.names, study.finished()
         for one, other in pairs(names) if done else ():
             place = names.index(one), names.index(other)
@@ -99,18 +102,16 @@ def publish(study: StoredStudy) -> None:
                 (one, other), place, study.definition.parametrisation.identity, done
             )
             graph = re.sub(r"\W+", "-", "landscape" + one.removeprefix("c_eps")).strip("-")
-            save_plotly_graph_object(twin, figure, graph_object_id=graph)
+            save_plotly_graph_object(mirror, figure, graph_object_id=graph)
     except Exception:
         logger.warning("the study's note for the dashboard was not written", exc_info=True)
 
 
 def note(study: StoredStudy, status: Status) -> str:
     """The study's state in Markdown."""
-    tables = study.definition.tables
-    outcome = study.storage.outcome(study.name)
+    proof = outcome.kept(study)
     lines = [
-        f"**{tables.model.name}** at {tables.quantization.scheme}, {tables.sampling.steps} steps, "
-        f"`{tables.search.parametrisation}` over {list(tables.search.bounds)}",
+        in_a_line(study.definition),
         "",
         f"{status.done} of {status.budget} trials, {status.images:,} images scored"
         + (f", {status.parked} parked" if status.parked else ""),
@@ -128,50 +129,28 @@ def note(study: StoredStudy, status: Status) -> str:
                 for label, found in (("identity", status.identity), ("best", best))
             ),
         ]
-    if outcome:
-        lines += ["", f"**{outcome['verdict'].replace('_', ' ')}**: {outcome['sentence']}"]
-        lines += _held_out_table(outcome.get("held_out", {}))
-    else:
+    if proof is None:
         lines += ["", "Not validated yet: a value here is the search's own, and no proof."]
+    else:
+        table = rows.note(rows.rows_of(proof))
+        lines += ["", f"**{proof.badge.word}**: {proof.sentence}", *([""] if table else []), *table]
     return "\n".join(lines)
 
 
-def _held_out_table(metrics: Mapping[str, Any]) -> list[str]:
-    """The held-out means, gains and repairs in Markdown."""
-    if not metrics:
-        return []
-    rows = []
-    for name, found in metrics.items():
-        means = (found["full_precision"], found["identity"], found["calibrated"])
-        changes = [Change.of(found[key]) for key in ("control", "repair") if key in found]
-        cells = [f"{mean:.3f}" for mean in means]
-        cells += [f"{each.number} {each.interval}" for each in (Change.of(found), *changes)]
-        label = f"{name} (unseen)" if found.get("independent") else name
-        rows.append(f"| {' | '.join([label, *cells])} |")
-    heading = ["held out", "full precision", "quantized", "calibrated", "gain"]
-    heading += [
-        word
-        for key, word in (("control", "gain on full precision"), ("repair", "repair"))
-        if all(key in found for found in metrics.values())
-    ]
-    return ["", f"| {' | '.join(heading)} |", "|---" * len(heading) + "|", *rows]
-
-
-def _profile(status: Status) -> Any:
+def _profile(best: Candidate) -> Any:
     """c_eps and c_x of the best trial by step, beside the identity's ones."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
-    assert status.best is not None
-    coefficients = status.best.to_dict()["coefficients"]
-    steps = list(range(1, len(coefficients["model"]) + 1))
-    if coefficients.get("average"):
-        figure.add_bar(x=steps, y=coefficients["average"], name="average", opacity=0.4)
-    for name, key in (("c_eps", "model"), ("c_x", "sample")):
-        figure.add_scatter(x=steps, y=coefficients[key], name=name, mode="lines+markers")
+    coefficients = best.coefficients
+    steps = list(range(1, coefficients.steps + 1))
+    if coefficients.average:
+        figure.add_bar(x=steps, y=coefficients.average, name="average", opacity=0.4)
+    for name, series in (("c_eps", coefficients.model), ("c_x", coefficients.sample)):
+        figure.add_scatter(x=steps, y=series, name=name, mode="lines+markers")
     figure.add_hline(y=1, line_dash="dot", line_color="#888888")
     figure.update_layout(
-        title=f"Coefficients of the best trial ({status.best.slot})",
+        title=f"Coefficients of the best trial ({best.slot})",
         xaxis={"title": "step", "tickvals": steps},
         yaxis_title="factor",
         template=None,

@@ -1,13 +1,18 @@
 """How the report writes numbers: means, differences with their intervals, times, coefficients."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
+from xml.etree.ElementTree import Element, SubElement, tostring
 
 from markupsafe import Markup
 
-from qsched.report import plots
+from qsched.schedule.coefficients import Coefficients
+from qsched.statistics import Interval
+
+_BAR, _MIDDLE, _REACH = (120, 16), 60, 56
+"""Width and height of an interval's bar, where zero lies in it, and how far it goes from there."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,10 @@ class Change:
     better: int = 1
 
     @classmethod
-    def of(cls, found: Mapping[str, Any], reach: float = 0.0, better: int = 1) -> Self:
-        """From the report's JSON: {difference, interval} or {mean, low, high}."""
-        low, high = found["interval"] if "interval" in found else (found["low"], found["high"])
-        mean = found["difference"] if "difference" in found else found["mean"]
-        return cls(mean, low, high, reach or max(abs(low), abs(high)), better)
+    def of(cls, found: Interval, reach: float = 0.0, better: int = 1) -> Self:
+        """Of a paired difference; without `reach` its own."""
+        own = max(abs(found.low), abs(found.high))
+        return cls(found.mean, found.low, found.high, reach or own, better)
 
     @property
     def number(self) -> str:
@@ -42,11 +46,35 @@ class Change:
         return f"[{low}, {high}]"
 
     @property
+    def tone(self) -> str:
+        """Whether it is shown to be `better` or `worse`; `open` where the interval spans zero."""
+        if self.low <= 0 <= self.high or not self.better:
+            return "open"
+        return "better" if self.better * self.low > 0 else "worse"
+
+    @property
     def bar(self) -> Markup:
-        """The difference as a small figure."""
-        return Markup(
-            plots.interval(self.mean, self.low, self.high, self.reach, better=self.better)
+        """The difference as a small figure of the page, zero in the middle."""
+        svg = Element(
+            "svg",
+            {"viewBox": f"0 0 {_BAR[0]} {_BAR[1]}", "class": "interval", "aria-hidden": "true"},
         )
+        left, right = self._place(self.low), self._place(self.high)
+        wide, tone = max(right - left, 1.0), self.tone
+        shapes: tuple[tuple[str, str, dict[str, float]], ...] = (
+            ("line", "rail", {"x1": 2, "x2": _BAR[0] - 2, "y1": 8, "y2": 8}),
+            ("line", "middle", {"x1": _MIDDLE, "x2": _MIDDLE, "y1": 1, "y2": 15}),
+            ("rect", tone, {"x": left, "y": 5, "width": wide, "height": 6}),
+            ("circle", tone, {"cx": self._place(self.mean), "cy": 8, "r": 5}),
+        )
+        for tag, kind, place in shapes:
+            numbers = {name: f"{value:.1f}" for name, value in place.items()}
+            SubElement(svg, tag, {"class": kind} | numbers)
+        return Markup(tostring(svg, encoding="unicode"))
+
+    def _place(self, value: float) -> float:
+        share = value / self.reach if self.reach else 0.0
+        return _MIDDLE + _REACH * max(-1.0, min(1.0, share))
 
     @property
     def decimals(self) -> int:
@@ -60,14 +88,19 @@ class Change:
         return min(6, max(3, place + int(second)))
 
 
-def compact(coefficients: Mapping[str, Sequence[float]]) -> str:
+def compact(coefficients: Coefficients) -> str:
     """Coefficients in one line."""
-    names = {"model": "c_eps", "sample": "c_x", "average": "average"}
-    return "; ".join(
-        f"{label} {plots.listed(coefficients[name])}"
-        for name, label in names.items()
-        if coefficients.get(name)
-    )
+    series = {
+        "c_eps": coefficients.model,
+        "c_x": coefficients.sample,
+        "average": coefficients.average,
+    }
+    return "; ".join(f"{name} {listed(numbers)}" for name, numbers in series.items() if numbers)
+
+
+def listed(numbers: Iterable[float]) -> str:
+    """Numbers as a person reads them."""
+    return ", ".join(f"{number:.4g}" for number in numbers)
 
 
 def figure(value: float | None) -> str:

@@ -1,7 +1,8 @@
 """Where a study stands, and its candidates, as values."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from qsched.schedule.coefficients import Coefficients
 from qsched.service.schema import WorkerRecord
@@ -22,6 +23,12 @@ class Candidate:
             "value": self.value,
             "coefficients": self.coefficients.to_dict(),
         }
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> Self:
+        """What `to_dict` wrote, perhaps among other keys."""
+        coefficients = Coefficients.from_dict(found["coefficients"])
+        return cls(found["slot"], found["value"], coefficients)
 
 
 @dataclass(frozen=True)

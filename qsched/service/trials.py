@@ -53,7 +53,7 @@ class Trials:
 
     @cached_property
     def study(self) -> optuna.Study:
-        """The Optuna study, made where it is missing; its metric is JAQ, maximised."""
+        """The mirror, an Optuna study, made where it is missing; its metric is JAQ, maximised."""
 
         def made() -> optuna.Study:
             with quiet():

@@ -12,13 +12,14 @@ import typer
 
 from qsched import __version__
 from qsched.cli import main as cli
+from qsched.proof.outcome import keep
 from qsched.schedule.coefficients import Coefficients
 from qsched.service import stored_study as studies
 from qsched.service.evaluator import Evaluator
 from qsched.service.storage import Storage
 from qsched.service.worker import Worker
 from tests.support import fakes
-from tests.support.outcomes import outcome
+from tests.support.outcomes import proof
 
 Qsched = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[2]
@@ -283,7 +284,7 @@ def test_doctor_says_what_to_do(qsched: Qsched, finished: Path, tmp_path: Path) 
 
 
 def test_export_says_what_it_wrote(qsched: Qsched, finished: Path) -> None:
-    Storage(f"sqlite:///{finished}").conclude("fake", outcome("not_shown"))
+    keep(studies.load(Storage(f"sqlite:///{finished}"), "fake"), proof("not_shown"))
     code, out, _ = qsched("export", "fake", "--out", "plain")
     assert code == 0
     for words in (

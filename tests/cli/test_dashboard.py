@@ -15,6 +15,7 @@ from PIL import Image
 from qsched.cli.dashboard import application
 from qsched.errors import ConfigError
 from qsched.pictures.sheets import ROWS, Pictures
+from qsched.proof import outcome
 from qsched.report import artifacts, gallery
 from qsched.service import stored_study as studies
 from qsched.service.evaluator import Evaluator
@@ -22,6 +23,7 @@ from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy
 from qsched.service.worker import Worker
 from tests.support import fakes
+from tests.support.outcomes import proof
 
 
 @pytest.fixture
@@ -111,16 +113,12 @@ def test_the_note_says_where_the_study_stands(finished: StoredStudy) -> None:
     words = get_note(finished.trials.study)
     assert "12 of 12 trials, 72 images scored" in words
     assert "Not validated yet" in words
-    finished.storage.conclude("fake", {"verdict": "not_shown", "sentence": "It is so."})
+    outcome.keep(finished, proof("not_shown", held_out={}))
     gallery.publish(finished)
     assert "**not shown**: It is so." in get_note(finished.trials.study)
-    change = {"difference": 0.5, "interval": [0.4, 0.6]}
-    metric = {"full_precision": 3.0, "identity": 1.0, "calibrated": 1.5, **change}
-    metric |= {"control": change, "repair": change, "independent": True}
-    outcome = {"verdict": "improved", "sentence": "It is so.", "held_out": {"pixels": metric}}
-    finished.storage.conclude("fake", outcome)
+    outcome.keep(finished, proof())
     gallery.publish(finished)
-    row = "| pixels (unseen) | 3.000 | 1.000 | 1.500 | +0.500 [+0.400, +0.600] |"
+    row = "| pixels (unseen) | 3.000 | 1.000 | 1.500 | +0.500 [+0.250, +0.750] |"
     assert row in get_note(finished.trials.study)
 
 

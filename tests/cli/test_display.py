@@ -3,6 +3,7 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -11,14 +12,12 @@ from qsched.api import Outcome
 from qsched.cli import display
 from qsched.cli import proof as tables
 from qsched.evidence.guards import Guard
-from qsched.proof.controls import Control
-from qsched.proof.validation import Companion, Distance
-from qsched.proof.verdict import Judged
+from qsched.proof.outcome import Control, Distance, Gained, Judged, Verdict
 from qsched.schedule.coefficients import Coefficients
 from qsched.service.schema import WorkerRecord
 from qsched.service.status import Candidate, Status
 from qsched.statistics import Interval
-from tests.support.outcomes import validation
+from tests.support.outcomes import proof
 
 IDENTITY = Candidate(0, 1.0, Coefficients.identity(4))
 BEST = Candidate(3, 1.5, Coefficients.ramp(4, 1.1, 0.9))
@@ -87,21 +86,22 @@ def test_a_terminal_gets_bars() -> None:
     assert "━" in text(shown)
 
 
-@pytest.mark.parametrize("verdict", ["improved", "not_shown", "worse", "suspicious"])
-def test_the_end_fits_a_terminal_and_says_where_things_are(verdict: str) -> None:
+@pytest.mark.parametrize("verdict", Verdict)
+def test_the_end_fits_a_terminal_and_says_where_things_are(verdict: Verdict) -> None:
     shown = console()
-    outcome = Outcome(status(20), True, 80_000, Path("/r/demo"), validation(verdict))
+    outcome = Outcome(status(20), True, 80_000, Path("/r/demo"), proof(verdict, images=652))
     display.outcome(shown, outcome, "/s/qsched.db")
     out = text(shown)
-    assert verdict.replace("_", " ") in out
+    assert verdict.word in out
     assert "It is so." in out
     assert "+0.500 [+0.250, +0.750]" in out
     assert "640 images in 40 s" in out
     assert "80,000 images" in out
+    assert "12 more images" in out
     for path in ("report.html", "images.png", "report.json", "coefficients.json", "scheduler/"):
         assert f"/r/demo/{path}" in out
     assert "/s/qsched.db" in out
-    assert ("candidate      c_eps" in out) == (verdict != "improved")
+    assert ("candidate      c_eps" in out) == (not verdict.publishes)
     assert max(len(line) for line in out.splitlines()) <= 80
 
 
@@ -159,10 +159,10 @@ def test_a_control_gets_a_line_and_a_count_of_its_own() -> None:
     assert "resuming" not in out
 
 
-def proven(**changes: object) -> str:
-    """What is printed of a validation, in a terminal of 100 columns."""
+def proven(**changes: Any) -> str:
+    """What is printed of a proof, in a terminal of 100 columns."""
     shown = console(width=100)
-    tables.proof(shown, replace(validation(), **changes))  # type: ignore[arg-type]
+    tables.proof(shown, proof(**{"distances": {}, **changes}))
     assert max(len(line) for line in text(shown).splitlines()) <= 100
     return text(shown)
 
@@ -172,13 +172,13 @@ def test_candidates_and_guards_are_shown_in_a_line() -> None:
     well = Guard("contrast", 1.0, 1.1, 1.05, limit=0.15)
     tripped = Guard("saturation", 1.0, 1.1, 1.4, limit=0.15)
     judged = (
-        Judged(BEST, gain, (well,), "improved", chosen=True),
-        Judged(replace(BEST, slot=7), gain, (tripped,), "suspicious"),
+        Judged(BEST, gain, (well,), Verdict.IMPROVED, chosen=True),
+        Judged(replace(BEST, slot=7), gain, (tripped,), Verdict.SUSPICIOUS),
     )
     out = proven(candidates=judged, guards=(well,))
     assert "trial 3* +0.500 improved, 7 +0.500 suspicious" in out
     assert "guards ok      contrast +5%" in out
-    out = proven(verdict="suspicious", guards=(well, tripped))
+    out = proven(verdict=Verdict.SUSPICIOUS, guards=(well, tripped))
     assert "saturation +40% off full precision, limit 15% (1.000 -> 1.400; uncalibrated 1.1" in out
     assert "guards ok" not in out
     assert "contrast" not in out
@@ -188,10 +188,11 @@ def test_candidates_and_guards_are_shown_in_a_line() -> None:
 
 def test_controls_and_distances_have_their_place() -> None:
     gain = Interval(0.5, 0.25, 0.75)
-    control = Control("full-precision", "a search", "demo.full-precision", BEST, True)
+    measured = {"jaq": Gained(2.0, gain), "pixels": Gained(-3.0, gain)}
+    control = Control("full-precision", "a search", "demo.full-precision", BEST, True, measured)
     out = proven(
-        controls=(Companion(control, {"jaq": (2.0, gain), "pixels": (-3.0, gain)}),),
-        distributions={
+        controls=(control,),
+        distances={
             "frechet": Distance(
                 30.0, 50.0, 45.0, Interval(-5.0, -7.0, -3.0), Interval(-4.0, -6.5, -1.5), True
             ),
@@ -201,7 +202,7 @@ def test_controls_and_distances_have_their_place() -> None:
         },
         repair_against="its own search",
     )
-    assert "full-precision  full  +0.500 [+0.250, +0.750]  +0.500" in out
+    assert "full-precision full +0.500 [+0.250, +0.750] +0.500" in words(out)
     assert "-5.0 [-7.0, -3.0]" in out
     assert "frechet*" in out
     assert "kid " in out

@@ -15,7 +15,7 @@ from qsched.evidence.real_images import (
     Features,
     demo_scenes,
     image_files,
-    load_distribution,
+    load_real_images,
     real_images,
 )
 from qsched.study.study import Study, load_study
@@ -61,13 +61,13 @@ def test_a_twin_sees_the_real_images_with_a_random_network(
     tmp_path: Path, real_folder: Path
 ) -> None:
     study = with_reference(tmp_path, "real ones")
-    distribution = load_distribution(study.tables.validation.reference, (24, 16), twin=True)
-    assert distribution is not None
-    assert distribution.real.shape == (4, 8)
-    features = distribution.features(fakes.pixels(5, 0))
+    real = load_real_images(study.tables.validation.reference, (24, 16), twin=True)
+    assert real is not None
+    assert real.real.shape == (4, 8)
+    features = real.features(fakes.pixels(5, 0))
     assert features.shape == (5, 8)
-    assert distribution.image_set("frechet", features).distance() > 0
-    assert distribution.image_set("kid", features).distance() != 0
+    assert real.image_set("frechet", features).distance() > 0
+    assert real.image_set("kid", features).distance() != 0
 
 
 def test_what_is_no_reference_is_said_in_words(tmp_path: Path, real_folder: Path) -> None:
@@ -75,7 +75,7 @@ def test_what_is_no_reference_is_said_in_words(tmp_path: Path, real_folder: Path
         with_reference(tmp_path, "nowhere")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ScoreError, match="0 images; expected a folder with at least two"):
-        load_distribution(str(tmp_path / "empty"), (8, 8))
+        load_real_images(str(tmp_path / "empty"), (8, 8))
     (real_folder / "broken.png").write_bytes(b"no image")
     with pytest.raises(ScoreError, match=r"broken\.png: no readable image"):
         list(real_images(image_files(real_folder), (8, 8)))
@@ -86,7 +86,7 @@ def test_a_missing_package_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
     with pytest.raises(ScoreError, match=r"pip install 'qsched\[metrics\]'"):
-        load_distribution(str(real_folder), (8, 8))
+        load_real_images(str(real_folder), (8, 8))
 
 
 def test_smaller_pieces_where_memory_is_short() -> None:

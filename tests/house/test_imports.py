@@ -28,7 +28,7 @@ LIGHT_MODULES = (
     *("evidence.guards", "evidence.table", "demo.captions"),
     *("service.database", "service.schema", "service.queue", "service.status", "service.storage"),
     *("service.launchers", "service.stored_study", "service.trials", "service.worker"),
-    *("proof.controls", "proof.verdict", "testing.launchers"),
+    *("proof.controls", "proof.outcome", "proof.verdict", "testing.launchers"),
 )
 FILES = {
     ".".join(file.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): file

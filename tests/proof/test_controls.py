@@ -14,7 +14,6 @@ from qsched.demo.captions import prompt_lists
 from qsched.errors import ConfigError, StudyError
 from qsched.prompts import Prompt
 from qsched.proof import controls
-from qsched.report import writing as report
 from qsched.schedule.coefficients import Coefficients
 from qsched.service import stored_study as studies
 from qsched.service.evaluator import Evaluator
@@ -132,22 +131,22 @@ def test_names_are_checked_in_words(tmp_path: Path) -> None:
         controls.definition(main.changed(name="n" * 60), "full-precision", 5)
 
 
-def test_finished_controls_are_found_and_those_of_another_study_left_out(
+def test_controls_that_are_ready_are_found_and_those_of_another_study_left_out(
     study: StoredStudy, caplog: pytest.LogCaptureFixture
 ) -> None:
     companion = controls.companion(study, "quality")
-    assert controls.finished(study) == []  # it has not been worked yet
+    assert controls.ready(study) == []  # it has not been worked yet
     finish(companion)
-    (found,) = controls.finished(study)
+    (found,) = controls.ready(study)
     best = companion.best()
     assert best is not None
     assert (found.name, found.network, found.candidate) == ("quality", "quantized", best)
     study.extend("+2")
     finish(study)
-    assert [each.name for each in controls.finished(study)] == ["quality"]
+    assert [each.name for each in controls.ready(study)] == ["quality"]
     assert controls.companion(study, "quality").status().budget == 8
     other = replace(study.definition, calibration=study.definition.calibration[:4])
-    assert not controls.finished(StoredStudy(study.storage, other))
+    assert not controls.ready(StoredStudy(study.storage, other))
     assert "no control of 'fake' as this one is now" in caplog.text
 
 
@@ -196,9 +195,8 @@ class Watcher(api.Observer):
 
 
 @pytest.mark.slow
-def test_a_validation_with_its_controls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_validation_with_its_controls(tmp_path: Path) -> None:
     """Made once, resumed where they were left, in every later report; the same numbers again."""
-    monkeypatch.setattr(controls, "GRID_SIDE", 2)
     path = tmp_path / "little.toml"
     path.write_text(LITTLE)
     storage = Storage(f"sqlite:///{tmp_path}/q.db")
@@ -206,14 +204,17 @@ def test_a_validation_with_its_controls(tmp_path: Path, monkeypatch: pytest.Monk
     assert api.work(main)
     begun = controls.companion(main, "full-precision")
     assert api.work(begun, max_trials=3)
+    coarse = controls.definition(main.definition, "grid", 4).changed(trials=2 * 2 + 1)
+    assert api.work(studies.create(storage, coarse))
     watcher = Watcher()
     out = tmp_path / "out"
-    outcome = api.validate(main, controls=["full-precision", "grid"], out=out, observer=watcher)
-    assert watcher.controls == ["little.full-precision", "little.grid"]
-    assert watcher.trials == 1 + 5  # what full precision lacked, and the grid with the identity
+    outcome = api.validate(main, controls=["full-precision"], out=out, observer=watcher)
+    assert watcher.controls == ["little.full-precision"]
+    assert watcher.trials == 1  # what full precision lacked
     assert watcher.images[0] <= watcher.images[1] == 7 * 8
     document = json.loads((out / "report.json").read_text())
-    assert document == report.document(main, main.status(), outcome.validation)
+    assert outcome.validation is not None
+    assert document == outcome.validation.report()
     assert document["repair_against"] == "its own search"
     assert [row["chosen"] for row in document["candidates"]].count(True) == 1
     chosen = next(row for row in document["candidates"] if row["chosen"])
@@ -261,7 +262,7 @@ def test_without_candidates_nothing_is_claimed(tmp_path: Path) -> None:
     outcome = api.validate(main, out=tmp_path / "out")
     assert outcome.verdict == "not_shown"
     assert outcome.validation is not None
-    assert outcome.validation.images == 2 * 8
+    assert outcome.validation.images == outcome.status.images + 2 * 8
     assert outcome.coefficients == Coefficients.identity(2)
     document = json.loads((tmp_path / "out" / "report.json").read_text())
     assert document["candidates"] == document["guards"] == []

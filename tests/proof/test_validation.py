@@ -1,7 +1,8 @@
-"""The verdict: what it takes to call a schedule better, and that the controls are what they say."""
+"""The verdict: what it takes to call a schedule better, and that the repair is what it says."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,19 +11,18 @@ from torch import Tensor
 
 from qsched.evidence.appearance import LUMA
 from qsched.evidence.guards import Guard
-from qsched.proof import image_sets as proof
+from qsched.prompts import Prompt
 from qsched.proof.image_sets import ImageSets
-from qsched.proof.verdict import Judged, choose, held_out, level, sentence_of, verdict_of
+from qsched.proof.outcome import HeldOut, Judged, Verdict
+from qsched.proof.verdict import choose, level, sentence_of, verdict_of
 from qsched.schedule.coefficients import Coefficients
 from qsched.service.status import Candidate
-from qsched.statistics import Interval
-from qsched.study.study import Study
+from qsched.statistics import Interval, Values
 from tests.support import fakes
+from tests.support.outcomes import TRIPPED, WELL
 
 ABOVE, ACROSS, BELOW = Interval(0.2, 0.1, 0.3), Interval(0.1, -0.1, 0.3), Interval(-0.2, -0.3, -0.1)
 UNSEEN = ("similarity",)
-WELL = Guard("contrast", 1.0, 1.0, 1.1, limit=0.15)
-TRIPPED = Guard("saturation", 1.0, 0.95, 1.4, limit=0.15)
 
 
 def gains(
@@ -60,7 +60,7 @@ def judged(
     slot: int, value: float, verdict: str, jaq: Interval = ACROSS, guard: Guard = WELL
 ) -> Judged:
     candidate = Candidate(slot, value, Coefficients.ramp(4, 1 + slot / 100, 1.0))
-    return Judged(candidate, gains(jaq, ABOVE), (guard,), verdict)
+    return Judged(candidate, gains(jaq, ABOVE), (guard,), Verdict(verdict))
 
 
 def chosen(*rows: Judged) -> int:
@@ -108,38 +108,41 @@ def test_a_suspicious_sentence_names_the_guard_its_shift_and_its_limit() -> None
     assert "unmodified schedule is kept" in sentence
 
 
-def rows(gain: np.ndarray, control: np.ndarray, plain: np.ndarray) -> dict[str, np.ndarray]:
+def rows(gain: Values, taste: Values, plain: Values) -> dict[str, Values]:
     return {
         "full_precision": plain + 1,
-        "full_precision_calibrated": plain + 1 + control,
+        "full_precision_calibrated": plain + 1 + taste,
         "identity": plain,
         "calibrated": plain + gain,
     }
 
 
-def test_gain_control_and_repair_are_paired_differences() -> None:
+def test_gain_taste_and_repair_are_paired_differences() -> None:
     """Prompts differ by 100 times the gain, which pairing takes out."""
     rng = np.random.default_rng(0)
     plain = rng.normal(0, 100, 64)
     gain = 1 + rng.normal(0, 0.1, 64)
-    control = 0.4 + rng.normal(0, 0.1, 64)
+    taste = 0.4 + rng.normal(0, 0.1, 64)
     own = 0.9 + rng.normal(0, 0.1, 64)
     captions = [f"p{index}" for index in range(64)]
-    row = held_out(rows(gain, control, plain), captions, independent=True, confidence=0.95)
+    row = HeldOut.measured(rows(gain, taste, plain), captions, independent=True, confidence=0.95)
+    assert row.taste is not None
+    assert row.repair is not None
     assert row.gain.mean == pytest.approx(gain.mean())
-    assert row.control.mean == pytest.approx(control.mean())
-    assert row.repair.mean == pytest.approx(gain.mean() - control.mean())
+    assert row.taste.mean == pytest.approx(taste.mean())
+    assert row.repair.mean == pytest.approx(gain.mean() - taste.mean())
     assert row.gain.low > 0.95
     assert row.repair.low > 0.5
     assert row.calibrated - row.identity == pytest.approx(row.gain.mean)
     document = row.to_dict()
     assert document["difference"] == pytest.approx(document["calibrated"] - document["identity"])
     assert document["interval"] == [row.gain.low, row.gain.high]
-    searched = held_out(
-        rows(gain, control, plain), captions, independent=True, confidence=0.95, own_search=own
+    searched = HeldOut.measured(
+        rows(gain, taste, plain), captions, independent=True, confidence=0.95, own_search=own
     )
+    assert searched.repair is not None
     assert searched.repair.mean == pytest.approx(gain.mean() - own.mean())
-    assert searched.control == row.control
+    assert searched.taste == row.taste
 
 
 def test_an_effect_that_full_precision_shares_is_no_repair() -> None:
@@ -147,8 +150,9 @@ def test_an_effect_that_full_precision_shares_is_no_repair() -> None:
     shared = 1 + rng.normal(0, 0.1, 64)
     captions = [f"p{index}" for index in range(64)]
     four = rows(shared, shared + rng.normal(0, 0.1, 64), np.zeros(64))
-    row = held_out(four, captions, independent=False, confidence=0.95)
+    row = HeldOut.measured(four, captions, independent=False, confidence=0.95)
     assert row.gain.above_zero
+    assert row.repair is not None
     assert not row.repair.above_zero
 
 
@@ -160,65 +164,60 @@ def test_candidates_and_unseen_metrics_share_the_doubt() -> None:
     four = rows(rng.normal(0, 1, 40), np.zeros(40), np.zeros(40))
     captions = [f"p{index // 2}" for index in range(40)]
     one, five = (
-        held_out(four, captions, independent=True, confidence=level(count)).gain for count in (1, 5)
+        HeldOut.measured(four, captions, independent=True, confidence=level(count)).gain
+        for count in (1, 5)
     )
     assert five.high - five.low > one.high - one.low
 
 
 class Loudness:
-    """Stands in for the judges: luma is the score, the distance to the reference another."""
+    """Stands in for the instruments: luma is the score, the distance to the reference another."""
 
-    def score(self, images: Tensor, prompts: object, reference: Tensor) -> dict[str, list[float]]:
+    def score(
+        self, images: Tensor, prompts: Sequence[Prompt], reference: Tensor
+    ) -> dict[str, list[float]]:
         luma = torch.einsum("nchw,c->n", images / 255, torch.tensor(LUMA))
         apart = (images.float() - reference.float()).abs().flatten(1).mean(dim=1)
         return {"luma": luma.tolist(), "apart": (-apart).tolist()}
 
-    def features(self, images: Tensor) -> np.ndarray:
+    def features(self, images: Tensor) -> Values:
         return images.flatten(1).double().numpy()
 
-    def with_jaq(self, values: dict[str, list[float]]) -> dict[str, np.ndarray]:
+    def with_jaq(self, values: Mapping[str, list[float]]) -> dict[str, Values]:
         return {name: np.asarray(listed) for name, listed in values.items()}
 
 
-@pytest.fixture
-def definition(tmp_path_factory: pytest.TempPathFactory) -> Study:
-    return fakes.study(tmp_path_factory.mktemp("study"))
+class Generator(fakes.FakeGenerator):
+    """Needs no preparation."""
+
+    def prepare(self, prompts: Sequence[Prompt]) -> None: ...
 
 
-def image_sets(
-    definition: Study, generator: fakes.FakeGenerator, monkeypatch: pytest.MonkeyPatch
-) -> tuple[ImageSets, list[int]]:
-    """Over 3 captions with 2 seeds each."""
-    generator.prepare = lambda prompts: None  # type: ignore[attr-defined]
-    monkeypatch.setattr(proof, "ImageGenerator", lambda *args, **options: generator)
-    made: list[int] = []
-    monkeypatch.setattr(proof, "Appearance", Silent)
-    sets = ImageSets(definition, Loudness(), made.append)  # type: ignore[arg-type]
-    return sets, made
-
-
-class Silent:
+class Unseen:
     """Images of one pixel have no edges to look at."""
 
     def add(self, images: Tensor) -> None: ...
 
-    def values(self, captions: object) -> dict[str, float]:
+    def values(self, captions: Sequence[str]) -> dict[str, float]:
         return {}
 
 
-NOWHERE = SimpleNamespace(pipeline=None)
+@pytest.fixture
+def prompts(tmp_path: Path) -> tuple[Prompt, ...]:
+    """3 captions with 2 seeds each."""
+    return fakes.study(tmp_path).held_out
 
 
-def test_each_set_is_made_once_and_measured_beside_the_first(
-    definition: Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    generator = fakes.FakeGenerator()
-    sets, made = image_sets(definition, generator, monkeypatch)
-    plain, found = Coefficients.identity(4), Coefficients.ramp(4, 0.5, 0.7)
-    first = sets.measure(NOWHERE, [plain, plain])[plain]  # type: ignore[arg-type]
+PLAIN, FOUND = Coefficients.identity(4), Coefficients.ramp(4, 0.5, 0.7)
+
+
+def test_each_set_is_made_once_and_measured_beside_the_first(prompts: Sequence[Prompt]) -> None:
+    generator, made = Generator(), list[int]()
+    sets = ImageSets(prompts, Loudness(), made.append, Unseen)
+    first = sets.measure(generator, [PLAIN, PLAIN])[PLAIN]
     assert sum(made) == sets.images == len(generator.made) == 6
     assert set(first.scores["apart"]) == {0}
-    second = sets.measure(NOWHERE, [found])[found]  # type: ignore[arg-type]
+    second = sets.measure(generator, [FOUND])[FOUND]
     expected = [255 * (0.5 + 0.3) / 3] * 6  # how far c_eps and c_x of the fake images moved
     assert second.scores["apart"] == pytest.approx([-value for value in expected], abs=0.5)
     assert first.pictures.shape == (3, 1, 1, 3)
@@ -227,19 +226,17 @@ def test_each_set_is_made_once_and_measured_beside_the_first(
     assert second.features.shape == (6, 3)
 
 
-def test_what_is_too_much_at_once_is_made_in_halves(
-    definition: Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole, crowded = fakes.FakeGenerator(batch_size=4), fakes.FakeGenerator(batch_size=4)
+def test_what_is_too_much_at_once_is_made_in_halves(prompts: Sequence[Prompt]) -> None:
+    whole, crowded = Generator(batch_size=4), Generator(batch_size=4)
     crowded.room = 1
-    plain, found = Coefficients.identity(4), Coefficients.ramp(4, 0.5, 0.7)
     results = []
     for generator in (whole, crowded):
-        sets, made = image_sets(definition, generator, monkeypatch)
-        results.append(sets.measure(NOWHERE, [plain, found]))  # type: ignore[arg-type]
+        made: list[int] = []
+        sets = ImageSets(prompts, Loudness(), made.append, Unseen)
+        results.append(sets.measure(generator, [PLAIN, FOUND]))
         assert sum(made) == 12
     assert crowded.batch_size == 1
-    for coefficients in (plain, found):
+    for coefficients in (PLAIN, FOUND):
         for name in ("luma", "apart"):
             one, other = (result[coefficients].scores[name] for result in results)
             assert np.array_equal(one, other)

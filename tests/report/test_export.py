@@ -16,9 +16,10 @@ from PIL import Image
 
 from qsched import api
 from qsched.errors import CoefficientsError, StudyError
-from qsched.pipelines.catalog import DEMO_FOLDER
 from qsched.pipelines.generator import ImageGenerator
 from qsched.pipelines.loading import load_model
+from qsched.proof import outcome
+from qsched.proof.outcome import Taken
 from qsched.report.card import model_card
 from qsched.report.export import export
 from qsched.report.sample_code import sample_code
@@ -32,14 +33,10 @@ from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy
 from qsched.study.study import Study, load_study
 from tests.support import fakes
-from tests.support.outcomes import outcome
+from tests.support.outcomes import RAMP, proof
 
-RAMP = Coefficients.ramp(4, 1.1, 0.9)
 AVERAGED = RAMP.averaged((0.25, 0.25, 0.25, 0.25))
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.toml"))
-DEMO_SCHEDULER = json.loads(
-    (DEMO_FOLDER / "pipeline" / "scheduler" / "scheduler_config.json").read_text()
-)
 
 
 @pytest.fixture
@@ -109,7 +106,7 @@ def test_only_what_is_proven_or_forced_leaves(
     tmp_path: Path, study: StoredStudy, case: str
 ) -> None:
     verdict, force, expected, forced, words = CASES[case]
-    study.storage.conclude(study.name, outcome(verdict))
+    outcome.keep(study, proof(verdict))
     paths = api.take_away(study, tmp_path / "out", force=force)
     assert sorted(paths) == sorted(p for p in (tmp_path / "out").rglob("*") if p.is_file())
     assert Coefficients.load(paths[0]) == expected
@@ -128,7 +125,7 @@ def test_only_what_is_proven_or_forced_leaves(
 def test_a_proven_result_need_not_be_the_best_of_the_search(
     tmp_path: Path, study: StoredStudy
 ) -> None:
-    study.storage.conclude(study.name, outcome("improved", best=RAMP, published=AVERAGED))
+    outcome.keep(study, proof(best=RAMP, published=AVERAGED))
     for force in (False, True):
         paths = api.take_away(study, tmp_path / "out", force=force)
         assert Coefficients.load(paths[0]) == AVERAGED
@@ -147,7 +144,7 @@ def code_in(readme: str) -> str:
 
 def test_the_code_in_the_readme_works_as_pasted(tmp_path: Path, study: StoredStudy) -> None:
     """In a process of its own, in the folder; the picture is the one that the search would see."""
-    study.storage.conclude(study.name, outcome("improved", AVERAGED))
+    outcome.keep(study, proof(best=AVERAGED))
     api.take_away(study, tmp_path / "out")
     done = subprocess.run(
         [sys.executable, "-c", code_in((tmp_path / "out" / "README.md").read_text())],
@@ -172,7 +169,7 @@ def scored(study: Study, coefficients: Coefficients) -> np.ndarray:
     pipeline = load_model(tables.model, tables.quantization).pipeline
     generator = ImageGenerator(pipeline, tables.sampling, part=tables.model.part, batch_size=1)
     (image,) = generator.generate(study.held_out[:1], coefficients)
-    return (image.permute(1, 2, 0) * 255).round().byte().numpy()
+    return np.asarray((image.permute(1, 2, 0) * 255).round().byte())
 
 
 @pytest.mark.parametrize(
@@ -236,7 +233,7 @@ def test_the_code_of_every_study_names_what_it_loads(path: Path) -> None:
 def test_the_readme_says_what_it_is_for_and_warns() -> None:
     definition = load_study(STUDIES[0].parent / "pcm-sd15-8step-w4a8.toml", fetch=False)
     best = Coefficients.ramp(8, 1.1, 0.9)
-    readme = model_card(definition, outcome("improved", best), best, "TCDScheduler", forced=False)
+    readme = model_card(definition, proof(best=best), Taken(best, forced=False), "TCDScheduler")
     for words in (
         "stable-diffusion-v1-5/stable-diffusion-v1-5",
         "wangfuyun/PCM_Weights/sd15/pcm_sd15_smallcfg_8step_converted.safetensors",
@@ -246,13 +243,14 @@ def test_the_readme_says_what_it_is_for_and_warns() -> None:
         "For this and nothing else",
         '`TCDScheduler.from_pretrained("./scheduler")` **drops the coefficients silently**',
         "preconditioned_tcd.py",
-        "| frechet (lower is better) \\* | 3.000 | 1.000 |",
+        "| frechet (lower is better) \\* | 60.000 | 130.000 | 120.000 | −10.00 [−12.00, −8.00] |",
         "| pixels \\* | 3.000 | 1.000 | 1.500 | +0.500 [+0.250, +0.750] |",
         "coefficients.json",
     ):
         assert words in readme
     assert "weight of x0" not in readme
     averaged = best.averaged([0.125] * 8)
+    taken = Taken(averaged, forced=False)
     assert "| 8 | 1.0000 | 1.0000 | 0.1250 |" in model_card(
-        definition, outcome("improved", averaged), averaged, "TCDScheduler", forced=False
+        definition, proof(best=averaged), taken, "TCDScheduler"
     )

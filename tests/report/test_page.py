@@ -4,9 +4,7 @@ import base64
 import hashlib
 import io
 import re
-from collections import Counter
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -14,73 +12,27 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from qsched.evidence.guards import Guard
 from qsched.pictures.sheets import Pictures
-from qsched.report import page, plots
+from qsched.proof.outcome import JAQ, Proof, Verdict
+from qsched.report import page
 from qsched.report.numerals import Change, duration
-from qsched.schedule.coefficients import Coefficients
 from qsched.service.schema import Slot, WorkerRecord
 from qsched.service.status import Candidate, Status
-from qsched.study.study import Study
+from qsched.statistics import Interval
+from qsched.study.study import Study, load_study
 from tests.support import fakes_light
+from tests.support.html import Reader
+from tests.support.outcomes import IDENTITY, METRIC, RAMP, UNSEEN, whole
 
-RAMP = Coefficients.ramp(4, 1.1, 0.9)
-FOUND = {"model": list(RAMP.model), "sample": list(RAMP.sample)}
 ATTACK = "<script>alert(1)</script>"
 CAPTIONS = ("an owl", ATTACK, '" onerror="alert(1)" alt="', "{{ 7 * 7 }}")
 ROWS = ("full_precision", "identity", "calibrated")
 SECTIONS = {
-    *("verdict", "pictures", "held-out", "candidates", "controls", "guards", "distributions"),
-    *("history", "coefficients", "landscape", "cost", "take-away", "settings", "fingerprint"),
+    *("verdict", "pictures", "held-out", "candidates", "controls", "guards", "distances"),
+    *("course", "coefficients", "landscape", "cost", "take-away", "settings", "fingerprint"),
     "versions",
 }
-VOID = {"meta", "img", "br", "hr", "link", "input"}
-
-
-class Reader(HTMLParser):
-    """What a page is made of. Fails where a tag is not closed in its turn."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str]]] = []
-        self.words: dict[str, str] = {}
-        self.drawn: Counter[str] = Counter()
-        self._open: list[tuple[str, str | None]] = []
-        self.feed(text)
-        self.close()
-        assert not self._open, f"never closed: {self._open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = {name: value or "" for name, value in attrs}
-        self.tags.append((tag, attributes))
-        if tag not in VOID:
-            self._open.append((tag, attributes.get("id")))
-        for place in self._places():
-            self.drawn[f"{place} {tag}"] += 1
-            self.words[place] = self.words.get(place, "") + " "
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open, f"</{tag}> closes nothing"
-        assert self._open.pop()[0] == tag
-
-    def handle_data(self, data: str) -> None:
-        for place in self._places():
-            self.words[place] = self.words.get(place, "") + data
-
-    def all(self, tag: str) -> list[dict[str, str]]:
-        """The attributes of every such tag."""
-        return [attributes for name, attributes in self.tags if name == tag]
-
-    def text(self, place: str) -> str:
-        """The words inside the element of this id, single spaced."""
-        return " ".join(self.words[place].split())
-
-    def _places(self) -> list[str]:
-        return [place for _, place in self._open if place]
 
 
 def slot(number: int, value: float, vector: tuple[float, ...], state: str = "finished") -> Slot:
@@ -109,7 +61,7 @@ def status(**changes: Any) -> Status:
         paused=False,
         images=30,
         seconds=60.0,
-        identity=Candidate(0, 1.0, Coefficients.identity(4)),
+        identity=Candidate(0, 1.0, IDENTITY),
         best=Candidate(3, 1.5, RAMP),
         reasons=(),
         workers=(WORKER,),
@@ -119,96 +71,19 @@ def status(**changes: Any) -> Status:
     return replace(plain, **changes)
 
 
-def outcome(**changes: Any) -> dict[str, Any]:
-    """The JSON of a report of today, with every part."""
-
-    def change(mean: float, half: float) -> dict[str, Any]:
-        return {"difference": mean, "interval": [mean - half, mean + half]}
-
-    metric = {
-        "full_precision": 3.0,
-        "full_precision_calibrated": 3.2,
-        "identity": 1.0,
-        "calibrated": 1.5,
-        **change(0.5, 0.1),
-        "control": change(0.2, 0.05),
-        "repair": change(0.3, 0.1),
-    }
-    return {
-        "study": "owls",
-        "verdict": "improved",
-        "sentence": "It is so.",
-        "budget": 5,
-        "trials": 5,
-        "stopped_early": 1,
-        "images_generated": 42,
-        "images_of_the_official_grid": 15_000,
-        "seconds": 60.0,
-        "identity": {"slot": 0, "value": 1.0, "coefficients": FOUND},
-        "best": {"slot": 3, "value": 1.5, "coefficients": FOUND},
-        "coefficients": FOUND,
-        "held_out": {
-            "jaq": metric | {"independent": False},
-            "demo-quality": metric | change(-0.5, 0.1) | {"independent": False},
-            "pixels": metric | change(0.01, 0.1) | {"independent": True},
-        },
-        "network": "w4a8: all of it",
-        "fingerprint": {"sampling.steps": 4, "model.lora": None},
-        "versions": {"qsched": "0.1.0", "pyiqa": None},
-        "candidates": [
-            {
-                "slot": number,
-                "value": 1.5,
-                "coefficients": FOUND,
-                "verdict": verdict,
-                "gain": {"mean": 0.1, "low": -0.1, "high": 0.3},
-                "chosen": number == 3,
-            }
-            for number, verdict in ((3, "improved"), (4, "suspicious"))
-        ],
-        "controls": [
-            {
-                "name": f"control {number}",
-                "what": "another search",
-                "study": "owls-full",
-                "slot": 2,
-                "value": 1.0,
-                "network": "none",
-                "coefficients": FOUND,
-                "held_out": {name: {"mean": 2.0, **change(0.1, 0.2)}},
-            }
-            for number, name in enumerate(("jaq", "pixels"))
-        ],
-        "guards": [
-            {
-                "name": "saturation",
-                "full_precision": 0.5,
-                "identity": 0.4,
-                "calibrated": 0.9,
-                "shift": 0.4,
-                "limit": 0.1,
-                "ok": False,
-            }
-        ],
-        "distributions": {
-            "frechet": {
-                "full_precision": 60.0,
-                "identity": 130.0,
-                "calibrated": 120.0,
-                **change(-10.0, 2.0),
-                "lower_is_better": True,
-            }
-        },
-        "repair_against": "its own search",
-        **changes,
-    }
+def outcome(verdict: Verdict | str = "improved", **changes: Any) -> Proof:
+    """An outcome of today, with every part, of the study and trials here."""
+    searched = replace(METRIC, gain=Interval(-0.5, -0.6, -0.4))
+    held_out = {JAQ: METRIC, "demo-quality": searched, "pixels": UNSEEN}
+    here = {"study": "owls", "budget": 5, "trials": 5, "images": 42, "held_out": held_out}
+    return whole(verdict, **(here | changes))
 
 
 def pictures(side: int = 8) -> Pictures:
     rng = np.random.default_rng(0)
     shape = (len(CAPTIONS), side, side, 3)
     rows = {row: rng.integers(0, 256, shape).astype(np.uint8) for row in ROWS}
-    return Pictures(CAPTIONS, rows, FOUND)
+    return Pictures(CAPTIONS, rows, RAMP.to_dict())
 
 
 @pytest.fixture
@@ -218,13 +93,13 @@ def study(tmp_path: Path) -> Study:
 
 def render(
     study: Study,
-    content: dict[str, Any] | None = None,
+    proof: Proof | None = None,
     *,
     slots: list[Slot] = SLOTS,
     shown: Pictures | str = "no pictures here",
     **changes: Any,
 ) -> Reader:
-    return Reader(page.render(content or outcome(), study, status(**changes), slots, shown))
+    return Reader(page.render(proof or outcome(), study, status(**changes), slots, shown))
 
 
 def test_all_sections_are_there_with_their_figures(study: Study) -> None:
@@ -233,7 +108,7 @@ def test_all_sections_are_there_with_their_figures(study: Study) -> None:
     linked = {link["href"].removeprefix("#") for link in read.all("a")}
     assert linked == SECTIONS - {"verdict", "fingerprint"}
     assert read.drawn["pictures img"] == 3 * len(CAPTIONS)
-    for place in ("history", "coefficients", "landscape", "held-out", "candidates", "controls"):
+    for place in ("course", "coefficients", "landscape", "held-out", "candidates", "controls"):
         assert read.drawn[f"{place} svg"], place
     assert [row["lang"] for row in read.all("html")] == ["en"]
     assert all(image["alt"] for image in read.all("img"))
@@ -261,10 +136,17 @@ def test_the_page_needs_nothing_else(study: Study) -> None:
 
 
 def test_what_users_write_stays_text(study: Study) -> None:
-    content = outcome(sentence=ATTACK, network=ATTACK, fingerprint={ATTACK: ATTACK})
-    content["controls"][0] |= {"name": ATTACK, "what": ATTACK}
-    content["held_out"][ATTACK] = content["held_out"]["pixels"]
-    read = render(study, content, shown=pictures())
+    plain = outcome()
+    one = replace(plain.controls[0], name=ATTACK, what=ATTACK)
+    attacked = replace(
+        plain,
+        sentence=ATTACK,
+        network=ATTACK,
+        fingerprint={ATTACK: ATTACK},
+        controls=(one, *plain.controls[1:]),
+        held_out={**plain.held_out, ATTACK: UNSEEN},
+    )
+    read = render(study, attacked, shown=pictures())
     assert len(read.all("script")) == 1
     assert ATTACK in read.text("verdict")
     for caption in CAPTIONS:
@@ -288,39 +170,43 @@ def test_small_pictures_are_true_to_the_pixel_and_large_ones_small(study: Study,
             assert np.array_equal(image, source.repeat(factor, axis=0).repeat(factor, axis=1))
 
 
-@pytest.mark.parametrize(("verdict", "shown"), list(page.VERDICTS.items()))
-def test_the_verdict_is_on_top_in_a_badge_and_a_sentence(
-    study: Study, verdict: str | None, shown: tuple[str, str]
-) -> None:
-    read = render(study, outcome(verdict=verdict))
-    assert f"{shown[0]}{shown[1]} It is so." in read.text("verdict")
-    title = next(iter(read.all("title")), None)
-    assert title is not None
+@pytest.mark.parametrize("verdict", Verdict)
+def test_the_verdict_is_on_top_in_a_badge_and_a_sentence(study: Study, verdict: Verdict) -> None:
+    badge = verdict.badge
+    read = render(study, outcome(verdict))
+    assert f"{badge.sign}{badge.word} It is so." in read.text("verdict")
+    assert next(a["class"] for _, a in read.tags if a.get("id") == "verdict") == (
+        f"verdict {badge.tone}"
+    )
+
+
+def test_every_tone_has_its_colour(study: Study) -> None:
+    text = page.render(outcome(), study, status(), SLOTS, "")
+    for tone in {verdict.badge.tone for verdict in Verdict}:
+        assert f".{tone} {{ --tone: var(--{tone}); }}" in text
+        assert text.count(f"--{tone}: #") == 3, "by day, by night and on paper"
 
 
 def test_an_older_outcome_is_a_shorter_page(study: Study) -> None:
-    newer = {"candidates", "controls", "guards", "distributions", "repair_against"}
-    older = {key: value for key, value in outcome().items() if key not in newer}
-    for metric in older["held_out"].values():
-        del metric["repair"], metric["control"]
+    held_out = {n: replace(m, taste=None, repair=None) for n, m in outcome().held_out.items()}
+    older = outcome(held_out=held_out, distances={}, candidates=(), controls=(), guards=())
     read = render(study, older)
-    left_out = {"candidates", "controls", "guards", "distributions"}
+    left_out = {"candidates", "controls", "guards", "distances"}
     assert SECTIONS & read.words.keys() == SECTIONS - left_out
     assert left_out.isdisjoint(link["href"].removeprefix("#") for link in read.all("a"))
     assert "no pictures here" in read.text("pictures")
+    assert "repair" not in read.text("held-out")
 
 
 def test_a_study_that_has_not_begun_has_a_page(study: Study) -> None:
-    kept = ("study", "sentence", "budget", "images_of_the_official_grid", "fingerprint")
-    content = {key: value for key, value in outcome().items() if key in kept}
-    content |= {"verdict": None, "trials": 0, "images_generated": 0, "best": None}
     nothing = {"identity": None, "best": None, "workers": (), "images": 0, "seconds": 0.0}
-    read = render(study, content, slots=[], **nothing, done=0)
+    waiting = status(done=0, **nothing)
+    read = Reader(page.render(Proof.pending(study, waiting), study, waiting, [], "none"))
     assert "not validated" in read.text("verdict")
     absent = {
         "held-out",
         "average",
-        "history",
+        "course",
         "coefficients",
         "landscape",
         "take-away",
@@ -331,7 +217,7 @@ def test_a_study_that_has_not_begun_has_a_page(study: Study) -> None:
 
 def test_the_held_out_table_says_what_counts(study: Study) -> None:
     words = render(study).text("held-out")
-    assert "JAQ 3.000 1.000 1.500 +0.500 [+0.400, +0.600]" in words
+    assert "JAQ 3.000 1.000 1.500 +0.500 [+0.250, +0.750]" in words
     assert "demo-quality searched" in words
     assert "pixels unseen" in words
     assert "gains by its own search" in words
@@ -339,10 +225,10 @@ def test_the_held_out_table_says_what_counts(study: Study) -> None:
 
 
 def test_guards_are_shares_of_full_precision(study: Study) -> None:
-    content = outcome()
-    content["guards"].append(content["guards"][0] | {"shift": -0.05, "ok": True})
-    words = render(study, content).text("guards")
-    assert "0.500 0.400 0.900 +40 % ±10 % ✕ tripped" in words
+    tripped = Guard("saturation", 0.5, 0.4, 0.7, limit=0.1)
+    fits = Guard("contrast", 1.0, 1.0, 0.95, limit=0.1)
+    words = render(study, outcome(guards=(tripped, fits))).text("guards")
+    assert "0.500 0.400 0.700 +40 % ±10 % ✕ tripped" in words
     assert "−5 % ±10 % ✓ ok" in words
 
 
@@ -365,7 +251,7 @@ def test_more_trials_after_the_verdict_are_named(study: Study) -> None:
 def test_an_interval_is_drawn_where_it_lies(
     low: float, high: float, better: int, kind: str
 ) -> None:
-    read = Reader(plots.interval((low + high) / 2, low, high, 0.3, better=better))
+    read = Reader(Change((low + high) / 2, low, high, 0.3, better).bar)
     (bar,) = read.all("rect")
     assert bar["class"] == kind
     left, width = float(bar["x"]), float(bar["width"])
@@ -392,64 +278,24 @@ def test_a_difference_has_the_digits_that_its_interval_leaves(
     assert f"{found.number} {found.interval}" == words
 
 
-def test_the_course_shows_best_identity_and_what_was_stopped() -> None:
-    far = [*SLOTS, *(slot(number, 1.1, (1.0, 1.1)) for number in range(5, 30))]
-    read = Reader(plots.history([*far, slot(30, -50.0, (0.6, 0.6))]))
-    kinds = Counter(attributes.get("class") for _, attributes in read.tags)
-    assert kinds["stopped"] == 1
-    assert kinds["trial"] == 30
-    triangles = [a for tag, a in read.tags if tag == "path" and a.get("class") == "trial"]
-    assert len(triangles) == 2, "what lies far below is on the edge, and squeezes nothing"
-    (best,) = (a["points"].split() for a in read.all("polyline") if a["class"] == "best")
-    heights = [float(point.split(",")[1]) for point in best]
-    assert heights == sorted(heights, reverse=True), "upwards on the page is downwards in y"
-    places = {circle["cy"] for circle in read.all("circle")}
-    assert any(abs(float(place) - heights[-1]) < 0.1 for place in places)
-
-
-@pytest.mark.parametrize(
-    ("names", "panels", "crosses"),
-    [
-        (("c_eps_first", "c_x_first"), 1, 1),
-        (tuple(f"{name}[{i}]" for name in ("c_eps", "c_x") for i in range(4)), 4, 4),
-        (("c_eps", "c_x", "x0[0]", "x0[1]"), 3, 3),
-    ],
-)
-def test_the_landscape_has_a_panel_a_step(
-    names: tuple[str, ...], panels: int, crosses: int
-) -> None:
-    rng = np.random.default_rng(0)
-    neutral = (1.0,) * len(names)
-    slots = [slot(0, 0.0, neutral)]
-    slots += [slot(i, float(i), tuple(rng.uniform(0.6, 1.4, len(names)))) for i in range(1, 9)]
-    drawn = [Reader(svg) for svg in plots.landscapes(slots, names, neutral)]
-    assert len(drawn) == panels
-    marks = [a for read in drawn for a in read.all("path") if a["class"] == "cross"]
-    assert len(marks) == crosses
-    assert all(len(read.all("circle")) == 9 for read in drawn)
-
-
 def test_an_average_of_predictions_is_shown_where_there_is_one(tmp_path: Path) -> None:
     path = fakes_light.study_file(tmp_path)
     searched = '[search]\nparametrisation = "ramp+x0-average"'
     path.write_text(path.read_text().replace("[search]", searched))
-    study = fakes_light.load_study(path)
-    found = study.parametrisation.coefficients((1.1, 0.9, 0.1, 0.2, -0.1)).to_dict()
+    study = load_study(path)
+    found = study.parametrisation.coefficients((1.1, 0.9, 0.1, 0.2, -0.1))
     rng = np.random.default_rng(0)
     slots = [slot(0, 0.0, study.parametrisation.identity)]
     slots += [slot(i, float(i), (*rng.normal(1, 0.1, 2), *rng.normal(0, 0.1, 3))) for i in (1, 2)]
-    best = {"slot": 2, "value": 2.0, "coefficients": found}
-    read = render(study, outcome(best=best, coefficients=found), slots=slots)
-    assert read.drawn["average rect"] == 4
+    read = render(study, outcome(best=found), slots=slots)
+    assert read.drawn["average title"] == 4
     assert read.drawn["landscape figure"] == 1 + 3
-    assert f"average={tuple(found['average'])}" in read.text("python")
+    assert f"average={found.average}" in read.text("python")
 
 
 @pytest.mark.parametrize("verdict", ["improved", "not_shown"])
 def test_the_code_to_take_away_has_the_very_numbers(study: Study, verdict: str) -> None:
-    identity = {"model": [1.0] * 4, "sample": [1.0] * 4}
-    chosen = FOUND if verdict == "improved" else identity
-    read = render(study, outcome(verdict=verdict, coefficients=chosen))
+    read = render(study, outcome(verdict))
     code = read.words["python"].strip().replace("pipeline.scheduler = ", "# ")
     names: dict[str, Any] = {}
     exec(code, names)
@@ -459,8 +305,7 @@ def test_the_code_to_take_away_has_the_very_numbers(study: Study, verdict: str) 
 
 
 def test_what_is_the_unmodified_schedule_is_not_taken_away(study: Study) -> None:
-    identity = {"model": [1.0] * 4, "sample": [1.0] * 4}
-    read = render(study, outcome(verdict="not_shown", best={"slot": 0, "coefficients": identity}))
+    read = render(study, outcome("not_shown", best=IDENTITY))
     assert "keep the scheduler you have" in read.text("take-away")
     assert "python" not in read.words
 

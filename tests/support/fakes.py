@@ -8,7 +8,8 @@ from torch import Tensor
 from qsched.errors import GenerationError
 from qsched.prompts import Prompt
 from qsched.schedule.coefficients import Coefficients
-from tests.support.fakes_light import load_study, study, study_file
+from qsched.study.study import load_study
+from tests.support.fakes_light import study, study_file
 
 __all__ = ["FakeGenerator", "FakeScorers", "load_study", "study", "study_file"]
 

@@ -1,0 +1,13 @@
+"""The names of what a study leaves: in its folder, and among its artifacts."""
+
+PAGE = "report.html"
+NUMBERS = "report.json"
+IMAGES = "images.png"
+COURSE = "history.png"
+
+COEFFICIENTS = "coefficients.json"
+SCHEDULER = "scheduler"
+CARD = "README.md"
+
+HELD_OUT = "held-out.png"
+"""The study's artifact with the pictures of its last validation."""

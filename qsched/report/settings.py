@@ -1,0 +1,104 @@
+"""A study's settings in words: on the page, in the README of an exported folder, in the note."""
+
+from dataclasses import dataclass
+
+from qsched.pipelines.table import Model
+from qsched.report.numerals import count
+from qsched.study.study import Study
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting in plain words on the page, in Markdown in the README; "" where it is not shown."""
+
+    name: str
+    page: str = ""
+    card: str = ""
+
+
+def settings(study: Study, *, network: str, stock: str = "") -> list[Setting]:
+    """All of them, in their order. `network`: what quantization covered, "" where it isn't known;
+    `stock`: the class of the scheduler."""
+    tables = study.tables
+    model, sampling, quantization = tables.model, tables.sampling, tables.quantization
+    captions = len({prompt.text for prompt in study.held_out})
+    guidance = sampling.guidance_scale
+    return [
+        Setting("model", _model(model), _model_for_card(model)),
+        Setting(
+            "sampling",
+            _joined(
+                count(sampling.steps, "step"),
+                "" if guidance is None else f"guidance {guidance:g}",
+                f"{sampling.width} x {sampling.height} pixels" if sampling.width else "",
+            ),
+        ),
+        Setting(
+            "quantization",
+            " by ".join(filter(None, (quantization.scheme, quantization.backend))),
+            network,
+        ),
+        Setting("network", network),
+        Setting("scheduler", card=f"`{stock}`"),
+        Setting("steps", card=str(sampling.steps)),
+        Setting("guidance", card=str(guidance)),
+        Setting(
+            "width x height",
+            card=f"{sampling.width or 'default'} x {sampling.height or 'default'}",
+        ),
+        Setting("dtype", card=str(model.dtype or "float32")),
+        Setting("objective", _objective(study)),
+        Setting("search", _search(study)),
+        Setting("calibration prompts", str(len(study.calibration))),
+        Setting("held-out prompts", f"{captions}, {len(study.held_out)} images each set"),
+        Setting("held-out metrics", ", ".join(tables.validation.metrics)),
+    ]
+
+
+def in_a_line(study: Study) -> str:
+    """The settings that tell one study from another, in Markdown."""
+    tables = study.tables
+    return (
+        f"**{tables.model.name}** at {tables.quantization.scheme}, {tables.sampling.steps} steps, "
+        f"`{tables.search.parametrisation}` over {list(tables.search.bounds)}"
+    )
+
+
+def _model(model: Model) -> str:
+    twin = "twin" if model.twin else ""
+    return _joined(model.name, model.source, model.revision, model.variant, model.dtype, twin)
+
+
+def _model_for_card(model: Model) -> str:
+    words = f"`{model.source or model.name}`"
+    if model.revision:
+        words += f" at revision `{model.revision}`"
+    if model.lora:
+        words += f", with the LoRA `{model.lora.source}/{model.lora.file}`"
+    if model.twin:
+        words += "; **a tiny twin with random weights took its place**"
+    return words
+
+
+def _objective(study: Study) -> str:
+    objective = study.tables.objective
+    terms = " + ".join(
+        f"{term.weight:g} x {f'log({term.scorer})' if term.log else term.scorer}"
+        for term in objective.terms
+    )
+    return f"JAQ = {terms} ({objective.preset})"
+
+
+def _search(study: Study) -> str:
+    search = study.tables.search
+    return _joined(
+        f"{search.parametrisation} over [{search.bounds[0]:g}, {search.bounds[1]:g}]",
+        f"sampler {search.sampler}",
+        f"seed {search.seed}",
+        f"stops below {search.stop_below:g}" if search.stop_below else "",
+        f"prior {search.prior:g}" if search.prior else "",
+    )
+
+
+def _joined(*parts: str | None) -> str:
+    return ", ".join(filter(None, parts))
