@@ -135,7 +135,8 @@ class Database:
         """The absolute path of a SQLite file; None for a server."""
         if self.dialect != "sqlite":
             return None
-        return Path(self.url.database or "").resolve()
+        name = self.url.database or ""
+        return Path(name.removeprefix("file:") if "uri" in self.url.query else name).resolve()
 
     @cached_property
     def engine(self) -> sa.Engine:
