@@ -4,6 +4,7 @@ import copy
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -16,7 +17,7 @@ from training.scenes import SIZE, to_unit
 from training.training import Training
 from training.words import TOKENS, merges
 
-ALIGNMENT = {
+ALIGNMENT: dict[str, Any] = {
     "embed_dim": 128,
     "vision_cfg": {"image_size": SIZE, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64},
     "text_cfg": {

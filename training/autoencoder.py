@@ -63,8 +63,8 @@ def train_autoencoder(work: Path, seed: int, steps: int) -> None:
     def loss() -> Tensor:
         images = to_unit(data[next(rows)]) * 2 - 1
         images = images.contiguous(memory_format=torch.channels_last)
-        latents = model.encode(images).latents
-        decoded = model.decode(latents + flaws(latents)).sample
+        latents: Tensor = model.encode(images).latents
+        decoded: Tensor = model.decode(latents + flaws(latents)).sample
         sharpness = sum(F.l1_loss(a, b) for a, b in zip(edges(decoded), edges(images), strict=True))
         return F.l1_loss(decoded, images) + sharpness + 1e-3 * latents.square().mean()
 

@@ -26,7 +26,7 @@ SCHEMES = ("w8a8", "w4a8", "w4a4")
 
 
 @torch.no_grad()
-def in_chunks(judge: Callable[..., Tensor], *columns: Tensor | list[str]) -> Tensor:
+def in_chunks(judge: Callable[..., Tensor], *columns: Tensor | list[Prompt]) -> Tensor:
     """`judge` over chunks of 64 of each of the columns."""
     count = len(columns[0])
     chunks = [slice(start, start + 64) for start in range(0, count, 64)]
@@ -100,5 +100,5 @@ def judge_scorers(
         ]
         critics[name] = [round(score.mean().item(), 3) for score in scores]
         pairs = [(low > high).float().mean() for low, high in pairwise(scores)]
-        right[name] = round((sum(pairs) / len(pairs)).item(), 3)
+        right[name] = round(torch.stack(pairs).mean().item(), 3)
     return {"recall": recall, "critic at 0, .25, .5, 1": critics, "pairs": right}

@@ -22,23 +22,24 @@ SIGMAS = (1.0, 0.75, 0.5, 0.25)
 EARLY = {0.08: 0.9, 0.2: 0.6}  # share of the generator's training -> severity for the critic
 
 
-def new_text_encoder(width: int, layers: int, tokenizer: CLIPTokenizer) -> nn.Module:
+def new_text_encoder(
+    width: int, layers: int, tokenizer: CLIPTokenizer
+) -> CLIPTextModelWithProjection:
     """A small CLIP text tower. Stable Diffusion 3 reads its last but one layer, and its pooled
     output."""
-    return CLIPTextModelWithProjection(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=width,
-            intermediate_size=4 * width,
-            projection_dim=width,
-            num_hidden_layers=layers,
-            num_attention_heads=width // 32,
-            max_position_embeddings=TOKENS,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 32,
+        max_position_embeddings=TOKENS,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
+    return CLIPTextModelWithProjection(config)
 
 
 def new_transformer() -> SD3Transformer2DModel:
@@ -118,12 +119,12 @@ def train_generator(work: Path, seed: int, steps: int) -> None:
 
     def loss() -> Tensor:
         row = next(rows)
-        clean = latents[row].float()
+        clean: Tensor = latents[row].float()
         noise = torch.randn_like(clean)
         sigma = noise_levels(len(row))
         level = sigma.view(-1, 1, 1, 1)
         hidden, pooled = encode_tokens(modules, tokens[row])
-        velocity = modules["transformer"](
+        velocity: Tensor = modules["transformer"](
             (1 - level) * clean + level * noise, hidden, pooled, 1000 * sigma
         ).sample
         return (level * (velocity - (noise - clean)).square()).mean()

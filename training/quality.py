@@ -20,14 +20,14 @@ def weak_images(work: Path) -> tuple[Tensor, Tensor]:
     data = torch.load(work / "data.pt", mmap=True)["train"]
     pipe = load_pipeline(work / "pipeline")
     images, severities = [], []
-    for share, severity in EARLY.items():
+    for share, level in EARLY.items():
         paths = (work / "generator").glob("step-*.pt")
         path = sorted(paths, key=lambda p: int(p.stem[5:]))[list(EARLY).index(share)]
         for name, value in torch.load(path).items():
             module, _, parameter = name.partition(".")
             getattr(pipe, module).get_parameter(parameter).data.copy_(value)
         images.append(to_bytes(generate(pipe, data["captions"][:1000], steps=4)))
-        severities.append(torch.full((1000,), severity))
+        severities.append(torch.full((1000,), level))
     latents = torch.load(work / "latents.pt")[:3000].float()
     severity = torch.rand(len(latents)) ** 1.5
     latents = latents + severity.view(-1, 1, 1, 1) * torch.randn_like(latents)

@@ -1,6 +1,7 @@
 """Scenes of emoji sprites: the data that the demo model and its scorers learn from."""
 
 import hashlib
+import io
 import json
 import math
 import random
@@ -57,15 +58,22 @@ def load_sprites(folder: Path) -> Tensor:
     for style, package in PACKAGES.items():
         vendor = package[0].rsplit("-", 1)[1]
         with tarfile.open(download(*package, folder)) as archive:
-            entries = json.load(archive.extractfile("package/emoji.json"))
+            entries = json.loads(_read(archive, "package/emoji.json"))
             images = {entry["short_name"]: entry["image"] for entry in entries}
             for index, name in enumerate(language.SPRITES.values()):
-                file = archive.extractfile(f"package/img/{vendor}/64/{images[name]}")
+                file = io.BytesIO(_read(archive, f"package/img/{vendor}/64/{images[name]}"))
                 pixels = np.asarray(Image.open(file).convert("RGBA"), dtype=np.float32) / 255
                 sprite = torch.from_numpy(pixels).permute(2, 0, 1)
                 sprite[:3] *= sprite[3:]
                 sprites[language.STYLES.index(style), index] = sprite
     return sprites
+
+
+def _read(archive: tarfile.TarFile, name: str) -> bytes:
+    file = archive.extractfile(name)
+    if file is None:
+        raise RuntimeError(f"{name}: no file in the tarball; expected one; take another version")
+    return file.read()
 
 
 @dataclass(frozen=True)
@@ -169,22 +177,31 @@ def make_data(work: Path, sprites_folder: Path, seed: int) -> None:
 
 
 def make_scenes(work: Path, sprites_folder: Path, seed: int) -> None:
-    """Writes scenes.npz, what the distances of a validation are measured to: the features, in half
-    precision, of scenes whose captions are drawn as the studies' are.
+    """Writes scenes.npz, what the distances of a validation are measured to."""
+    captions = reference_captions(REFERENCE, seed)
+    write_features(work / SCENES.name, captions, load_sprites(sprites_folder), seed)
+
+
+def reference_captions(count: int, seed: int) -> list[Caption]:
+    """Held-out captions, drawn as the studies' are.
 
     A caption may come again, its scene is another one: so many different captions would hold few
     of the large single things, of which there are some 200.
     """
-    sprites = load_sprites(sprites_folder)
     rng = random.Random(seed + 1)
     captions: list[Caption] = []
-    while len(captions) < REFERENCE:
+    while len(captions) < count:
         captions += [caption for caption in (language.sample(rng),) if caption.held_out]
+    return captions
+
+
+def write_features(path: Path, captions: list[Caption], sprites: Tensor, seed: int) -> None:
+    """Writes the features of a scene a caption, in half precision."""
     generator = torch.Generator().manual_seed(seed + 2)
     features = demo_features()
     seen = [
         features(to_bytes(render(captions[start : start + 250], sprites, generator)))
-        for start in range(0, REFERENCE, 250)
+        for start in range(0, len(captions), 250)
     ]
-    work.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(work / SCENES.name, features=np.concatenate(seen).astype(np.float16))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, features=np.concatenate(seen).astype(np.float16))

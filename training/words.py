@@ -46,4 +46,5 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     batch = tokenizer(
         texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt"
     )
-    return batch.input_ids
+    tokens: Tensor = batch.input_ids
+    return tokens

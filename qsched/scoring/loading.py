@@ -14,10 +14,10 @@ from qsched.hub import explain
 from qsched.scoring.catalog import ScorerEntry
 
 if TYPE_CHECKING:
-    from qsched.scoring.scorers import Scorer
+    from qsched.scoring.scorers import Comparison, Scorer
 
 
-def load_scorer(entry: ScorerEntry, *, twin: bool = False) -> "Scorer":
+def load_scorer(entry: ScorerEntry, *, twin: bool = False) -> "Scorer | Comparison":
     """The scorer of an entry, in the computer's memory.
 
     `twin`: a tiny random network in place of the real one, without any request. Raises ScoreError.
@@ -26,7 +26,7 @@ def load_scorer(entry: ScorerEntry, *, twin: bool = False) -> "Scorer":
         if find_spec(module) is None:
             raise ScoreError(f"{entry.name}: {_missing(module, entry)}", entry.name)
     try:
-        scorer: Scorer = _made(entry, twin)
+        scorer: Scorer | Comparison = _made(entry, twin)
     except ScoreError:
         raise
     except ImportError as error:

@@ -30,8 +30,8 @@ class Scorer(Protocol):
     What a class may say of itself beside: `description`, one line; `networks`, what it sees with,
     as tag/model, or () for none (left out, nothing is known, and it is never evidence from outside
     the search); `packages`, distributions whose versions its values depend on; `reference = True`,
-    it compares with the full-precision image, so that only validation can use it; and a class
-    method `twin()`, the scorer that takes its place under ``--twin``.
+    it compares with the full-precision image, so that only validation can use it (`Comparison`);
+    and a class method `twin()`, the scorer that takes its place under ``--twin``.
     """
 
     @property
@@ -42,10 +42,21 @@ class Scorer(Protocol):
         """Moves what it computes with to `device`; perhaps several times."""
 
     def score(self, images: Tensor, prompts: Sequence[Prompt]) -> Tensor:
-        """`images`: (N, 3, H, W) in [0, 1]; one prompt each. Returns (N,), finite.
+        """`images`: (N, 3, H, W) in [0, 1]; one prompt each. Returns (N,), finite."""
 
-        With `reference` the full-precision images of the same prompts follow, (N, 3, H, W).
-        """
+
+class Comparison(Protocol):
+    """A scorer that says `reference = True`: a `Scorer` in all but what it is given."""
+
+    @property
+    def direction(self) -> str:
+        """As of a `Scorer`."""
+
+    def prepare(self, device: torch.device) -> None:
+        """As of a `Scorer`."""
+
+    def score(self, images: Tensor, prompts: Sequence[Prompt], reference: Tensor) -> Tensor:
+        """`reference`: the full-precision images of the same prompts, (N, 3, H, W) in [0, 1]."""
 
 
 class Scorers:
@@ -55,7 +66,9 @@ class Scorers:
     computer's, and each is on the device only while it works.
     """
 
-    def __init__(self, scorers: Mapping[str, Scorer], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, scorers: Mapping[str, Scorer | Comparison], device: torch.device | str = "cpu"
+    ) -> None:
         self._scorers = dict(scorers)
         self._device = torch.device(device)
         self._crowded = False
@@ -83,7 +96,7 @@ class Scorers:
             found[name] = [-value for value in values] if turned else values
         return found
 
-    def _work(self, scorer: Scorer, *arguments: Any) -> Tensor:
+    def _work(self, scorer: Scorer | Comparison, *arguments: Any) -> Tensor:
         """One scorer's values. OutOfMemoryError means that these images are too many for it."""
         if not self._crowded:
             try:
@@ -106,7 +119,7 @@ class Scorers:
         self._move(self._scorers.values(), torch.device("cpu"))
         gc.collect()
 
-    def _move(self, scorers: Iterable[Scorer], device: torch.device) -> None:
+    def _move(self, scorers: Iterable[Scorer | Comparison], device: torch.device) -> None:
         for scorer in scorers:
             scorer.prepare(device)
         if device.type == "cpu" and torch.cuda.is_available():

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from qsched.prompts import Prompt
-from qsched.scoring.scorers import Scorer, Scorers
+from qsched.scoring.scorers import Comparison, Scorer, Scorers
 
 
 class ScorerContract:
@@ -28,7 +28,7 @@ class ScorerContract:
     side = 64
     """Height and width of the images, in pixels."""
 
-    def scorer(self) -> Scorer:
+    def scorer(self) -> Scorer | Comparison:
         """What is tested, newly made."""
         raise NotImplementedError
 
@@ -57,7 +57,7 @@ class ScorerContract:
             (alone,) = self._scored(scorer, slice(index, index + 1))
             assert alone == pytest.approx(together[index], rel=1e-4, abs=1e-4)
 
-    def _scored(self, scorer: Scorer, part: slice = slice(None)) -> list[float]:
+    def _scored(self, scorer: Scorer | Comparison, part: slice = slice(None)) -> list[float]:
         return Scorers({"it": scorer}).score(
             self._images()[part], self._prompts()[part], self._reference()[part]
         )["it"]

@@ -23,7 +23,7 @@ from tests.support.outcomes import proof
 
 Qsched = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[2]
-COMMANDS = sorted(command.callback.__name__ for command in cli.app.registered_commands)  # type: ignore[union-attr]
+COMMANDS = sorted(typer.main.get_group(cli.app).commands)
 
 
 @pytest.fixture
@@ -95,8 +95,7 @@ def test_each_command_has_help_with_an_example(qsched: Qsched, command: str) -> 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_option_is_explained(command: str) -> None:
-    group = typer.main.get_command(cli.app)
-    for parameter in group.commands[command].params:  # type: ignore[attr-defined]
+    for parameter in typer.main.get_group(cli.app).commands[command].params:
         assert getattr(parameter, "help", None), f"{command}: {parameter.name}"
 
 

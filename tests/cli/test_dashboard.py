@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,21 @@ from optuna.artifacts import get_all_artifact_meta
 from optuna_dashboard import get_note
 from optuna_dashboard._custom_plot_data import list_graph_object_ids
 from PIL import Image
+from torch import Tensor
 
 from qsched.cli.dashboard import application
 from qsched.errors import ConfigError
 from qsched.pictures.sheets import ROWS, Pictures
+from qsched.prompts import Prompt
 from qsched.proof import outcome
 from qsched.report import artifacts, gallery
+from qsched.schedule.coefficients import Coefficients
 from qsched.service import stored_study as studies
 from qsched.service.evaluator import Evaluator
 from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy
 from qsched.service.worker import Worker
+from qsched.study.study import load_study
 from tests.support import fakes
 from tests.support.outcomes import proof
 
@@ -32,7 +37,7 @@ def finished(tmp_path: Path, url: str) -> StoredStudy:
     path = fakes.study_file(tmp_path / "files", preset="standardised", trials=12)
     store = json.dumps(str(tmp_path / "artifacts"))
     path.write_text(path.read_text() + f"[gallery]\ntrials = 2\nstore = {store}\n")
-    study = studies.create(Storage(url), fakes.load_study(path))
+    study = studies.create(Storage(url), load_study(path))
     evaluator = Evaluator(fakes.FakeGenerator(), fakes.FakeScorers(), study.definition.calibration)
     assert Worker(study, evaluator, gallery=gallery.Gallery(study)).run()
     gallery.publish(study)
@@ -140,7 +145,7 @@ def test_the_held_out_pictures_are_the_studys_artifact(
 def test_each_step_of_a_larger_search_has_its_landscape(tmp_path: Path) -> None:
     path = fakes.study_file(tmp_path)
     path.write_text(path.read_text().replace("[search]", '[search]\nparametrisation = "ramp2"'))
-    study = studies.create(Storage(f"sqlite:///{tmp_path}/q.db"), fakes.load_study(path))
+    study = studies.create(Storage(f"sqlite:///{tmp_path}/q.db"), load_study(path))
     evaluator = Evaluator(fakes.FakeGenerator(), fakes.FakeScorers(), study.definition.calibration)
     assert Worker(study, evaluator).run()
     gallery.publish(study)
@@ -167,14 +172,21 @@ def test_a_contact_sheet_enlarges_without_blur() -> None:
     assert ((red == [255, 0, 0]).all(axis=2)).sum() == 128 * 128
 
 
+class OneChannel(fakes.FakeGenerator):
+    """Its images are no pictures."""
+
+    def generate(self, prompts: Sequence[Prompt], coefficients: Coefficients) -> Tensor:
+        return super().generate(prompts, coefficients).view(len(prompts), 1, 3, 1)
+
+
 def test_a_picture_that_fails_loses_no_trial(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     study = studies.create(Storage(f"sqlite:///{tmp_path}/q.db"), fakes.study(tmp_path))
-    evaluator = Evaluator(fakes.FakeGenerator(), fakes.FakeScorers(), study.definition.calibration)
-    monkeypatch.setattr(gallery, "contact_sheet", lambda images, title: 1 / 0)
+    evaluator = Evaluator(OneChannel(), fakes.FakeScorers(), study.definition.calibration)
     assert Worker(study, evaluator, gallery=gallery.Gallery(study)).run()
     assert study.status().done == 6
+    assert "no contact sheet of trial 0" in caplog.messages
 
 
 def test_a_bucket_is_a_bucket(tmp_path: Path) -> None:

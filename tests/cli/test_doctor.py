@@ -1,6 +1,7 @@
 """The doctor: which GPU, driver and torch go together, and what to do if they don't."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -124,9 +125,7 @@ def test_what_a_study_needs_is_looked_for(tmp_path: Path, monkeypatch: pytest.Mo
     assert not named["GPU memory"].ok or torch.cuda.is_available()
     assert "sDCI.yaml is not downloaded" in named["study"].words
 
-    monkeypatch.setattr(
-        "qsched.cli.doctor.find_spec", lambda name: None if name == "peft" else True
-    )
+    monkeypatch.setitem(sys.modules, "peft", None)
     missing = {finding.name: finding for finding in examine(url, path)}["packages"]
     assert not missing.ok
     assert missing.words == "missing: peft; pip install 'qsched[gpu]'"

@@ -23,7 +23,8 @@ def train(work: Path, *, stop_at: int = 0) -> Tensor:
         if calls == stop_at:
             raise KeyboardInterrupt
         x = torch.randn(8, 3)
-        return (model(x)[:, 0] - x.sum(1)).square().mean()
+        y: Tensor = model(x)
+        return (y[:, 0] - x.sum(1)).square().mean()
 
     modules = nn.ModuleDict({"model": model})
     training.Training("linear", modules, loss, 20, 0.05, work, warmup=5, every=4).run()
@@ -96,27 +97,22 @@ def test_damage_grows_from_nothing() -> None:
         assert change[0] < change[1] < change[2], name
 
 
-def test_the_features_of_scenes_repeat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_features_of_scenes_repeat(tmp_path: Path) -> None:
     sprites = torch.rand(2, len(language.OBJECTS), 4, 64, 64)
     sprites[:, :, :3] *= sprites[:, :, 3:]
-    drawn: list[language.Caption] = []
-    render = scenes.render
+    captions = scenes.reference_captions(40, 0)
+    a, b = tmp_path / "a" / "scenes.npz", tmp_path / "b" / "scenes.npz"
+    for path in (a, b):
+        scenes.write_features(path, captions, sprites, 0)
+    assert a.read_bytes() == b.read_bytes()
+    assert np.load(a)["features"].shape == (40, 112)
 
-    def rendered(captions: list[language.Caption], *rest: object) -> Tensor:
-        drawn.extend(captions)
-        return render(captions, *rest)
 
-    monkeypatch.setattr(scenes, "load_sprites", lambda folder: sprites)
-    monkeypatch.setattr(scenes, "render", rendered)
-    monkeypatch.setattr(scenes, "REFERENCE", 40)
-    for name in ("a", "b"):
-        scenes.make_scenes(tmp_path / name, tmp_path, 0)
-    assert (tmp_path / "a" / "scenes.npz").read_bytes() == (
-        tmp_path / "b" / "scenes.npz"
-    ).read_bytes()
-    assert np.load(tmp_path / "a" / "scenes.npz")["features"].shape == (40, 112)
-    assert len(drawn) == 80
-    assert all(caption.held_out for caption in drawn)
+def test_the_captions_of_the_real_scenes_are_held_out_and_repeat() -> None:
+    captions = scenes.reference_captions(40, 0)
+    assert captions == scenes.reference_captions(40, 0)
+    assert len(captions) == 40
+    assert all(caption.held_out for caption in captions)
 
 
 def test_a_changed_download_is_refused(tmp_path: Path) -> None:

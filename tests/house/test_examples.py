@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from qsched.scoring.scorers import Scorer
 from qsched.testing.scorers import ScorerContract
 from tests.support import fakes_light
 
@@ -79,9 +80,10 @@ def test_a_study_calls_a_pipeline_of_ones_own(tmp_path: Path) -> None:
     assert "own_pipeline:pipeline" in (tmp_path / "runs" / "own" / "README.md").read_text()
 
 
-def test_the_scorer_keeps_its_contract() -> None:
-    sharpness = runpy.run_path(str(EXAMPLES / "own_scorer" / "sharp.py"))["Sharpness"]
-    ScorerContract(sharpness()).check()
+class TestTheScorerOfOnesOwn(ScorerContract):
+    def scorer(self) -> Scorer:
+        made: Scorer = runpy.run_path(str(EXAMPLES / "own_scorer" / "sharp.py"))["Sharpness"]()
+        return made
 
 
 def test_a_scorer_of_ones_own_is_searched_and_held_out(tmp_path: Path) -> None:

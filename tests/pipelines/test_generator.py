@@ -157,24 +157,31 @@ def test_the_pipeline_is_left_as_it_was(case: Case) -> None:
     assert torch.equal(plain(pipeline, sampling, PROMPTS[:2]), expected)
 
 
+def text_encoders(pipeline: DiffusionPipeline) -> list[torch.nn.Module]:
+    return [
+        part
+        for name, part in pipeline.components.items()
+        if name.startswith("text_encoder") and part is not None
+    ]
+
+
 def test_prepared_prompts_need_no_text_encoder_any_more(case: Case) -> None:
     """Their memory is really free, and the images are those of the whole pipeline."""
     pipeline, sampling = case
     expected = plain(pipeline, sampling, PROMPTS[:4])
-    encoders = [
-        weakref.ref(module)
-        for name, module in pipeline.components.items()
-        if name.startswith("text_encoder") and module is not None
-    ]
+    encoders = [weakref.ref(encoder) for encoder in text_encoders(pipeline)]
     weights = [
-        weakref.ref(parameter) for encoder in encoders for parameter in encoder().parameters()
+        weakref.ref(weight)
+        for encoder in text_encoders(pipeline)
+        for weight in encoder.parameters()
     ]
     assert len(weights) > 10
     generator = ImageGenerator(pipeline, sampling, batch_size=4)
     generator.prepare(PROMPTS[:4])
     assert generator.network_calls == 0
     gc.collect()
-    assert not [reference for reference in (*encoders, *weights) if reference() is not None]
+    assert {encoder() for encoder in encoders} == {None}
+    assert {weight() for weight in weights} == {None}
     assert torch.equal(
         generator.generate(PROMPTS[:4], Coefficients.identity(sampling.steps)), expected
     )

@@ -30,9 +30,18 @@ def prompts(tmp_path: Path) -> Path:
     return path
 
 
-def make(model: str, prompts: Path, out: Path, **options: object) -> int:
-    options = {"steps": 2, "batch_size": 2} | options
-    batches, count = api.generate(model, prompts, out, **options)  # type: ignore[arg-type]
+def make(
+    model: str,
+    prompts: Path,
+    out: Path,
+    *,
+    steps: int | None = 2,
+    seed: int = 0,
+    coefficients: Path | None = None,
+) -> int:
+    batches, count = api.generate(
+        model, prompts, out, steps=steps, seed=seed, coefficients=coefficients, batch_size=2
+    )
     assert len(list(batches)) == count
     return count
 

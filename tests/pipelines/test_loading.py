@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -230,10 +231,10 @@ def test_a_lora_that_is_not_downloaded_or_not_there(tmp_path: Path) -> None:
         load_model(with_entry(table, 4), execution=Execution(device="cpu"))
 
 
-def http(kind: type[Exception], status: int) -> Exception:
+def http(kind: Callable[..., Exception], status: int) -> Exception:
     """As huggingface_hub raises it; whatever HTTP library it uses, only headers are read."""
     response = SimpleNamespace(headers={}, request=None, status_code=status)
-    return kind(f"{status} Client Error", response=response)  # type: ignore[call-arg]
+    return kind(f"{status} Client Error", response=response)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,17 @@ from qsched.quantization.backend import backend_named
 from qsched.quantization.layers import size_of
 from qsched.quantization.quantize import finish_loading, loading_config, quantize
 from qsched.quantization.schemes import Scheme
-from tests.support.networks import by_hand, denoise, distance, flux, images, sd3, unet
+from tests.support.networks import (
+    Chosen,
+    by_hand,
+    denoise,
+    distance,
+    flux,
+    images,
+    sd3,
+    unet,
+    weight_of,
+)
 
 SCHEMES = {"torchao": ("w8a8", "w4a8", "w8", "w4"), "bitsandbytes": ("nf4", "fp4", "int8")}
 INSTALLED = {
@@ -146,9 +156,9 @@ def test_what_is_held_moves_with_the_network(scheme: str, backend: str) -> None:
     assert held(network[0], backend) == size, "two places for one weight"
     assert torch.equal(network.to("cpu")(x), before)
     if scheme == "int8":
-        network[0].weight.data.zero_()
+        weight_of(network).data.zero_()
         network.to("cpu")
-        assert torch.equal(network(x), network[0].bias.expand(3, -1))
+        assert torch.equal(network(x), network.get_parameter("0.bias").expand(3, -1))
 
 
 # --- The account ---
@@ -289,7 +299,7 @@ def loader(monkeypatch: pytest.MonkeyPatch) -> None:
         {"overrides": {"*.ff.net.2": "none", "proj_out": "int8", "*.ff_context.*": "nf4"}},
     ],
 )
-def test_loading_is_the_same_as_quantizing(scheme: str, options: dict, tmp_path: Path) -> None:
+def test_loading_is_the_same_as_quantizing(scheme: str, options: Chosen, tmp_path: Path) -> None:
     flux().save_pretrained(tmp_path)
     with init_empty_weights():
         layout = FluxTransformer2DModel.from_config(FluxTransformer2DModel.load_config(tmp_path))

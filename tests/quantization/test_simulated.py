@@ -9,7 +9,17 @@ from torch import Tensor, nn
 
 from qsched.quantization.quantize import quantize
 from qsched.quantization.rounding import SimulatedConv2d, SimulatedLinear
-from tests.support.networks import Network, by_hand, denoise, distance, images, linear, sd3, unet
+from tests.support.networks import (
+    Network,
+    by_hand,
+    denoise,
+    distance,
+    images,
+    linear,
+    sd3,
+    unet,
+    weight_of,
+)
 
 
 @pytest.fixture
@@ -21,7 +31,8 @@ def rounded_activations(x: Tensor, bits: int) -> Tensor:
     """What a quantized layer multiplies its weight with, seen through the identity matrix."""
     network = linear(torch.eye(x.shape[-1]).tolist(), x.dtype)
     quantize(network, f"w16a{bits}")
-    return network(x)
+    result: Tensor = network(x)
+    return result
 
 
 # --- The numbers ---
@@ -31,18 +42,18 @@ def test_weights_by_hand() -> None:
     network = linear([[7.0, -2.6, 0.4, 0.0], [-0.7, 0.34, 0.26, 0.04]])
     quantize(network, "w4a16")
     expected = torch.tensor([[7.0, -3.0, 0.0, 0.0], [-0.7, 0.3, 0.3, 0.0]])  # scales 1 and 0.1
-    torch.testing.assert_close(network[0].weight.data, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(weight_of(network).data, expected, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
 def test_weights_stay_within_half_a_step_on_few_levels(bits: int, network: Network) -> None:
     layers = ["patch", "blocks.0", "out"]
-    before = {name: network.get_submodule(name).weight.detach().clone() for name in layers}
+    before = {name: network.get_parameter(f"{name}.weight").detach().clone() for name in layers}
     quantize(network, f"w{bits}a16")
     for name, weight in before.items():
         top = 2 ** (bits - 1) - 1
         scale = weight.flatten(1).abs().amax(1, keepdim=True) / top
-        after = network.get_submodule(name).weight.flatten(1)
+        after = network.get_parameter(f"{name}.weight").flatten(1)
         error = (after - weight.flatten(1)).abs()
         assert (error <= scale / 2 * (1 + 1e-5)).all()
         assert error.max() > 0
@@ -55,8 +66,9 @@ def test_weights_stay_within_half_a_step_on_few_levels(bits: int, network: Netwo
 def test_each_output_channel_has_its_own_scale() -> None:
     network = linear([[1.0, 0.5], [1000.0, 500.0]])
     quantize(network, "w8a16")
-    assert torch.allclose(network[0].weight[0] * 1000, network[0].weight[1])
-    assert network[0].weight[0, 1].item() == pytest.approx(64 / 127)
+    weight = weight_of(network)
+    assert torch.allclose(weight[0] * 1000, weight[1])
+    assert weight[0, 1].item() == pytest.approx(64 / 127)
 
 
 def test_activations_by_hand() -> None:
@@ -67,7 +79,7 @@ def test_activations_by_hand() -> None:
 
 def test_convolution_has_one_activation_scale_for_an_image() -> None:
     network = nn.Sequential(nn.Conv2d(2, 2, 1, bias=False))
-    nn.init.dirac_(network[0].weight)  # hands its input through
+    nn.init.dirac_(weight_of(network))  # hands its input through
     quantize(network, "w16a4")
     x = torch.tensor([[[[7.0, 2.6]], [[0.4, 0.2]]], [[[0.07, 0.026]], [[0.004, 0.0]]]])
     expected = torch.tensor([[[[7.0, 3.0]], [[0.0, 0.0]]], [[[0.07, 0.03]], [[0.0, 0.0]]]])
@@ -107,7 +119,7 @@ def test_an_image_does_not_depend_on_its_batch(network: Network) -> None:
 def test_zeros_stay_zeros(bits: int) -> None:
     network = linear([[0.0, 0.0], [1.0, -1.0]])
     quantize(network, f"w{bits}a{bits}")
-    assert torch.equal(network[0].weight.data, torch.tensor([[0.0, 0.0], [1.0, -1.0]]))
+    assert torch.equal(weight_of(network).data, torch.tensor([[0.0, 0.0], [1.0, -1.0]]))
     assert torch.equal(network(torch.zeros(3, 2)), torch.zeros(3, 2))
 
 
@@ -129,8 +141,8 @@ def test_half_precision_rounds_with_scales_in_float32(dtype: torch.dtype) -> Non
     network, reference = linear(x.tolist(), dtype), linear(x.float().tolist())
     quantize(network, "w4a16")
     quantize(reference, "w4a16")
-    assert network[0].weight.dtype == dtype
-    assert torch.equal(network[0].weight, reference[0].weight.to(dtype))
+    assert weight_of(network).dtype == dtype
+    assert torch.equal(weight_of(network), weight_of(reference).to(dtype))
 
 
 @pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad, torch.enable_grad])
@@ -153,7 +165,7 @@ def test_groups_by_hand() -> None:
     report = quantize(network, "w4", group_size=8)
     rounded = [7.0, -3.0, 0, *[0] * 5, 0.7, -0.3, 0, *[0] * 5, 70.0, 0]
     expected = torch.tensor([rounded, [-number for number in rounded]])
-    torch.testing.assert_close(network[0].weight.data, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(weight_of(network).data, expected, rtol=1e-6, atol=0)
     assert report.bytes_nominal == 18 + 2 * 3 * 4
 
 
@@ -164,7 +176,7 @@ def test_groups_of_a_convolution_run_along_its_flattened_inputs() -> None:
     network = nn.Sequential(convolution)
     assert quantize(network, "w4", group_size=8).bytes_nominal == 27 + 2 * 4 * 4 + 2 * 4
     quantize(twin, "w4", group_size=8)
-    assert torch.equal(convolution.weight.flatten(1), twin[0].weight)
+    assert torch.equal(convolution.weight.flatten(1), weight_of(twin))
 
 
 @pytest.mark.parametrize("size", [16, 48, 1000])
@@ -214,10 +226,11 @@ def test_layers_keep_what_they_were(network: Network) -> None:
     assert network.out is out
     assert isinstance(out, SimulatedLinear)
     assert isinstance(network.patch, SimulatedConv2d)
+    assert isinstance(block, SimulatedLinear)
     assert (block.in_features, block.out_features) == (16, 16)
     assert network.patch.stride == (4, 4)
     assert network.state_dict().keys() == state.keys()
-    assert torch.equal(network.out.bias, state["out.bias"])
+    assert torch.equal(network.get_parameter("out.bias"), state["out.bias"])
     assert "scheme=w4a8" in repr(network.out)
     assert "scheme=w4a8" in repr(network.patch)
     network(images(1))

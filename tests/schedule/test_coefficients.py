@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from qsched.errors import CoefficientsError, QschedError, ScoreError
+from qsched.errors import CoefficientsError, ScoreError
 from qsched.schedule.coefficients import Coefficients
 from qsched.schedule.parametrisations import (
     DECAY,
@@ -396,5 +396,5 @@ def test_refuses_bounds(low: Any, high: Any, words: str) -> None:
 
 def test_a_score_error_names_scorer_and_prompt_even_from_another_process() -> None:
     error = pickle.loads(pickle.dumps(ScoreError("clip: nan", scorer="clip", prompt="a cat")))
-    assert isinstance(error, QschedError)
+    assert isinstance(error, ScoreError)
     assert (str(error), error.scorer, error.prompt) == ("clip: nan", "clip", "a cat")

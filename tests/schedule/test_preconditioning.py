@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from qsched.errors import CoefficientsError, QschedError, ScheduleError
 from qsched.schedule import preconditioning as schedule
 from qsched.schedule.coefficients import Coefficients
 from qsched.schedule.preconditioning import coefficients_of, precondition
+from qsched.schedule.step import Preconditioned
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # diffusers on NumPy 2
 
@@ -230,11 +232,11 @@ def test_flow_matching_by_hand() -> None:
 
 def test_ddim_by_hand() -> None:
     alphas = cumulative_alphas(0.00085, 0.012)
-    a = [alphas[750], alphas[500], alphas[250], alphas[0], 1.0]  # "leading" spacing
+    a: list[float] = [*alphas[[750, 500, 250, 0]], 1.0]  # "leading" spacing
 
     def formula(i: int, eps: np.ndarray, x: np.ndarray) -> np.ndarray:
-        x0 = (x - (1 - a[i]) ** 0.5 * eps) / a[i] ** 0.5
-        return a[i + 1] ** 0.5 * x0 + (1 - a[i + 1]) ** 0.5 * eps
+        x0 = (x - sqrt(1 - a[i]) * eps) / sqrt(a[i])
+        return sqrt(a[i + 1]) * x0 + sqrt(1 - a[i + 1]) * eps
 
     by_formula(
         DDIMScheduler(
@@ -247,18 +249,18 @@ def test_ddim_by_hand() -> None:
 def test_lcm_by_hand() -> None:
     alphas = cumulative_alphas(0.00085, 0.012)
     at = [999, 759, 499, 259]  # of the 50 steps 19, 39 ... 999 that LCM is distilled at
-    a = [*alphas[at], 1.0]
+    a: list[float] = [*alphas[at], 1.0]
     ours, theirs = (torch.Generator().manual_seed(3) for _ in range(2))
 
     def formula(i: int, eps: np.ndarray, x: np.ndarray) -> np.ndarray:
         t = 10.0 * at[i]
-        c_skip, c_out = 0.25 / (t**2 + 0.25), t / (t**2 + 0.25) ** 0.5
-        x0 = (x - (1 - a[i]) ** 0.5 * eps) / a[i] ** 0.5
+        c_skip, c_out = 0.25 / (t**2 + 0.25), t / sqrt(t**2 + 0.25)
+        x0 = (x - sqrt(1 - a[i]) * eps) / sqrt(a[i])
         denoised = c_out * x0 + c_skip * x
         if i == 3:
             return denoised
         z = torch.randn(2, 4, 6, 6, generator=theirs).double().numpy()
-        return a[i + 1] ** 0.5 * denoised + (1 - a[i + 1]) ** 0.5 * z
+        return sqrt(a[i + 1]) * denoised + sqrt(1 - a[i + 1]) * z
 
     by_formula(LCMScheduler(), formula, generator=ours)
 
@@ -318,7 +320,8 @@ def given(coefficients: Coefficients, x: Tensor) -> tuple[Tensor, Tensor]:
     recorder = precondition(RecorderScheduler(), coefficients)
     recorder.set_timesteps(1)
     recorder.step(x, recorder.timesteps[0], x)
-    return recorder.given
+    given: tuple[Tensor, Tensor] = recorder.given
+    return given
 
 
 def test_multiplies_in_float32_and_keeps_the_dtype() -> None:
@@ -535,12 +538,18 @@ def through_folder(scheduler: Any, folder: Path) -> Any:
     return type(scheduler).from_pretrained(folder)
 
 
+def preconditioned_again(scheduler: Any, _: Path) -> Any:
+    coefficients = coefficients_of(scheduler)
+    assert coefficients is not None
+    return precondition(scheduler, coefficients)
+
+
 ROUND_TRIPS: dict[str, Callable[[Any, Path], Any]] = {
     "save_pretrained": through_folder,
     "from_config": lambda scheduler, _: type(scheduler).from_config(scheduler.config),
     "deepcopy": lambda scheduler, _: copy.deepcopy(scheduler),
     "pickle": lambda scheduler, _: pickle.loads(pickle.dumps(scheduler)),
-    "precondition": lambda scheduler, _: precondition(scheduler, coefficients_of(scheduler)),
+    "precondition": preconditioned_again,
     "two folders": lambda s, path: through_folder(through_folder(s, path / "1"), path / "2"),
 }
 
@@ -679,7 +688,7 @@ def test_classes_are_attributes_of_the_module_made_on_demand() -> None:
 def test_a_class_may_be_declared_elsewhere() -> None:
     """As an exported scheduler is, in a file of its own."""
 
-    class PreconditionedElsewhere(schedule.Preconditioned, LCMScheduler):
+    class PreconditionedElsewhere(Preconditioned, LCMScheduler):
         """Nothing to add."""
 
     class Deeper(PreconditionedElsewhere):
@@ -727,7 +736,8 @@ def pipeline(scheduler: Any) -> DDPMPipeline:
 
 def image(pipe: DDPMPipeline) -> np.ndarray:
     generator = torch.Generator().manual_seed(0)
-    return pipe(generator=generator, num_inference_steps=4, output_type="np").images
+    drawn: np.ndarray = pipe(generator=generator, num_inference_steps=4, output_type="np").images
+    return drawn
 
 
 def test_a_pipeline_folder_keeps_the_coefficients(tmp_path: Path) -> None:
@@ -844,7 +854,7 @@ def test_every_scheduler_of_diffusers_is_taken_or_refused_in_words() -> None:
             continue
         required = [
             parameter
-            for parameter in list(inspect.signature(found.__init__).parameters.values())[1:]
+            for parameter in inspect.signature(found).parameters.values()
             if parameter.default is inspect.Parameter.empty
             and parameter.kind is not inspect.Parameter.VAR_KEYWORD
         ]

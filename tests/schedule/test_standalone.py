@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ EARLIER = Path(__file__).parent / "exported-0.1"
 PLAIN = ROOT / "tests" / "support" / "plain_diffusers.py"
 SCALARS = SCALED.scalars
 PROMPTS, SEEDS = ["a red owl"], [3]
-MODELS = {
+MODELS: dict[str, Callable[[], Case]] = {
     "demo, DPM-Solver": lambda: demo(),
     "LCM": lambda: twin("lcm-dreamshaper", steps=4),
     "SDXL, Euler ancestral": lambda: twin("sdxl-turbo", steps=4),
@@ -38,6 +39,9 @@ MODELS = {
     "PCM, TCD": lambda: twin("pcm-sd15", steps=4, call={"eta": 0.3}),
 }
 KINDS = {"scalars": SCALARS, "average": SCALED}
+
+Sampled = dict[tuple[str, str], dict[str, Tensor]]
+"""Images by (model, kind of coefficients), then by who made them."""
 
 
 def demo() -> Case:
@@ -55,10 +59,10 @@ def write(folder: Path, stock: Any, coefficients: Coefficients) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sampled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], dict[str, Tensor]]:
-    """Images by (model, kind of coefficients), then by who made them."""
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> Sampled:
     base = tmp_path_factory.mktemp("without qsched")
-    jobs, images = [], {}
+    jobs: list[dict[str, Any]] = []
+    images: Sampled = {}
     for index, (model, make) in enumerate(MODELS.items()):
         pipeline, sampling = make()
         pipeline.save_pretrained(base / f"model {index}")
@@ -106,15 +110,15 @@ def sampled(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], d
             check=False,
         )
         assert done.returncode == 0, done.stderr
-    for made, job in zip(images.values(), jobs, strict=True):
+    for by_maker, job in zip(images.values(), jobs, strict=True):
         for route in ("automodel", "folder", "trap"):
-            made[route] = torch.load(Path(job["out"]) / f"{route}.pt")
+            by_maker[route] = torch.load(Path(job["out"]) / f"{route}.pt")
     return images
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("model", MODELS)
-def test_both_routes_give_the_same_pixels(sampled: Any, model: str, kind: str) -> None:
+def test_both_routes_give_the_same_pixels(sampled: Sampled, model: str, kind: str) -> None:
     images = sampled[model, kind]
     assert torch.equal(images["automodel"], images["qsched"])
     assert torch.equal(images["folder"], images["qsched"])
@@ -122,7 +126,7 @@ def test_both_routes_give_the_same_pixels(sampled: Any, model: str, kind: str) -
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_stock_class_drops_the_coefficients(sampled: Any, model: str) -> None:
+def test_the_stock_class_drops_the_coefficients(sampled: Sampled, model: str) -> None:
     """The trap that the README warns of: no error, and a config that still shows them."""
     images = sampled[model, "scalars"]
     assert torch.equal(images["trap"], images["stock"])
@@ -242,7 +246,7 @@ def test_the_file_is_short_clean_and_alone(name: str, tmp_path: Path) -> None:
     outside = {str(module).partition(".")[0] for module in imported} - sys.stdlib_module_names
     assert outside == {"diffusers", "torch"}
     assert "Apache License" in source(name).splitlines()[0]
-    settings = ["--no-cache", "--config", ROOT / "pyproject.toml"]
+    settings = ["--no-cache", "--config", str(ROOT / "pyproject.toml")]
     for command in (["check"], ["format", "--check"]):
         done = subprocess.run(
             [sys.executable, "-m", "ruff", *command, *settings, path],

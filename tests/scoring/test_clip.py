@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from qsched.errors import ScoreError
 from qsched.libraries import quiet
 from qsched.pipelines.catalog import DEMO_FOLDER
+from qsched.pipelines.twins import made
 from qsched.prompts import Prompt
 from qsched.scoring import clip, clip_models
 from qsched.scoring.catalog import metric_entry
@@ -78,10 +79,15 @@ def transformers_copy(network: Any, folder: Path) -> tuple[Any, Any]:
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
 
     tower = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2}
-    tower |= {"num_attention_heads": 2, "hidden_act": "gelu", "projection_dim": 16}
+    tower |= {"num_attention_heads": 2, "projection_dim": 16}
     config = CLIPConfig(
-        vision_config={**tower, "image_size": 32, "patch_size": 8},
-        text_config={**tower, "vocab_size": 49408, "max_position_embeddings": 77},
+        vision_config={**tower, "hidden_act": "gelu", "image_size": 32, "patch_size": 8},
+        text_config={
+            **tower,
+            "hidden_act": "gelu",
+            "vocab_size": 49408,
+            "max_position_embeddings": 77,
+        },
         projection_dim=16,
     )
     ours = network.state_dict()
@@ -109,7 +115,7 @@ def transformers_copy(network: Any, folder: Path) -> tuple[Any, Any]:
     for one, name in names.items():
         theirs |= {f"{name}.{kind}": ours[f"{one}.{kind}"] for kind in ("weight", "bias")}
 
-    class Model(CLIPModel):  # type: ignore[misc]
+    class Model(CLIPModel):
         """torchmetrics 1.9 expects tensors, which transformers 5 wraps."""
 
         def get_image_features(self, *args: Any, **options: Any) -> Any:
@@ -193,11 +199,11 @@ def test_pickscore_is_the_published_formula() -> None:
     from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
     pickscore = load_pickscore(twin=True)
-    made = clip_models.made("pickscore", clip_models._make_pickscore)
+    folder = made("pickscore", clip_models._make_pickscore)
     with quiet():
-        model = CLIPModel.from_pretrained(made / "model").eval()
-        images = CLIPImageProcessor.from_pretrained(made / "processor")
-        tokenizer = AutoTokenizer.from_pretrained(made / "processor")
+        model = CLIPModel.from_pretrained(folder / "model").eval()
+        images = CLIPImageProcessor.from_pretrained(folder / "processor")
+        tokenizer = AutoTokenizer.from_pretrained(folder / "processor")
     processor = CLIPProcessor(images, tokenizer)
     shown = smooth(48, 80)
     with torch.no_grad():
@@ -226,7 +232,8 @@ def test_aq_map_is_its_formula(network: Any, folder: Path) -> None:
         features = network.encode_text(tokenizer(texts))
         features = features / features.norm(dim=1, keepdim=True)
         mean = features.mean(dim=0)
-        return mean / mean.norm()
+        unit: Tensor = mean / mean.norm()
+        return unit
 
     with torch.no_grad():
         seen = network.encode_image((image - 0.5) / 0.25)[0]

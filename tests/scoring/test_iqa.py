@@ -124,10 +124,10 @@ def test_modules_hidden_in_lists_move_too() -> None:
             super().__init__()
             self.seen, self.hidden = nn.Linear(1, 1), [nn.Linear(1, 1)]
 
-    module = nn.Sequential(Hiding())
-    iqa.move(module, torch.device("meta"))
-    assert module[0].seen.weight.is_meta
-    assert module[0].hidden[0].weight.is_meta
+    hiding = Hiding()
+    iqa.move(nn.Sequential(hiding), torch.device("meta"))
+    assert hiding.seen.weight.is_meta
+    assert hiding.hidden[0].weight.is_meta
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,8 @@ def test_a_logarithm_is_taken_before_the_weight() -> None:
 def test_units_of_a_logarithm_are_those_of_the_logarithm() -> None:
     identity = {"tc": [np.exp(1.0), np.exp(2.0), np.exp(3.0)]}
     objective = Objective((Term("tc", log=True),), standardised=True).calibrated(identity)
-    assert dict(objective.scales)["tc"] == Scale(pytest.approx(2.0), pytest.approx(1.0))
+    scale = dict(objective.scales)["tc"]
+    assert (scale.centre, scale.spread) == pytest.approx((2.0, 1.0))
     assert objective.values({"tc": [np.exp(4.0)]}) == pytest.approx([2.0])
 
 
@@ -108,7 +109,8 @@ def test_seeds_of_one_prompt_are_not_independent_evidence() -> None:
     difference = rng.normal(0.2, 1, size=30)
     prompts = [str(index) for index in range(30)]
     once = paired_interval(difference, np.zeros(30), prompts)
-    often = paired_interval(np.repeat(difference, 10), np.zeros(300), np.repeat(prompts, 10))
+    ten_times = [prompt for prompt in prompts for _ in range(10)]
+    often = paired_interval(np.repeat(difference, 10), np.zeros(300), ten_times)
     assert often.high - often.low == pytest.approx(once.high - once.low, rel=0.05)
 
 

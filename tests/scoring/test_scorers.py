@@ -17,7 +17,7 @@ from qsched.prompts import Prompt
 from qsched.scoring.catalog import HELD_OUT, PRESETS, SCORERS, ScorerEntry, metric_entry
 from qsched.scoring.jaq import Objective, Term
 from qsched.scoring.loading import load_scorer
-from qsched.scoring.scorers import Scorer, Scorers, checked, load_scorers
+from qsched.scoring.scorers import Comparison, Scorer, Scorers, checked, load_scorers
 from qsched.scoring.similarity import Pixels
 from qsched.testing.scorers import ScorerContract
 
@@ -177,15 +177,20 @@ def test_images_that_do_not_fit_even_then_are_the_callers_matter(room: int) -> N
         assert scorers.score(IMAGES[:1], PROMPTS[:1]).keys() == EXPECTED.keys()
 
 
-class Beside(Heavy):
+class Beside:
     """What is brighter than in the reference."""
 
+    direction = "maximize"
     reference = True
 
-    def score(  # type: ignore[override]
-        self, images: Tensor, prompts: Sequence[Prompt], reference: Tensor
-    ) -> Tensor:
-        return super().score(images - reference, prompts)
+    def __init__(self, weight: int) -> None:
+        self.model = Heavy(weight)
+
+    def prepare(self, device: torch.device) -> None:
+        self.model.prepare(device)
+
+    def score(self, images: Tensor, prompts: Sequence[Prompt], reference: Tensor) -> Tensor:
+        return self.model.score(images - reference, prompts)
 
 
 def test_those_that_compare_with_the_reference_make_room_in_the_same_way() -> None:
@@ -338,5 +343,5 @@ class TestEveryBuiltInScorer(ScorerContract):
     def _named(self, name: str) -> None:
         self.name = name
 
-    def scorer(self) -> Scorer:
+    def scorer(self) -> Scorer | Comparison:
         return load_scorer(metric_entry(self.name), twin=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import optuna
 import pytest
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.samplers import BaseSampler
 from optuna.testing import pytest_samplers as contract
 
@@ -20,7 +21,7 @@ from qsched.search.samplers import NevergradSampler
 from qsched.seeds import stable_seed
 
 OPTIMIZERS = ("CMA", "DE", "PSO", "OnePlusOne")
-SPACE = {name: optuna.distributions.FloatDistribution(0.6, 1.4) for name in ("a", "b", "c")}
+SPACE: dict[str, BaseDistribution] = {name: FloatDistribution(0.6, 1.4) for name in "abc"}
 
 
 class TestContract(

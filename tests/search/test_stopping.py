@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import pytest
@@ -69,10 +70,10 @@ def test_the_order_is_random_and_always_the_same() -> None:
     assert stopping.order(1, 1, 20) != orders[0]
 
 
-def stored(folder: Path, url: str | None = None, **changes: object) -> StoredStudy:
-    changes = {"trials": 20, "stop_below": 0.05} | changes
+def stored(folder: Path, url: str | None = None, **changes: Unpack[fakes.Changes]) -> StoredStudy:
+    settings = fakes.Changes(trials=20, stop_below=0.05) | changes
     storage = Storage(url or f"sqlite:///{folder}/qsched.db")
-    return studies.create(storage, fakes.study(folder, **changes))
+    return studies.create(storage, fakes.study(folder, **settings))
 
 
 def worker(study: StoredStudy, generator: fakes.FakeGenerator | None = None) -> Worker:

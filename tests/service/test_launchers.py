@@ -53,7 +53,7 @@ def test_a_crew_is_spread_over_devices_in_turn(tmp_path: Path) -> None:
         (["cuda:0", "cuda:1"], ["--device cuda:0", "--device cuda:1", "--device cuda:0"]),
         ([], ["", "", ""]),
     ):
-        fleet = Local(lambda devices=devices: devices).start(crew)  # type: ignore[misc]
+        fleet = Local(devices.copy).start(crew)
         while None in fleet.codes():
             pass
         assert [crew.log(worker).read_text() for worker in range(3)] == expected

@@ -1,6 +1,7 @@
 """Slots and leases: each transaction on both databases, and who may write after whom."""
 
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -92,12 +93,13 @@ def test_what_expired_is_free_again_and_its_former_owner_writes_nothing(queue: Q
     slot = claim(queue, "living")
     assert (slot.number, slot.attempt) == (0, 2)
     assert (slot.vector, slot.trial) == ((1.1, 0.9), 7)
-    for write in (
+    writes: tuple[Callable[[], None], ...] = (
         lambda: queue.renew(lost, 60),
         lambda: queue.begin(lost, 60, vector=[9.0, 9.0], trial=9),
         lambda: queue.record(lost, 60, [Score(1, "tc", 9.9, 0.1)]),
         lambda: queue.finish(lost, 9.9),
-    ):
+    )
+    for write in writes:
         with pytest.raises(LeaseLost, match="slot 0 went to another worker"):
             write()
     queue.release(lost)
@@ -143,7 +145,7 @@ def test_a_score_is_written_once_and_never_changed(queue: Queue) -> None:
     queue.record(slot, 60, [SCORE])
     queue.record(slot, 60, [Score(0, "tc", 9.9, 0.1), Score(1, "tc", 2.0, 0.1)])
     assert queue.scores(0) == [SCORE, Score(1, "tc", 2.0, 0.1)]
-    assert queue.effort() == (2, pytest.approx(0.2))
+    assert queue.effort() == pytest.approx((2, 0.2))
 
 
 def test_finishing_twice_is_finishing_once(queue: Queue) -> None:

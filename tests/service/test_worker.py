@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ from tests.support import fakes
 from tests.support.processes import FORKED
 
 
-def stored(folder: Path, url: str | None = None, **changes: object) -> StoredStudy:
+def stored(folder: Path, url: str | None = None, **changes: Unpack[fakes.Changes]) -> StoredStudy:
     storage = Storage(url or f"sqlite:///{folder}/qsched.db")
     return studies.create(storage, fakes.study(folder, **changes))
 

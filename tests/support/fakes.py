@@ -8,10 +8,9 @@ from torch import Tensor
 from qsched.errors import GenerationError
 from qsched.prompts import Prompt
 from qsched.schedule.coefficients import Coefficients
-from qsched.study.study import load_study
-from tests.support.fakes_light import study, study_file
+from tests.support.fakes_light import Changes, study, study_file
 
-__all__ = ["FakeGenerator", "FakeScorers", "load_study", "study", "study_file"]
+__all__ = ["Changes", "FakeGenerator", "FakeScorers", "study", "study_file"]
 
 
 class FakeGenerator:

@@ -1,6 +1,7 @@
 """Small valid studies; no torch."""
 
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 from qsched.study.study import Study, load_study
 
@@ -34,26 +35,28 @@ batch_size = 2
 """
 
 
-def study_file(
-    folder: Path,
-    *,
-    name: str = "fake",
-    trials: int = 6,
-    seed: int = 0,
-    preset: str = "plain",
-    stop_below: float = 0.0,
-    prior: float = 0.0,
-) -> Path:
+class Changes(TypedDict, total=False):
+    """What a test may have otherwise."""
+
+    name: str
+    trials: int
+    seed: int
+    preset: str
+    stop_below: float
+    prior: float
+
+
+DEFAULTS = Changes(name="fake", trials=6, seed=0, preset="plain", stop_below=0.0, prior=0.0)
+
+
+def study_file(folder: Path, **changes: Unpack[Changes]) -> Path:
     """A small valid study file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "study.toml"
-    text = STUDY.format(
-        name=name, trials=trials, seed=seed, preset=preset, stop_below=stop_below, prior=prior
-    )
-    path.write_text(text)
+    path.write_text(STUDY.format(**DEFAULTS | changes))
     return path
 
 
-def study(folder: Path, **changes: object) -> Study:
+def study(folder: Path, **changes: Unpack[Changes]) -> Study:
     """A small valid study."""
-    return load_study(study_file(folder, **changes))  # type: ignore[arg-type]
+    return load_study(study_file(folder, **changes))

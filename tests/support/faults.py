@@ -32,7 +32,8 @@ import torch
 from qsched.service import stored_study as studies
 from qsched.service.database import Database
 from qsched.service.evaluator import Batch
-from qsched.service.schema import Score
+from qsched.service.queue import Queue
+from qsched.service.schema import Score, Slot
 from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy
 from qsched.service.worker import Worker
@@ -87,6 +88,23 @@ class FastEvaluator:
         return {}
 
 
+class WatchedQueue(Queue):
+    """Tells the evaluator which slot is worked on, and which of its batches were committed."""
+
+    def __init__(self, study: StoredStudy, evaluator: FastEvaluator) -> None:
+        super().__init__(study.storage.database, study.name)
+        self._evaluator = evaluator
+
+    def claim(self, worker: str, lease: float, *, identity_first: bool) -> Slot | None:
+        slot = super().claim(worker, lease, identity_first=identity_first)
+        self._evaluator.slot = slot.number if slot else -1
+        return slot
+
+    def record(self, slot: Slot, lease: float, scores: Sequence[Score]) -> None:
+        super().record(slot, lease, scores)
+        self._evaluator.write("committed", tuple(sorted({score.prompt for score in scores})))
+
+
 def value_of(coefficients: Any, prompt: int, metric: str) -> float:
     """The fake objective: one top, and each prompt and metric its own level."""
     model, sample = coefficients.model[0] - 1.1, coefficients.sample[0] - 0.9
@@ -98,21 +116,8 @@ def work(url: str, name: str, log: Path, seed: int) -> None:
     random.seed(seed)
     study = studies.load(Storage(Database(url, patience=PATIENCE)), name)
     evaluator = FastEvaluator(study, log)
-    worker = Worker(study, evaluator, lease=LEASE, grace=1.0)
-    claim, record = study.queue.claim, study.queue.record
-
-    def claimed(*arguments: Any, **keywords: Any) -> Any:
-        slot = claim(*arguments, **keywords)
-        evaluator.slot = slot.number if slot else -1
-        return slot
-
-    def recorded(slot: Any, lease: float, scores: list[Score]) -> None:
-        record(slot, lease, scores)
-        evaluator.write("committed", tuple(sorted({score.prompt for score in scores})))
-
-    study.queue.claim = claimed  # type: ignore[method-assign]
-    study.queue.record = recorded  # type: ignore[method-assign,assignment]
-    worker.run()
+    study.queue = WatchedQueue(study, evaluator)
+    Worker(study, evaluator, lease=LEASE, grace=1.0).run()
 
 
 # --- a database that can be hurt ---------------------------------------------------------------
@@ -184,6 +189,7 @@ class Server:
     def restart(self) -> None:
         """Stops at once, without saying goodbye (`immediate`), and starts again."""
         pid = self._server.get_pid()
+        assert pid is not None
         os.kill(pid, signal.SIGQUIT)
         with suppress(ProcessLookupError):
             while True:

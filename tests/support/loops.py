@@ -35,23 +35,25 @@ Predicts = Callable[[Any, int, Any, Tensor], Tensor]
 
 def of_sigma(scheduler: Any, i: int, t: Any, x: Tensor) -> Tensor:
     """eps of x = x0 + sigma * eps."""
-    return (x - TARGETS[i]) / scheduler.sigmas[i]
+    sigma: Tensor = scheduler.sigmas[i]
+    return (x - TARGETS[i]) / sigma
 
 
 def of_flow(scheduler: Any, i: int, t: Any, x: Tensor) -> Tensor:
     """The velocity of x = (1 - sigma) * x0 + sigma * noise."""
-    return (x - TARGETS[i]) / scheduler.sigmas[i]
+    sigma: Tensor = scheduler.sigmas[i]
+    return (x - TARGETS[i]) / sigma
 
 
 def of_alphas(scheduler: Any, i: int, t: Any, x: Tensor) -> Tensor:
     """eps of x = sqrt(alpha) * x0 + sqrt(1 - alpha) * eps."""
-    alpha = scheduler.alphas_cumprod[int(t)]
+    alpha: Tensor = scheduler.alphas_cumprod[int(t)]
     return (x - alpha.sqrt() * TARGETS[i]) / (1 - alpha).sqrt()
 
 
 def velocity(scheduler: Any, i: int, t: Any, x: Tensor) -> Tensor:
     """v = sqrt(alpha) * eps - sqrt(1 - alpha) * x0."""
-    alpha = scheduler.alphas_cumprod[int(t)]
+    alpha: Tensor = scheduler.alphas_cumprod[int(t)]
     eps = of_alphas(scheduler, i, t, x)
     return alpha.sqrt() * eps - (1 - alpha).sqrt() * TARGETS[i]
 

@@ -1,8 +1,23 @@
 """Small networks with random weights, and how to call them: one by hand, denoisers of diffusers."""
 
+from collections.abc import Mapping, Sequence
+from typing import TypedDict
+
 import torch
-from diffusers import FluxTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
+from diffusers import (
+    FluxTransformer2DModel,
+    ModelMixin,
+    SD3Transformer2DModel,
+    UNet2DConditionModel,
+)
 from torch import Tensor, nn
+
+
+class Chosen(TypedDict, total=False):
+    """Which layers are quantized otherwise: arguments of `quantize`."""
+
+    skip: Sequence[str]
+    overrides: Mapping[str, str]
 
 
 class Network(nn.Module):
@@ -19,7 +34,8 @@ class Network(nn.Module):
         tokens = self.norm(self.patch(images).flatten(2).transpose(1, 2))
         for block in self.blocks:
             tokens = torch.relu(block(tokens))
-        return self.out(tokens)
+        result: Tensor = self.out(tokens)
+        return result
 
 
 def by_hand() -> Network:
@@ -36,6 +52,11 @@ def linear(rows: list[list[float]], dtype: torch.dtype = torch.float32) -> nn.Se
     layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=dtype)
     layer.weight = nn.Parameter(weight)
     return nn.Sequential(layer)
+
+
+def weight_of(network: nn.Sequential) -> nn.Parameter:
+    """Of its first layer."""
+    return network.get_parameter("0.weight")
 
 
 def unet() -> UNet2DConditionModel:
@@ -85,30 +106,35 @@ def sd3() -> SD3Transformer2DModel:
 
 
 @torch.no_grad()
-def denoise(network: nn.Module, loud: int | None = None) -> Tensor:
+def denoise(network: ModelMixin, loud: int | None = None) -> Tensor:
     """The output for a fixed batch of two images. `loud`: the one with 100 times larger inputs."""
+
+    dtype: torch.dtype = network.dtype
 
     def noise(*shape: int) -> Tensor:
         numbers = torch.randn(*shape, generator=torch.Generator().manual_seed(1))
         if loud is not None:
             numbers[loud] *= 100
-        return numbers.to(network.dtype)
+        return numbers.to(dtype)
 
+    time = torch.tensor([500, 20])
     if isinstance(network, FluxTransformer2DModel):
-        return network(
+        output = network(
             hidden_states=noise(2, 16, 16),
             encoder_hidden_states=noise(2, 5, 40),
             pooled_projections=noise(2, 32),
-            timestep=torch.tensor([0.5, 0.2], dtype=network.dtype),
+            timestep=torch.tensor([0.5, 0.2], dtype=dtype),
             img_ids=torch.zeros(16, 3),
             txt_ids=torch.zeros(5, 3),
-        ).sample
-    time = torch.tensor([500, 20])
-    if isinstance(network, SD3Transformer2DModel):
-        return network(noise(2, 4, 8, 8), noise(2, 5, 32), noise(2, 32), time).sample
-    return network(noise(2, 4, 8, 8), time, noise(2, 5, 32)).sample
+        )
+    elif isinstance(network, SD3Transformer2DModel):
+        output = network(noise(2, 4, 8, 8), noise(2, 5, 32), noise(2, 32), time)
+    else:
+        output = network(noise(2, 4, 8, 8), time, noise(2, 5, 32))
+    result: Tensor = output.sample
+    return result
 
 
 def distance(outcome: Tensor, exact: Tensor) -> float:
     """Relative to the exact output's norm."""
-    return ((outcome - exact).norm() / exact.norm()).item()
+    return float((outcome - exact).norm() / exact.norm())

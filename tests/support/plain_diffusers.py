@@ -9,10 +9,11 @@ python -I plain_diffusers.py automodel|folder JOBS.json
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 
 class Blocked:
-    def find_spec(self, name, path=None, target=None):
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name.partition(".")[0] == "qsched":
             raise ImportError(f"{name} is not installed here")
 
@@ -30,14 +31,14 @@ import torch  # noqa: E402
 from diffusers import AutoModel, DiffusionPipeline  # noqa: E402
 
 
-def sample(pipeline, job, name):
+def sample(pipeline: DiffusionPipeline, job: dict[str, Any], name: str) -> None:
     pipeline.set_progress_bar_config(disable=True)
     noise = [torch.Generator().manual_seed(seed) for seed in job["seeds"]]
     images = pipeline(generator=noise, output_type="pt", **job["arguments"]).images
     torch.save(images, Path(job["out"]) / f"{name}.pt")
 
 
-def by_automodel(job):
+def by_automodel(job: dict[str, Any]) -> None:
     pipeline = DiffusionPipeline.from_pretrained(job["pipeline"], **job["missing"])
     folder = Path(job["out"]) / "scheduler"
     pipeline.scheduler = AutoModel.from_pretrained(str(folder), trust_remote_code=True)
@@ -49,7 +50,7 @@ def by_automodel(job):
     sample(pipeline, job, "trap")
 
 
-def by_folder(job):
+def by_folder(job: dict[str, Any]) -> None:
     whole = Path(job["out"]) / "whole"
     pipeline = DiffusionPipeline.from_pretrained(whole, trust_remote_code=True, **job["missing"])
     sample(pipeline, job, "folder")

@@ -1,5 +1,8 @@
 """Tiny twins of every pipeline class of the catalog, as they are sampled; prompts for them."""
 
+from collections.abc import Mapping
+from typing import TypedDict, Unpack
+
 from diffusers import DiffusionPipeline
 
 from qsched.pipelines.catalog import TWIN_SIDE
@@ -17,7 +20,16 @@ PROMPTS = [Prompt(caption, 11 * index + 3) for index, caption in enumerate(CAPTI
 NO_CACHE: frozenset[str] = frozenset()
 
 
-CASES: dict[str, tuple[str, dict[str, object]]] = {
+class Sampled(TypedDict, total=False):
+    """What a study file may say in `[sampling]`."""
+
+    steps: int
+    guidance_scale: float
+    sigmas: tuple[float, ...]
+    call: Mapping[str, float]
+
+
+CASES: dict[str, tuple[str, Sampled]] = {
     "SDXL, Euler ancestral injects noise": ("sdxl-turbo", {"steps": 4}),
     "SDXL in one step": ("sdxl-turbo", {"steps": 1}),
     "LCM injects noise, guidance embedded": ("lcm-dreamshaper", {"steps": 4}),
@@ -41,7 +53,7 @@ CASES: dict[str, tuple[str, dict[str, object]]] = {
 Case = tuple[DiffusionPipeline, Sampling]
 
 
-def twin(name: str, quantization: Quantization | None = None, **sampling: object) -> Case:
+def twin(name: str, quantization: Quantization | None = None, **sampling: Unpack[Sampled]) -> Case:
     """A tiny twin of a model of the catalog, and how it is sampled."""
     settings = Sampling.model_validate(sampling)
     model = with_entry(Model(name=name), settings.steps)
