@@ -116,12 +116,8 @@ def coefficients_of(scheduler: Any) -> Coefficients | None:
     """The coefficients that a scheduler's steps use; None if it is not preconditioned."""
     if not hasattr(type(scheduler), "stock"):
         return None
-    config = scheduler.config
-    return Coefficients(
-        config.model_coefficients,
-        config.sample_coefficients,
-        config.get("average_weights") or (),
-    )
+    used = scheduler.coefficients  # of an exported one too
+    return Coefficients(used.model, used.sample, used.average)
 
 
 def preconditioned_class(stock: type) -> Any:
@@ -135,6 +131,7 @@ def preconditioned_class(stock: type) -> Any:
             "coefficients_error": CoefficientsError,
             "schedule_error": ScheduleError,
             "accepted": staticmethod(_accepted),
+            "coefficients": property(_coefficients),
         }
         globals()[name] = type(name, (Preconditioned, stock), members)
     found = globals()[name]
@@ -144,6 +141,16 @@ def preconditioned_class(stock: type) -> Any:
             "same name; expected one per process; rename the class"
         )
     return found
+
+
+def _coefficients(scheduler: Any) -> Coefficients:
+    """The coefficients in use: those of the config."""
+    config = scheduler.config
+    return Coefficients(
+        config.model_coefficients,
+        config.sample_coefficients,
+        config.get("average_weights") or (),
+    )
 
 
 def _accepted(model: Any, sample: Any, average: Any) -> tuple[Series, Series, Series]:

@@ -11,13 +11,22 @@ Needs torch and nothing else: an exported scheduler is this file, word for word,
 import functools
 import inspect
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
 Series = tuple[float, ...]
 """A number for each step."""
+
+
+class Used(NamedTuple):
+    """c_eps (`model`) and c_x (`sample`) of every step; the weights of an x0 average, or ()."""
+
+    model: Series
+    sample: Series
+    average: Series = ()
+
 
 # Schedulers whose timesteps may end with the clean end point 0, where the network isn't called.
 _WITH_END_POINT = {"DDPMWuerstchenScheduler", "LTXEulerAncestralRFScheduler", "SCMScheduler"}
@@ -56,6 +65,15 @@ class Preconditioned:
     ) -> tuple[Series, Series, Series]:
         """The coefficients as they go into the config; a class may refuse what it is given."""
         return tuple(model), tuple(sample), tuple(average)
+
+    @property
+    def coefficients(self) -> Any:
+        """What the steps use, as `model`, `sample` and `average`; a stock scheduler has none."""
+        config = self.config
+        average = config.get("average_weights") or ()
+        return Used(
+            tuple(config.model_coefficients), tuple(config.sample_coefficients), tuple(average)
+        )
 
     def _scheduled_steps(self) -> int:
         """The number of network calls that the timesteps ask for."""

@@ -28,7 +28,7 @@ class Switch(types.ModuleType):
 
 
 def test_what_is_less_than_an_error_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    theirs, ours = logging.getLogger("torchao.some.module"), logging.getLogger("qsched.test")
+    theirs, ours = logging.getLogger("timm.some.module"), logging.getLogger("qsched.test")
     with caplog.at_level(logging.INFO, logger="qsched"), quiet():
         theirs.warning("kernels are missing")
         theirs.error("broken")

@@ -164,6 +164,15 @@ def test_qsched_knows_an_exported_scheduler(tmp_path: Path, modules: Path) -> No
     assert torch.equal(loop(again, "LCM"), loop(precondition(LCMScheduler(), SCALARS), "LCM"))
 
 
+def test_the_right_scheduler_shows_its_coefficients(tmp_path: Path, modules: Path) -> None:
+    """By which the README tells it from a stock one that dropped them."""
+    exported = loaded(write(tmp_path / "one", LCMScheduler(), SCALED)).coefficients
+    assert exported == (SCALED.model, SCALED.sample, SCALED.average)
+    assert (exported.model, exported.average) == (SCALED.model, SCALED.average)
+    assert precondition(LCMScheduler(), SCALED).coefficients == SCALED
+    assert not hasattr(LCMScheduler(), "coefficients")
+
+
 def test_it_saves_itself_and_steps_as_before(tmp_path: Path, modules: Path) -> None:
     first = write(tmp_path / "one", FlowMatchEulerDiscreteScheduler(shift=1.5), SCALED)
     loaded(first).save_pretrained(tmp_path / "two")
