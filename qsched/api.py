@@ -327,8 +327,8 @@ def validate(
         from qsched.proof import validation
 
     candidates = companions.candidates(study, study.definition.tables.validation.candidates)
-    beside = companions.ready(study)
-    total, made = validation.image_sets(candidates, beside) * len(study.definition.held_out), 0
+    ready = companions.ready(study)
+    total, made = validation.image_sets(candidates, ready) * len(study.definition.held_out), 0
 
     def on_images(images: int) -> None:
         nonlocal made
@@ -342,7 +342,7 @@ def validate(
         Proof.pending(study.definition, status),
         status.identity,
         candidates,
-        beside,
+        ready,
         on_images=on_images,
     )
     outcome.keep(study, proof)
