@@ -21,9 +21,6 @@ from qsched.plugins import referenced
 from qsched.quantization.quantize import loading_config
 from qsched.quantization.table import Quantization
 
-PARTS = ("transformer", "unet")
-"""The names of the denoiser in a pipeline."""
-
 FUSED = "qsched"
 
 
@@ -98,7 +95,7 @@ def _from_folder(model: Model, folder: Path, straight: Quantization | None) -> A
     variant = model.variant if model.variant and any(folder.rglob(f"*.{model.variant}.*")) else None
     try:
         if straight is not None:
-            part: str = model.part or next(name for name in PARTS if name in index)
+            part: str = model.part or next(name for name in catalog.PARTS if name in index)
             network_class = getattr(diffusers, index[part][1])
             given[part] = _in_bits(network_class, folder, part, model, variant, straight)
         return DiffusionPipeline.from_pretrained(
