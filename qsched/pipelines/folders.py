@@ -48,6 +48,8 @@ def contents_of(source: str, revision: str | None = None) -> Contents:
     had."""
     if catalog.is_folder(source):
         return contents(Path(source))
+    if source.startswith(("/", ".", "~")) or Path(source).exists():
+        raise ModelError(f"no model_index.json in {source}; expected a diffusers folder")
     try:
         folder = hub.fetch_file(source, "model_index.json", revision=revision).parent
         index = _json(folder / "model_index.json")
