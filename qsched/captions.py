@@ -1,7 +1,10 @@
-"""Files of captions: text, JSON lines, JSON, YAML; the layouts that data sets come in."""
+"""Files of captions: text, JSON lines, JSON, YAML, CSV, TSV; the layouts of data sets."""
 
+import csv
 import inspect
+import io
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,8 +13,13 @@ from qsched.errors import PromptError, first_line, in_one_line
 from qsched.plugins import Registry
 
 KEYS = ("prompt", "caption", "text")
-"""Where an object of a JSON or YAML file may have its caption."""
+"""Where an object or a table may have its caption: in any case, as one or as many (Prompts)."""
 
+_BREAK = re.compile(r"\r\n|\n|\r")
+"""What ends a line; U+2028, a form feed and the like are characters of a caption."""
+
+_QUOTED = re.compile(r'"((?:[^"]|"")*)"')
+"""A whole field of a TSV file as spreadsheets quote it."""
 
 _EXPECTED = f"a caption, or an object with {', '.join(KEYS[:-1])} or {KEYS[-1]}"
 
@@ -41,8 +49,12 @@ def read_captions(path: Path, reader: str | None = None) -> list[str]:
       (sDCI, MJHQ-30K).
     - `.json` with "images": COCO-Karpathy, the first sentence of every image outside split "train",
       which are the images of COCO's val2014; of all images where there is no other split.
+    - `.json` with "annotations": COCO's own captions_val2017.json, the first caption of every image
+      in the order of its "images".
+    - `.csv`, `.tsv`: a header with prompt, caption or text, and a caption a row (DrawBench, Parti).
 
-    All are read as UTF-8. White space around a caption is removed, and a line break in it becomes a
+    All are read as UTF-8; lines end at \\n, \\r\\n or \\r only. Names such as prompt count in any
+    case, and with an s. White space around a caption is removed, and a line break in it becomes a
     space. Where images and not captions are listed once (mappings and COCO), a caption that comes
     again or is empty is left out. Raises PromptError, with file and place, if the file is missing
     or broken, or if there is no caption in it.
@@ -110,7 +122,7 @@ class Text:
 
     def read(self, path: Path) -> list[str]:
         """As `Reader` says."""
-        lines = [line.strip() for line in _decoded(path).splitlines()]
+        lines = [line.strip() for line in _decoded(path).split("\n")]
         return [_caption(line, "") for line in lines if line and not line.startswith("#")]
 
 
@@ -130,13 +142,15 @@ class JsonLines:
 
 
 class Json:
-    """A list, a mapping from images' names, or COCO-Karpathy."""
+    """A list, a mapping from images' names, COCO-Karpathy or COCO's own annotations."""
 
     suffixes = (".json",)
 
     def read(self, path: Path) -> list[str]:
         """As `Reader` says."""
         content = _parsed_json(_decoded(path))
+        if isinstance(content, dict) and isinstance(content.get("annotations"), list):
+            return _of_images(_annotated(content.get("images"), content["annotations"]))
         if isinstance(content, dict) and isinstance(content.get("images"), list):
             return _of_images(_coco(content["images"]))
         return _structured(content)
@@ -149,7 +163,44 @@ class Yaml:
 
     def read(self, path: Path) -> list[str]:
         """As `Reader` says."""
-        return _structured(_parsed_yaml(_decoded(path)))
+        text = _decoded(path)
+        # YAML 1.1 ends lines at these; other characters, which the file lacks, stand for them.
+        spare = (chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in text)
+        apart = dict(zip("\x85\u2028\u2029", spare, strict=False))
+        there = {ord(own): other for own, other in apart.items()}
+        back = {ord(other): own for own, other in apart.items()}
+        captions = _structured(_parsed_yaml(text.translate(there)))
+        return [caption.translate(back).strip() for caption in captions]
+
+
+class Csv:
+    """A row a caption, in the column that the header names."""
+
+    suffixes = (".csv",)
+
+    def read(self, path: Path) -> list[str]:
+        """As `Reader` says."""
+        rows = csv.reader(io.StringIO(_decoded(path)), strict=True)
+        try:
+            return _column((f"line {rows.line_num}", row) for row in rows)
+        except csv.Error as error:
+            raise PromptError(
+                f"line {rows.line_num}: not valid CSV: {error}; correct it"
+            ) from error
+
+
+class Tsv:
+    """As CSV with tabs; a quotation mark counts only around a whole field."""
+
+    suffixes = (".tsv",)
+
+    def read(self, path: Path) -> list[str]:
+        """As `Reader` says."""
+        lines = enumerate(_decoded(path).split("\n"), start=1)
+        fields = ((number, line.split("\t") if line.strip() else []) for number, line in lines)
+        return _column(
+            (f"line {number}", [_unquoted(field) for field in row]) for number, row in fields
+        )
 
 
 READERS = Registry(
@@ -160,6 +211,8 @@ READERS = Registry(
         "jsonl": f"{__name__}:JsonLines",
         "json": f"{__name__}:Json",
         "yaml": f"{__name__}:Yaml",
+        "csv": f"{__name__}:Csv",
+        "tsv": f"{__name__}:Tsv",
     },
     PromptError,
 )
@@ -168,6 +221,46 @@ READERS = Registry(
 
 def _decoded(path: Path) -> str:
     return path.read_text(encoding="utf-8-sig")
+
+
+def _unquoted(field: str) -> str:
+    quoted = _QUOTED.fullmatch(field.strip())
+    return quoted[1].replace('""', '"') if quoted else field
+
+
+def _column(rows: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
+    """The captions of a table, whose first row names its columns; rows with their places."""
+    header: Sequence[str] = ()
+    captions = []
+    for place, row in rows:
+        if not row:
+            continue
+        if not header:
+            header = row
+            if _key_of(header) is None:
+                raise PromptError(
+                    f"{place}: {_shown(list(row))}; expected a header with a column "
+                    f"{', '.join(KEYS[:-1])} or {KEYS[-1]}"
+                )
+            continue
+        if len(row) != len(header):
+            raise PromptError(
+                f"{place}: {len(row)} fields; expected {len(header)} as in the header; quote a "
+                "caption with a separator or a line break in it"
+            )
+        named = dict(zip(header, row, strict=True))
+        captions.append(_full(_caption(named, place), place))
+    return captions
+
+
+def _key_of(names: Iterable[Any]) -> Any:
+    """Of the names in an object or a header the caption's; None if there is none."""
+    listed = list(names)
+    for key in KEYS:
+        near = [name for name in listed if str(name).strip().lower() in (key, f"{key}s")]
+        if near:
+            return key if key in near else near[0]
+    return None
 
 
 def _parsed_yaml(text: str) -> Any:
@@ -215,6 +308,27 @@ def _coco(images: list[Any]) -> Iterable[str]:
         yield _caption(first, f"{place}.sentences[0].raw")
 
 
+def _annotated(images: Any, annotations: list[Any]) -> Iterable[str]:
+    """The first caption of each image, in the order of `images`, else of the annotations."""
+    first: dict[Any, str] = {}
+    for number, each in enumerate(annotations):
+        place = f"annotations[{number}]"
+        if not (isinstance(each, dict) and "image_id" in each and "caption" in each):
+            raise PromptError(
+                f'{place}: {_shown(each)}; expected {{"image_id": ..., "caption": ...}}, as in '
+                "captions_val2017.json"
+            )
+        caption = _caption(each["caption"], f"{place}.caption")
+        if caption:
+            first.setdefault(str(each["image_id"]), caption)
+    if not isinstance(images, list):
+        return first.values()
+    listed = [str(each.get("id")) for each in images if isinstance(each, dict)]
+    if missing := first.keys() - set(listed):
+        raise PromptError(f"annotations: image_id {min(missing)} is not among the images; add it")
+    return (first[image] for image in listed if image in first)
+
+
 def _of_images(captions: Iterable[str]) -> list[str]:
     """Each caption once, in order, and no empty one: of the images that share it, the first."""
     return [caption for caption in dict.fromkeys(captions) if caption]
@@ -224,15 +338,15 @@ def _caption(value: Any, place: str) -> str:
     """A value of a file as a caption on one line, maybe empty."""
     at = f"{place}: " if place else ""
     if isinstance(value, Mapping):
-        named = [value[key] for key in KEYS if key in value]
-        if not named:
+        key = _key_of(value)
+        if key is None:
             raise PromptError(f"{at}{_shown(value)}; expected {_EXPECTED}")
-        value = named[0]
+        value = value[key]
     if not isinstance(value, str):
         raise PromptError(f"{at}{_shown(value)}; expected {_EXPECTED}; quote it if it is one")
     if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in value):
         raise PromptError(f"{at}{_shown(value)}; it holds a character that is no text; remove it")
-    return " ".join(line for line in map(str.strip, value.splitlines()) if line)
+    return " ".join(line for line in map(str.strip, _BREAK.split(value)) if line)
 
 
 def _full(caption: str, place: str) -> str:

@@ -43,6 +43,34 @@ def fetch_files(repository: str, names: Sequence[str], *, revision: str | None =
     return first.parent
 
 
+def stored_weights(
+    repository: str, folder: str, *, revision: str | None = None
+) -> dict[str, dict[str, int]]:
+    """{safetensors file in a folder of a model's repository: {kind of number: how many}}.
+
+    Only the files' headers are read. Raises HubError in words.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        _require_answer()
+        names = HfApi().list_repo_files(repository, revision=revision)
+        wanted = [name for name in names if Path(name).parent == Path(folder)]
+        headers = {
+            Path(name).name: HfApi().parse_safetensors_file_metadata(
+                repository, name, revision=revision
+            )
+            for name in wanted
+            if name.endswith(".safetensors")
+        }
+        return {
+            name: {str(kind): count for kind, count in header.parameter_count.items()}
+            for name, header in headers.items()
+        }
+    except Exception as error:  # its own errors of broken headers have no common class
+        raise HubError(explain(error, f"{repository}/{folder}")) from error
+
+
 def fetch_url(url: str, place: Path) -> Path:
     """`place`, where a file that lies elsewhere than on the hub is kept; downloaded where it isn't
     yet. Raises HubError in words."""

@@ -117,7 +117,9 @@ def generate(
     model: Annotated[
         str, typer.Option(help="A model, a folder, owner/name, module:function or a study file.")
     ],
-    prompts: Annotated[str, typer.Option(help="Captions: text, JSONL, JSON, YAML, or hf://.")],
+    prompts: Annotated[
+        str, typer.Option(help="Captions: text, JSONL, JSON, YAML, CSV, TSV, or hf://.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder of the images.")],
     coefficients: Annotated[
         Path | None,

@@ -37,21 +37,36 @@ WORKER_PATIENCE = 600.0
 
 
 def init(
-    model: Annotated[str, typer.Argument(help="A model of qsched models.", show_default=False)],
-    quantization: Annotated[str, typer.Option(help="A scheme such as w8a8 or nf4.")] = "w4a8",
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="A model of qsched models, a diffusers folder, or owner/name on the hub.",
+            show_default=False,
+        ),
+    ],
+    quantization: Annotated[
+        str | None,
+        typer.Option(help="A scheme such as w8a8 or nf4.", show_default="w4a8"),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Sampling steps.", show_default=False)] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="The file to write.", show_default="NAME.toml")
     ] = None,
 ) -> None:
-    """Write a commented study file for a model, with the paper's settings.
+    """Write a commented study file for a model, with the paper's settings; for a folder or a
+    repository with the class, scheduler, size and dtype that its files tell.
 
     Example: [bold]qsched init flux-schnell --quantization nf4[/]
     """
     from qsched.errors import ConfigError
-    from qsched.study.template import study_text
+    from qsched.pipelines.catalog import is_folder
+    from qsched.study.template import own_study_text, study_text
 
-    text = study_text(model, scheme=quantization, steps=steps, name=out.stem if out else None)
+    name = out.stem if out else None
+    if is_folder(model) or ("/" in model and ":" not in model):
+        text = own_study_text(model, scheme=quantization, steps=steps, name=name)
+    else:
+        text = study_text(model, scheme=quantization or "w4a8", steps=steps, name=name)
     path = out or Path(tomllib.loads(text)["name"] + ".toml")
     if path.exists():
         raise ConfigError(f"{path} exists; give another file with --out")
@@ -72,19 +87,27 @@ def check(
     Example: [bold]qsched check studies/*.toml[/]
     """
     from qsched.api import cost
+    from qsched.pipelines.effective import effective, warnings
 
     costs: list[dict[str, Any]] = []
+    drawn: list[str] = []
     problems: list[str] = []
     for path in studies:
         try:
-            costs.append({"file": str(path), **cost(_checked(path))})
+            study = _checked(path)
+            tables = study.tables.model, study.tables.sampling
+            told = {"effective": effective(*tables).to_dict(), "warnings": warnings(*tables)}
+            costs.append({"file": str(path), **cost(study), **told})
+            drawn.append(_drawn(study))
         except QschedError as error:
             problems.append(str(error))
     if as_json:
         console.print_json(json.dumps(costs))
     else:
-        for row in costs:
+        for row, words in zip(costs, drawn, strict=True):
             console.print(Text.assemble(("ok", "green"), f"  {row['file']}"), soft_wrap=True)
+            console.print(Text(f"    draws   {words}"), soft_wrap=True)
+            _warn(row["warnings"])
             console.print(
                 f"    search  {row['trials']} trials x {row['prompts']} prompts: "
                 f"{row['images']:,} images, {row['network_calls']:,} network calls\n"
@@ -96,6 +119,19 @@ def check(
             )
     if problems:
         raise QschedError("\n".join(problems))
+
+
+def _drawn(study: "Study") -> str:
+    """What images are drawn with, in one line."""
+    from qsched.pipelines.effective import effective
+
+    sampling = study.tables.sampling
+    return f"{sampling.steps} steps, {effective(study.tables.model, sampling).words}"
+
+
+def _warn(lines: list[str]) -> None:
+    for line in lines:
+        console.print(Text(f"    warning {line}"), style="yellow", soft_wrap=True)
 
 
 def _checked(path: Path) -> "Study":
@@ -116,9 +152,8 @@ def _downloads(row: dict[str, Any]) -> str:
     """What has to be fetched once, and the GPU."""
     if not row["download_gb"]:
         return ""
-    return (
-        f", {row['download_gb']:.1f} GB to download once; a GPU with about {row['gpu_gb']:.0f} GB"
-    )
+    gpu = f"; a GPU with about {row['gpu_gb']:.0f} GB" if row["gpu_gb"] else ""
+    return f", {row['download_gb']:.1f} GB to download once{gpu}"
 
 
 def run(
@@ -141,12 +176,15 @@ def run(
     """
     from qsched import api
     from qsched.cli import display
+    from qsched.pipelines.effective import warnings
 
     definition = api.load_study(study, fetch=not twin).changed(name=name, trials=trials)
     if twin:
         definition = definition.twin()
     database = open_storage(storage)
     console.print(Text(f"study     {definition.name} in {database}"), soft_wrap=True)
+    console.print(Text(f"draws     {_drawn(definition)}"), soft_wrap=True)
+    _warn(warnings(definition.tables.model, definition.tables.sampling))
     if twin:
         console.print(
             Text(

@@ -20,6 +20,9 @@ DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 TWIN_SIDE = 32
 """Height and width of the images of a tiny twin, in pixels."""
 
+PARTS = ("transformer", "unet")
+"""The names of the denoiser in a pipeline."""
+
 
 @dataclass(frozen=True)
 class Lora:

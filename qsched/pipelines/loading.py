@@ -17,7 +17,7 @@ from qsched.libraries import quiet
 from qsched.pipelines import catalog
 from qsched.pipelines.devices import device_for
 from qsched.pipelines.memory import MEMORY_REMEDIES
-from qsched.pipelines.sources import PARTS, assemble, dtype_of
+from qsched.pipelines.sources import assemble, dtype_of
 from qsched.pipelines.table import Execution, Model, model_named, source_of
 from qsched.quantization.quantize import QuantizationReport, finish_loading, quantize
 from qsched.quantization.table import Quantization
@@ -91,7 +91,7 @@ def denoiser(pipeline: DiffusionPipeline, part: str | None = None) -> torch.nn.M
 
     Raises ModelError if there is none.
     """
-    names = (part,) if part else PARTS
+    names = (part,) if part else catalog.PARTS
     for name in names:
         module = getattr(pipeline, name, None)
         if isinstance(module, torch.nn.Module):

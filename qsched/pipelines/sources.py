@@ -6,6 +6,7 @@ watermark, which would spoil images that are only scored, are left out.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,6 @@ from qsched.pipelines.table import LoraTable, Model, source_of
 from qsched.plugins import referenced
 from qsched.quantization.quantize import loading_config
 from qsched.quantization.table import Quantization
-
-PARTS = ("transformer", "unet")
-"""The names of the denoiser in a pipeline."""
 
 FUSED = "qsched"
 
@@ -95,18 +93,34 @@ def _from_folder(model: Model, folder: Path, straight: Quantization | None) -> A
         given["requires_safety_checker"] = False
     if index.get("_class_name") == "StableDiffusionXLPipeline":
         given["add_watermarker"] = False
+    _refuse_bits_without_a_gpu(model, folder, index)
     variant = model.variant if model.variant and any(folder.rglob(f"*.{model.variant}.*")) else None
     try:
         if straight is not None:
-            part: str = model.part or next(name for name in PARTS if name in index)
+            part: str = model.part or next(name for name in catalog.PARTS if name in index)
             network_class = getattr(diffusers, index[part][1])
             given[part] = _in_bits(network_class, folder, part, model, variant, straight)
         return DiffusionPipeline.from_pretrained(
             folder, dtype=dtype_of(model), variant=variant, local_files_only=True, **given
         )
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
         line = first_line(error)
         raise ModelError(f"{model.name}: diffusers can't load {folder}: {line}") from error
+
+
+def _refuse_bits_without_a_gpu(model: Model, folder: Path, index: Mapping[str, Any]) -> None:
+    """diffusers' loader of bitsandbytes' bits wants a GPU, and doesn't say for which part."""
+    if torch.cuda.is_available() or torch.xpu.is_available():
+        return
+    for part, kind in index.items():
+        config = folder / part / "config.json"
+        if isinstance(kind, list) and kind[0] == "diffusers" and config.is_file():
+            found = json.loads(config.read_text(encoding="utf-8")).get("quantization_config") or {}
+            if found.get("quant_method") == "bitsandbytes":
+                raise ModelError(
+                    f"{model.name}: {part} is saved in bitsandbytes' bits, which diffusers loads "
+                    "on a GPU only; run it on a machine with one"
+                )
 
 
 def _in_bits(

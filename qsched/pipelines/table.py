@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from qsched.errors import ConfigError
 from qsched.pipelines import catalog
+from qsched.pipelines.folders import stored_dtype
 from qsched.quantization.backend import Backend, backend_named
 from qsched.quantization.schemes import backend_for
 from qsched.tables import Section, accepted_by
@@ -133,7 +134,11 @@ def with_entry(model: Model, steps: int) -> Model:
             "pipeline": _first(
                 model.pipeline, entry.pipeline, catalog.class_in(model.source or "")
             ),
-            "dtype": _first(model.dtype, entry.dtype),
+            "dtype": _first(
+                model.dtype,
+                None if model.name in catalog.MODELS else stored_dtype(source_of(model)),
+                entry.dtype,
+            ),
             "part": _first(model.part, entry.part),
             "steps": allowed,
             "scheduler": _first(model.scheduler, entry.scheduler),

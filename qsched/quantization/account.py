@@ -27,6 +27,16 @@ class LayerLeft:
 
 
 @dataclass(frozen=True)
+class LayerFound:
+    """One layer that came quantized, or as a class of somebody's own: `kind`, its class; `how`, the
+    kind of its numbers."""
+
+    name: str
+    kind: str
+    how: str
+
+
+@dataclass(frozen=True)
 class QuantizationReport:
     """What was done to a network's Linear and Conv2d layers, and to its size.
 
@@ -34,7 +44,8 @@ class QuantizationReport:
     weights and never biases. `bytes_before`: of all parameters in full precision, as they were
     loaded; `quantized_bytes_before`: of those now quantized. `bytes_nominal`: of all parameters,
     had each quantized weight just the scheme's bits, and its scales (float32 when simulated, else
-    as they are held). `bytes_stored`: what is really held now, measured.
+    as they are held). `bytes_stored`: what is really held now, measured. `found`: under scheme none
+    what was quantized before, by whomever; the sizes then are what is held.
     """
 
     scheme: Scheme
@@ -48,6 +59,7 @@ class QuantizationReport:
     quantized_bytes_before: int
     bytes_nominal: int
     bytes_stored: int
+    found: tuple[LayerFound, ...] = ()
 
     @property
     def share(self) -> float:
@@ -77,6 +89,7 @@ class QuantizationReport:
                 asdict(layer) | {"scheme": layer.scheme.name} for layer in self.quantized
             ],
             "left": [asdict(layer) for layer in self.left],
+            "found": [asdict(layer) for layer in self.found],
             "share": self.share,
             "byte_share": self.byte_share,
             "nominal_bits": self.nominal_bits,
@@ -85,6 +98,10 @@ class QuantizationReport:
 
     def summary(self) -> str:
         """All of it in one line."""
+        if self.found:
+            listed = Counter(f"{layer.kind} ({layer.how})" for layer in self.found)
+            came = ", ".join(f"{count} {words}" for words, count in listed.items())
+            return f"none: as it came, quantized already: {came}; {_short(self.bytes_stored)}B"
         size = f"{_short(self.parameters)} parameters"
         if not self.quantized:
             why = f"; left alone: {self._left()}" if self.scheme != NONE else ""

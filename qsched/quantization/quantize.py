@@ -14,7 +14,7 @@ full precision is loaded in 4 or 8 bits instead, by diffusers:
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -23,15 +23,22 @@ import torch
 from torch import nn
 
 from qsched.errors import QschedError, QuantizationError, in_one_line
-from qsched.quantization.account import LayerLeft, QuantizationReport, QuantizedLayer
+from qsched.quantization.account import (
+    LayerFound,
+    LayerLeft,
+    QuantizationReport,
+    QuantizedLayer,
+)
 from qsched.quantization.backend import Backend, Converter, backend_named, backends
-from qsched.quantization.layers import Layer, size_of, weights_of
+from qsched.quantization.layers import Layer, size_of, tensors_held, weights_of
 from qsched.quantization.schemes import FIRST_AND_LAST, FULL, NONE, Scheme, resolve
 
 __all__ = ["QuantizationReport", "finish_loading", "loading_config", "quantize"]
 
 _MARK = "quantized_as"
 """The attribute of a converted layer that says in which scheme."""
+
+_FLOATING = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def quantize(
@@ -58,6 +65,9 @@ def quantize(
     and, unless it only simulates, tied layers and those that the network's class wants in float32
     (a T5 calculates with their weights' dtype).
 
+    Scheme none without overrides touches nothing; of a network that somebody has quantized, by any
+    library or by classes of their own, it reports what it finds.
+
     Raises QuantizationError, with the network unchanged, for schemes and backends that do not go
     together or are not installed; if the network is quantized already or has no layer that can be;
     if a pattern matches no layer; if weights are not plain finite floating point; or if a layer's
@@ -65,6 +75,8 @@ def quantize(
     code fails, in the middle of its work.
     """
     plan = _Plan.of(scheme, backend, skip, overrides, group_size)
+    if plan.idle and (found := tuple(_found(plan, module))):
+        return _as_it_came(plan, module, found)
     layers = plan.layers(module)
     for name, layer in layers.items():
         if how := plan.quantized_as(layer):
@@ -181,8 +193,12 @@ class _Plan:
 
     def converter(self) -> Converter:
         """The backend's, its library imported now, unless nothing is to be done."""
-        idle = {self.scheme, *self.overrides.values()} == {NONE}
-        return _Idle() if idle else self.backend.converter(self.group_size)
+        return _Idle() if self.idle else self.backend.converter(self.group_size)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is to be done."""
+        return {self.scheme, *self.overrides.values()} == {NONE}
 
     def quantized_as(self, layer: Layer) -> str | None:
         """In which scheme the layer is, or as what a backend knows its library's; None if plain."""
@@ -241,6 +257,63 @@ class _Plan:
         if self.skip is None and any(fnmatchcase(name, pattern) for pattern in FIRST_AND_LAST):
             return NONE, "first or last"
         return self.scheme, "none" if self.scheme == NONE else ""
+
+
+def _found(plan: _Plan, module: nn.Module) -> Iterator[LayerFound]:
+    """The layers that are no plain ones in floating point any more."""
+    for name, layer in module.named_modules():
+        if how := plan.quantized_as(layer) if isinstance(layer, Layer) else None:
+            yield LayerFound(name, _kind(layer), how)
+        elif how := _numbers(layer) or _own_class(layer):
+            yield LayerFound(name, type(layer).__name__, how)
+
+
+def _numbers(layer: nn.Module) -> str | None:
+    """The kind of a layer's own tensors that are no plain floating point; None if all are."""
+    for tensor in layer.parameters(recurse=False):
+        if type(tensor) is not nn.Parameter:
+            kind = getattr(tensor, "quant_type", None)  # GGUF's Q4_0 and the like
+            return str(getattr(kind, "name", None) or kind or type(tensor).__name__)
+        if tensor.dtype not in _FLOATING:
+            return str(tensor.dtype).removeprefix("torch.")
+    for buffer in layer.buffers(recurse=False):
+        if buffer.dtype not in (*_FLOATING, torch.int64, torch.bool) and not buffer.is_complex():
+            return str(buffer.dtype).removeprefix("torch.")
+    return None
+
+
+def _own_class(layer: nn.Module) -> str | None:
+    own = isinstance(layer, Layer) and not type(layer).__module__.startswith("torch.nn.")
+    return f"a subclass of {_kind(layer)}" if own else None  # type: ignore[arg-type]
+
+
+def _as_it_came(
+    plan: _Plan, module: nn.Module, found: tuple[LayerFound, ...]
+) -> QuantizationReport:
+    """The account of a network in which nothing is to be done."""
+    came = {layer.name for layer in found}
+
+    def held() -> Iterator[torch.Tensor]:
+        for name, layer in module.named_modules():
+            yield from tensors_held(layer)
+            if name in came:
+                yield from layer.buffers(recurse=False)
+
+    size = size_of(held())
+    return QuantizationReport(
+        scheme=NONE,
+        backend=plan.backend.name,
+        group_size=None,
+        quantized=(),
+        left=(),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        quantized_parameters=0,
+        bytes_before=size,
+        quantized_bytes_before=0,
+        bytes_nominal=size,
+        bytes_stored=size,
+        found=found,
+    )
 
 
 def _kind(layer: Layer) -> str:

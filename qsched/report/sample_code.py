@@ -1,5 +1,6 @@
 """Python code that samples a study's model with its exported scheduler, for a reader to paste."""
 
+import importlib.machinery
 import json
 import sys
 from collections import defaultdict
@@ -23,33 +24,43 @@ def sample_code(study: Study) -> str:
     """
     tables, prompt = study.tables, study.held_out[0]
     imports = {"import torch", "from diffusers import AutoModel"}
-    body = _loading(tables.model, imports)
+    body = _loading(tables.model, imports, study.folder)
     device = 'device = "cuda" if torch.cuda.is_available() else "cpu"'
     with beside(study.folder):
         quantizing, late = _quantizing(tables.model, tables.quantization, imports)
+    if tables.model.attention or any("denoiser" in line for line in quantizing):
+        body += _denoiser(tables.model)
     body += ["pipeline.to(device)", *quantizing] if late else [*quantizing, "pipeline.to(device)"]
     if tables.model.vae_tiling:
         body.append("pipeline.vae.enable_tiling()")
     if tables.model.attention:
-        network = _network(tables.model)
-        body.append(f"{network}.set_attention_backend({_quoted(tables.model.attention)})")
-    arguments = {"generator": f'torch.Generator("cpu").manual_seed({prompt.seed})'}
+        body.append(
+            f"{_network(tables.model)}.set_attention_backend({_quoted(tables.model.attention)})"
+        )
+    arguments = {"prompt": _quoted(prompt.text)}
+    arguments |= {"generator": f'torch.Generator("cpu").manual_seed({prompt.seed})'}
     arguments |= {key: _literal(value) for key, value in tables.sampling.arguments().items()}
     body += [
         'pipeline.scheduler = AutoModel.from_pretrained("./scheduler", trust_remote_code=True)',
         "",
-        f"image = {_call('pipeline', [_quoted(prompt.text)], arguments)}.images[0]",
+        f"image = {_call('pipeline', [], arguments)}.images[0]",
         'image.save("image.png")',
     ]
     return "\n".join([in_order(imports), "", device, *body])
 
 
-def _loading(model: Model, imports: set[str]) -> list[str]:
+def _loading(model: Model, imports: set[str], folder: str | None) -> list[str]:
+    """`folder`: of the study file, where modules may lie."""
     source = source_of(model)
     if catalog.is_function(source) and not model.twin:
+        imports.add("from importlib import import_module")
         module, _, function = source.partition(":")
-        imports.add(f"from {module} import {function}")
-        return [f"pipeline = {function}()", *_lora(model)]
+        path = []
+        if folder and importlib.machinery.PathFinder.find_spec(module.partition(".")[0], [folder]):
+            imports.add("import sys")
+            path = [f"sys.path.insert(0, {_quoted(folder)})"]
+        build = f"import_module({_quoted(module)}).{function}"
+        return [*path, f"pipeline = {build}()", *_lora(model)]
     kind = model.pipeline or "DiffusionPipeline"
     imports.add(f"from diffusers import {kind}")
     place = _quoted(source)
@@ -73,7 +84,7 @@ def _missing(source: str) -> list[str]:
     """Text encoders that a folder does without, which diffusers wants to be told."""
     if not catalog.is_folder(source):
         return []
-    index = json.loads((Path(source) / "model_index.json").read_text(encoding="utf-8"))
+    index = _index(source)
     absent = [name for name, value in index.items() if value == [None, None]]
     return [name for name in absent if name.startswith(("text_encoder", "tokenizer"))]
 
@@ -96,8 +107,29 @@ def _lora(model: Model) -> list[str]:
     ]
 
 
+def _index(folder: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(
+        (Path(folder) / "model_index.json").read_text(encoding="utf-8")
+    )
+    return found
+
+
 def _network(model: Model) -> str:
-    return f"pipeline.{model.part or 'transformer'}"
+    """The denoiser, as an expression. Without `part` the folder tells, or the pipeline itself."""
+    source = source_of(model)
+    part: str | None = model.part
+    if part is None and catalog.is_folder(source) and not model.twin:
+        index = _index(source)
+        part = next((name for name in catalog.PARTS if index.get(name, [None])[0]), None)
+    return f"pipeline.{part}" if part else "denoiser"
+
+
+def _denoiser(model: Model) -> list[str]:
+    """Finds the denoiser where only the pipeline itself tells its name."""
+    if _network(model) != "denoiser":
+        return []
+    names = " or ".join(f'getattr(pipeline, "{name}", None)' for name in catalog.PARTS)
+    return [f"denoiser = {names}"]
 
 
 def _quantizing(model: Model, table: Quantization, imports: set[str]) -> tuple[list[str], bool]:
@@ -161,7 +193,9 @@ def _literal(value: Any) -> str:
         return _quoted(value)
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_quoted(k)}: {_literal(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list | tuple):
+    if isinstance(value, tuple):
+        return "(" + ", ".join(map(_literal, value)) + ("," if len(value) == 1 else "") + ")"
+    if isinstance(value, list):
         return "[" + ", ".join(map(_literal, value)) + "]"
     return repr(value)
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from qsched.pipelines.effective import effective
 from qsched.pipelines.table import Model
 from qsched.report.numerals import count
 from qsched.study.study import Study
@@ -22,15 +23,17 @@ def settings(study: Study, *, network: str, stock: str = "") -> list[Setting]:
     tables = study.tables
     model, sampling, quantization = tables.model, tables.sampling, tables.quantization
     captions = len({prompt.text for prompt in study.held_out})
-    guidance = sampling.guidance_scale
+    drawn = effective(model, sampling)
     return [
         Setting("model", _model(model), _model_for_card(model)),
         Setting(
             "sampling",
             _joined(
                 count(sampling.steps, "step"),
-                "" if guidance is None else f"guidance {guidance:g}",
-                f"{sampling.width} x {sampling.height} pixels" if sampling.width else "",
+                f"guidance {drawn.guidance_in_words}",
+                f"{drawn.size_in_words} pixels" if drawn.size else "",
+                stock or drawn.scheduler,
+                drawn.dtype,
             ),
         ),
         Setting(
@@ -41,12 +44,9 @@ def settings(study: Study, *, network: str, stock: str = "") -> list[Setting]:
         Setting("network", network),
         Setting("scheduler", card=f"`{stock}`"),
         Setting("steps", card=str(sampling.steps)),
-        Setting("guidance", card=str(guidance)),
-        Setting(
-            "width x height",
-            card=f"{sampling.width or 'default'} x {sampling.height or 'default'}",
-        ),
-        Setting("dtype", card=str(model.dtype or "float32")),
+        Setting("guidance", card=drawn.guidance_in_words),
+        Setting("width x height", card=drawn.size_in_words),
+        Setting("dtype", card=drawn.dtype),
         Setting("objective", _objective(study)),
         Setting("search", _search(study)),
         Setting("calibration prompts", str(len(study.calibration))),

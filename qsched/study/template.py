@@ -1,21 +1,92 @@
-"""A commented study file for a model of the catalog: what `qsched init` writes."""
+"""A commented study file for a model of the catalog, or of one's own: what `qsched init` writes."""
 
+import json
+import re
 from pathlib import Path
 from string import Template
 
 from qsched.errors import ConfigError
-from qsched.pipelines.catalog import MODELS, Hints, ModelEntry
+from qsched.pipelines.catalog import MODELS, Hints, ModelEntry, is_folder, model_entry
+from qsched.pipelines.folders import Contents, contents_of
+from qsched.pipelines.signatures import of_diffusers
 from qsched.pipelines.table import Model, with_entry
 from qsched.quantization.backend import backend_named
 from qsched.quantization.schemes import backend_to_hold
 
 SDCI_REVISION = "35636da44cdc7cef8916b122a12e4aa9e2df80c1"
 TEMPLATE = Path(__file__).with_name("study.toml.tmpl")
+OWN_TEMPLATE = Path(__file__).with_name("own.toml.tmpl")
+OWN_STEPS = 4
+"""Of a model of which nothing is known: what most were distilled for."""
 
 _PRESETS = {
     "clip": ("CLIPScore + 2 * CLIP-IQA, as the paper has it for LCM and PCM", "hpsv2.1"),
     "hps": ("AQ-Map + 2 * HPSv2.1, as the paper has it for SDXL-Turbo and FLUX.1", "clipscore"),
 }
+
+
+def own_study_text(
+    source: str, *, scheme: str | None = None, steps: int | None = None, name: str | None = None
+) -> str:
+    """The study file of a diffusers folder or hub repository, by what its index and headers say.
+
+    `scheme`: by default w4a8, or none for a network that is quantized already. Raises ModelError
+    for what can't be had, QuantizationError for a scheme that does not exist.
+    """
+    model_entry(source)
+    found = contents_of(source)
+    scheme = scheme or ("none" if found.bits else "w4a8")
+    backend = backend_named(backend_to_hold(scheme))
+    title = Path(source).resolve().name if is_folder(source) else source
+    name = name or _as_name(f"{title.rpartition('/')[2]}-{scheme}")
+    guidance, why = _guidance(found)
+    says = "  # it is quantized already: nothing is touched" if found.bits else ""
+    lines = {
+        "part": f'part = "{found.part}"\n' if found.part else "",
+        "variant": f'variant = "{found.variant}"\n' if found.variant else "",
+        "dtype": f'dtype = "{found.dtype}"               # of its weights'
+        if found.dtype
+        else '# dtype = "bfloat16"              float32 without it: no weights here to tell',
+        "size": f"height = {found.side}                    # its own\nwidth = {found.side}"
+        if found.side
+        else "# height = 1024                   the pipeline's own without them\n# width = 1024",
+        "backend": "# skip = []"
+        if scheme == "none"
+        else f'backend = "{backend.name}"            # {backend.description}',
+    }
+    values = {
+        "title": title,
+        "scheme": scheme,
+        "scheme_says": says,
+        "file": f"{name}.toml",
+        "name": name,
+        "model": json.dumps(str(Path(source).resolve()) if is_folder(source) else source),
+        "pipeline": found.pipeline,
+        "scheduler": found.scheduler or "EulerDiscreteScheduler",
+        "steps": steps or OWN_STEPS,
+        "guidance": guidance,
+        "guidance_says": why,
+        "preset_says": _PRESETS["clip"][0],
+        "prompts_revision": SDCI_REVISION,
+        **lines,
+    }
+    return Template(OWN_TEMPLATE.read_text(encoding="utf-8")).substitute(values)
+
+
+def _guidance(found: Contents) -> tuple[float, str]:
+    """What a distilled model of this kind is mostly drawn with, and why."""
+    kind = of_diffusers(found.pipeline)
+    declared = kind.parameters("__call__").get("guidance_scale") if kind else None
+    default = declared.default if declared else None
+    if found.guided and default:
+        return float(default), "its network takes guidance as an input; the pipeline's own value."
+    own = f"; the pipeline's own would be {default}" if default else ""
+    return 0.0, f"models of few steps are mostly drawn without guidance{own}."
+
+
+def _as_name(text: str) -> str:
+    """As a study may be called."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[-64:].lstrip("-._") or "own"
 
 
 def study_text(

@@ -8,16 +8,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import typer
+from diffusers import DiffusionPipeline
 
 from qsched import __version__
 from qsched.cli import main as cli
+from qsched.pipelines.twins import pipeline_twin
 from qsched.proof.outcome import keep
 from qsched.schedule.coefficients import Coefficients
 from qsched.service import stored_study as studies
 from qsched.service.evaluator import Evaluator
 from qsched.service.storage import Storage
 from qsched.service.worker import Worker
+from qsched.study.study import load_study
 from tests.support import fakes
 from tests.support.outcomes import proof
 
@@ -440,3 +444,72 @@ def test_a_twin_of_a_real_study_runs_offline(qsched: Qsched, tmp_path: Path) -> 
     code, _, err = qsched("run", study, "--trials", "2")
     assert code == 2
     assert "sDCI.yaml is not downloaded" in one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("kind", "facts"),
+    [
+        ("StableDiffusionXLPipeline", ("unet", "0.0", "EulerDiscreteScheduler", 32)),
+        ("LatentConsistencyModelPipeline", ("unet", "8.5", "LCMScheduler", 32)),
+        ("FluxPipeline", ("transformer", "0.0", "FlowMatchEulerDiscreteScheduler", 256)),
+    ],
+)
+def test_init_writes_a_study_of_an_own_folder(
+    kind: str, facts: tuple[str, str, str, int], qsched: Qsched, tmp_path: Path
+) -> None:
+    part, guidance, scheduler, side = facts
+    folder = tmp_path / "my [own] model"
+    stock = DiffusionPipeline.from_pretrained(pipeline_twin(kind) / "pipeline", dtype=torch.float16)
+    stock.save_pretrained(folder)
+    code, out, _ = qsched("init", str(folder), "--out", "mine.toml")
+    assert code == 0
+    table = load_study("mine.toml", fetch=False).tables
+    model, sampling = table.model, table.sampling
+    assert (model.pipeline, model.part, model.dtype) == (kind, part, "float16")
+    assert (str(sampling.guidance_scale), sampling.height, sampling.width) == (guidance, side, side)
+    code, out, _ = qsched("check", "mine.toml")
+    size = f"size {side} x {side}, scheduler {scheduler}, float16"
+    assert f"draws   4 steps, guidance {guidance}, {size}" in out
+    assert "warning" not in out
+
+
+def test_init_of_what_is_no_model_is_one_line(qsched: Qsched, tmp_path: Path) -> None:
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "model_index.json").write_text("[]")
+    for source, words in (
+        (str(tmp_path / "odd"), "model_index.json: not a JSON object"),
+        (str(tmp_path / "none"), "no model_index.json in"),
+        ("owner/name", "owner/name/model_index.json is not downloaded"),
+    ):
+        code, _, err = qsched("init", source)
+        assert code == 2
+        assert words in one_line(err)
+
+
+def test_guidance_that_is_left_open_is_warned_of(qsched: Qsched, tmp_path: Path) -> None:
+    """It would be drawn with the pipeline's default, whatever the model was distilled for."""
+    file = fakes.study_file(tmp_path)
+    text = file.read_text()
+    folder = pipeline_twin("StableDiffusionXLPipeline") / "pipeline"
+    file.write_text(text.replace('"demo"', f'"{folder}"'))
+    code, out, _ = qsched("check", str(file))
+    assert code == 0
+    assert "draws   4 steps, guidance 5.0 (the pipeline's own), size 32 x 32" in out
+    assert (
+        "warning sampling.guidance_scale is left open: StableDiffusionXLPipeline draws with 5"
+        in out
+    )
+    code, out, _ = qsched("check", str(file), "--json")
+    (row,) = json.loads(out)
+    assert row["effective"] == {
+        "guidance_scale": 5.0,
+        "width": 32,
+        "height": 32,
+        "scheduler": "EulerDiscreteScheduler",
+        "dtype": "float32",
+    }
+    assert len(row["warnings"]) == 1
+    file.write_text(file.read_text().replace("steps = 4", "steps = 4\nguidance_scale = 0.0"))
+    code, out, _ = qsched("check", str(file))
+    assert "guidance 0.0, size" in out
+    assert "warning" not in out

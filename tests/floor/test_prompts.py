@@ -76,12 +76,50 @@ FORMATS = {
     "dataset_coco.json": coco(
         ("train", "left out"), ("restval", "a cat"), ("test", "two dogs"), ("val", "a cat ")
     ),
+    "captions_val2017.json": {
+        "images": [{"id": 7}, {"id": 2}, {"id": 5}, {"id": 9}],
+        "annotations": [
+            {"image_id": 2, "id": 1, "caption": "two\ndogs\n"},
+            {"image_id": 7, "id": 2, "caption": "a cat"},
+            {"image_id": 7, "id": 3, "caption": "another cat"},
+            {"image_id": 9, "id": 4, "caption": "a cat"},
+        ],
+    },
+    "upper.jsonl": '{"Prompt": "a cat"}\n{"TEXT": "two dogs"}\n',
+    "parti.tsv": 'Prompt\tCategory\tNote\r\na cat\tAnimals\t\r\n"two dogs"\tAnimals\t\r\n',
+    "drawbench.csv": '"Prompts",Category\na cat,Counting\n\n"two\n dogs",Counting\n',
 }
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same_captions(tmp_path: Path, name: str) -> None:
     assert read_captions(written(tmp_path, name, FORMATS[name])) == ["a cat", "two dogs"]
+
+
+def test_only_line_feeds_and_carriage_returns_end_a_caption(tmp_path: Path) -> None:
+    inside = ["dusk,\u2028with boats", "torn\x0cfrom", "a \x85 note", "b \x1e c \x0b d \u2029 e"]
+    quoted = [f'"{caption}"' for caption in inside]
+    for name, text in {
+        "a.txt": "\r".join(inside),
+        "a.json": json.dumps(inside),
+        "a.jsonl": "\r\n".join(json.dumps(each, ensure_ascii=False) for each in inside),
+        "a.csv": "\n".join(["prompt", *quoted]),
+        "a.tsv": "\n".join(["prompt", *inside]),
+    }.items():
+        (tmp_path / name).write_bytes(text.encode())
+        assert read_captions(tmp_path / name) == inside
+    in_yaml = [inside[0], inside[2]]  # the others are no characters of YAML
+    assert (
+        read_captions(written(tmp_path, "a.yaml", f"x: {in_yaml[0]}\ny: {in_yaml[1]}\n")) == in_yaml
+    )
+
+
+def test_quotation_marks_of_tables(tmp_path: Path) -> None:
+    rows = 'Prompt\tKind\n"Hi" on a sign\ta\n"a ""big"" cat"\tb\n5" nail, "new\tc\n'
+    expected = ['"Hi" on a sign', 'a "big" cat', '5" nail, "new']
+    assert read_captions(written(tmp_path, "a.tsv", rows)) == expected
+    rows = 'Kind,Caption\na,"a ""big"" cat, alone"\nb,5" nail\n'
+    assert read_captions(written(tmp_path, "a.csv", rows)) == ['a "big" cat, alone', '5" nail']
 
 
 def test_a_coco_file_of_one_split_is_read_whole(tmp_path: Path) -> None:
@@ -109,7 +147,20 @@ def test_a_caption_that_comes_twice_in_a_list_is_left_to_be_refused(tmp_path: Pa
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [
-        ("a.csv", "a,b", r"\.csv is not a format of captions; expected \.txt, \.jsonl"),
+        ("a.xlsx", "a,b", r"\.xlsx is not a format of captions; expected \.txt, \.jsonl"),
+        ("a.csv", "a,b\nc,d", r"line 1: \['a', 'b'\]; expected a header with a column prompt"),
+        ("a.csv", "prompt,kind\na cat, alone,x", "line 2: 3 fields; expected 2 as in the header"),
+        ("a.csv", "prompt,kind\na\ncat,x", "line 2: 1 fields; expected 2"),
+        ("a.csv", "prompt,kind\n,x", "line 2: an empty caption"),
+        ("a.csv", 'prompt,kind\n"a" cat,x', "line 2: not valid CSV"),
+        ("a.csv", 'prompt,kind\n"a cat,x', "line 2: not valid CSV"),
+        ("a.tsv", "prompt\tkind\na\tcat\tx", "line 2: 3 fields; expected 2"),
+        ("a.json", {"annotations": [{"bbox": [1]}]}, r"annotations\[0\]: .* captions_val2017"),
+        (
+            "a.json",
+            {"images": [{"id": 1}], "annotations": [{"image_id": 2, "caption": "a"}]},
+            "image_id 2 is not among the images",
+        ),
         ("a.jsonl", '"a"\n{"prompt": \n', "line 2: not valid JSON: Expecting value at column"),
         ("a.jsonl", '"a"\n{"seed": 1}\n', "line 2: {'seed': 1}; expected a caption, or an obj"),
         ("a.jsonl", '"a"\n" "\n', "line 2: an empty caption; write one or remove it"),

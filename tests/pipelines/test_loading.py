@@ -1,5 +1,6 @@
 """Loading: what the loader does to a pipeline, equals what diffusers does, and fails in words."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import errors as hub_errors
+from torchao.quantization import Int8WeightOnlyConfig
 
 from qsched import hub
 from qsched.errors import ConfigError, HubError, ModelError, QuantizationError
@@ -127,6 +129,41 @@ def test_a_folder_works_like_a_name(tmp_path: Path) -> None:
     loaded = load_model(with_entry(copy, 4), execution=Execution(device="cpu")).pipeline
     assert type(loaded.scheduler).__name__ == "EulerAncestralDiscreteScheduler"
     assert with_entry(copy, 4).revision is None
+
+
+def test_a_folder_of_torchao_bits_loads_as_it_was_saved(tmp_path: Path) -> None:
+    folder = pipeline_twin("FluxPipeline") / "pipeline"
+    network = diffusers.FluxTransformer2DModel.from_pretrained(
+        folder,
+        subfolder="transformer",
+        dtype=torch.bfloat16,
+        quantization_config=diffusers.TorchAoConfig(Int8WeightOnlyConfig(version=2)),
+    )
+    pipeline = diffusers.FluxPipeline.from_pretrained(
+        folder, transformer=network, dtype=torch.bfloat16
+    )
+    pipeline.save_pretrained(tmp_path / "bits")
+    table = with_entry(Model(name=str(tmp_path / "bits")), 4)
+    assert table.dtype == "bfloat16"
+    loaded = load_model(table, Quantization(scheme="none"), execution=Execution(device="cpu"))
+    assert "none: as it came, quantized already: 28 Linear (Int8Tensor)" in loaded.summary
+    pipeline.set_progress_bar_config(disable=True)
+    ours, theirs = images(loaded.pipeline, "flux-schnell", 4), images(pipeline, "flux-schnell", 4)
+    assert torch.equal(ours, theirs)
+    with pytest.raises(QuantizationError, match="quantized already"):
+        load_model(table, Quantization(scheme="w4a8"), execution=Execution(device="cpu"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it loads there")
+def test_bits_of_bitsandbytes_want_a_gpu_in_one_line(tmp_path: Path) -> None:
+    shutil.copytree(pipeline_twin("FluxPipeline") / "pipeline", tmp_path / "bits")
+    config = tmp_path / "bits" / "transformer" / "config.json"
+    how = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"quantization_config": how}))
+    with pytest.raises(
+        ModelError, match=r"transformer is saved in bitsandbytes' bits, .* on a GPU"
+    ):
+        load_pipeline(str(tmp_path / "bits"))
 
 
 def test_the_variant_of_a_folder_where_it_has_one(tmp_path: Path) -> None:

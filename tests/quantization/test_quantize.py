@@ -1,6 +1,8 @@
 """Which layers of a network are quantized and how, the account of it, and what is refused."""
 
+import enum
 import json
+from collections.abc import Callable
 from fnmatch import fnmatchcase
 
 import pytest
@@ -25,6 +27,10 @@ from qsched.quantization.quantize import QuantizationReport, quantize
 from qsched.quantization.rounding import SimulatedLinear
 from qsched.quantization.schemes import FIRST_AND_LAST
 from tests.support.networks import Chosen, Network, by_hand, flux, images, linear, sd3, unet
+
+
+class GGMLType(enum.IntEnum):
+    Q4_0 = 2
 
 
 @pytest.fixture
@@ -52,6 +58,56 @@ def test_none_is_a_no_op_to_the_bit(network: Network) -> None:
     assert type(network.out) is nn.Linear
     assert (report.quantized, report.share, report.stored_bits) == ((), 0.0, 0.0)
     assert report.summary() == "none: nothing quantized; 1.4 k parameters, 5.8 kB"
+
+
+class Packed(nn.Parameter):
+    """As GGUF has it: bytes that know their kind."""
+
+    quant_type = GGMLType.Q4_0
+
+
+class Fused(nn.Linear):
+    """Somebody's own layer."""
+
+
+class Kernel(nn.Module):
+    """As GPTQ and Nunchaku have it: no Linear at all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("qweight", torch.ones(2, 16, dtype=torch.int32))
+
+
+def test_none_reports_what_is_quantized_already_and_touches_nothing(network: Network) -> None:
+    first, second = network.blocks
+    first.weight = Packed(torch.ones(16, 9, dtype=torch.uint8), requires_grad=False)
+    network.out = Fused(16, 5)
+    network.extra = Kernel()
+    network.half = nn.Linear(4, 4).to(torch.float8_e4m3fn)
+    held = network.state_dict(keep_vars=True)
+    report = quantize(network, "none")
+    assert [(layer.name, layer.kind, layer.how) for layer in report.found] == [
+        ("blocks.0", "Linear", "Q4_0"),
+        ("out", "Fused", "a subclass of Linear"),
+        ("extra", "Kernel", "int32"),
+        ("half", "Linear", "float8_e4m3fn"),
+    ]
+    assert all(tensor is held[name] for name, tensor in network.state_dict(keep_vars=True).items())
+    assert (type(second), type(network.out)) == (nn.Linear, Fused)
+    assert report.summary().startswith("none: as it came, quantized already: 1 Linear (Q4_0), 1 F")
+    assert json.dumps(report.to_dict()["found"][0]["how"]) == '"Q4_0"'
+
+
+def test_none_takes_a_network_without_any_plain_layer() -> None:
+    assert [layer.how for layer in quantize(nn.Sequential(Kernel()), "none").found] == ["int32"]
+    with pytest.raises(QuantizationError, match="no Linear or Conv2d layer to quantize"):
+        quantize(nn.Sequential(Kernel()), "w4a8")
+
+
+@pytest.mark.parametrize("make", [unet, flux, sd3])
+def test_a_plain_network_is_not_taken_for_a_quantized_one(make: Callable[[], nn.Module]) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        assert quantize(make().to(dtype), "none").found == ()
 
 
 def test_skip_and_overrides(network: Network) -> None:
@@ -225,11 +281,15 @@ def test_overrides_of_another_backend(network: Network) -> None:
         quantize(network, "w4a8", backend="torchao", overrides={"out": "w4a4"})
 
 
-@pytest.mark.parametrize("again", ["w4a8", "w8a8", "none"])
+@pytest.mark.parametrize("again", ["w4a8", "w8a8"])
 def test_quantizing_twice_is_refused(again: str, network: Network) -> None:
     quantize(network, "w4a8", skip=["patch"])
     with pytest.raises(QuantizationError, match=r"blocks\.0 is quantized already \(w4a8\)"):
         quantize(network, again)
+    found = quantize(network, "none").found
+    assert [layer.how for layer in found] == ["w4a8"] * 3
+    with pytest.raises(QuantizationError, match="quantized already"):
+        quantize(network, "none", overrides={"out": again})
 
 
 def test_nothing_to_quantize() -> None:

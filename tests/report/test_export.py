@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -18,6 +19,8 @@ from qsched import api
 from qsched.errors import CoefficientsError, StudyError
 from qsched.pipelines.generator import ImageGenerator
 from qsched.pipelines.loading import load_model
+from qsched.pipelines.twins import pipeline_twin
+from qsched.plugins import beside
 from qsched.proof import outcome
 from qsched.proof.outcome import Taken
 from qsched.report.card import model_card
@@ -210,6 +213,52 @@ def variant(name: str) -> Study:
     table = found.tables.quantization.model_copy(update={"scheme": name, "backend": backend})
     tables = found.tables.model_copy(update={"quantization": table})
     return replace(found, tables=tables)
+
+
+OWN = """
+import torch
+from diffusers import DiffusionPipeline
+
+class Redraw(type(DiffusionPipeline.from_pretrained("{folder}"))):
+    def __call__(self, image=None, prompt=None, **arguments):  # as Flux 2 klein has it
+        assert image is None
+        return super().__call__(prompt=prompt, **arguments)
+
+def build():
+    made = DiffusionPipeline.from_pretrained("{folder}")
+    return Redraw(**made.components)
+"""
+
+
+@pytest.mark.parametrize("backend", ["torchao", "simulated"])
+@pytest.mark.parametrize("source", ["folder", "function"])
+@pytest.mark.parametrize("kind", ["StableDiffusionXLPipeline", "FluxPipeline"])
+def test_the_code_works_for_models_that_no_catalog_knows(
+    kind: str, source: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing says whether the denoiser is a unet or a transformer, or what comes first."""
+    place = tmp_path / "own model"
+    shutil.copytree(pipeline_twin(kind) / "pipeline", place)
+    module = f"own_{kind.lower()}_{backend}"
+    (tmp_path / f"{module}.py").write_text(OWN.replace("{folder}", str(place)))
+    file = fakes.study_file(tmp_path)
+    text = file.read_text().replace(
+        '"demo"', f'"{place if source == "folder" else module + ":build"}"'
+    )
+    text = text.replace("steps = 4", "steps = 4\nguidance_scale = 0.0\nheight = 32\nwidth = 32")
+    file.write_text(text.replace('"w4a8"', f'"w8a8"\nbackend = "{backend}"'))
+    definition = load_study(file)
+    assert definition.tables.model.part is None
+    code = sample_code(definition)
+    with beside(definition.folder):
+        stock = load_model(definition.tables.model).pipeline.scheduler
+        coefficients = Coefficients.ramp(4, 1.1, 0.9)
+        export(tmp_path, coefficients, precondition(stock, coefficients).to_json_string(), {})
+        expected = scored(definition, coefficients)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    exec(compile(code, "README.md", "exec"), {})
+    assert picture(tmp_path).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)

@@ -1,0 +1,158 @@
+"""What a diffusers folder says of its pipeline, read from its index and its files' headers.
+
+Nothing is loaded, so it takes no torch and no time: the class, the scheduler, the denoiser, what
+its weights are stored in, and the size that it draws. Of a repository on the hub only that much is
+fetched.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from qsched import hub
+from qsched.errors import HubError, ModelError
+from qsched.pipelines import catalog
+
+_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+_FLOW_SIDE = 128
+"""Latents that pipelines take for a transformer without sample_size: Flux, Qwen-Image, Z-Image."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A pipeline as its folder describes it; None for what the folder doesn't tell.
+
+    `pipeline`, `scheduler`: diffusers' classes. `part`: the denoiser's name. `dtype`: what most of
+    its weights in floating point are stored in. `variant`: the only one that there is of its files.
+    `side`: width and height that the pipeline draws where none is asked for, in pixels. `bits`: the
+    library that has quantized it. `guided`: it takes guidance as an input of the network, so that
+    none at all is no setting of it.
+    """
+
+    pipeline: str
+    scheduler: str | None = None
+    part: str | None = None
+    dtype: str | None = None
+    variant: str | None = None
+    side: int | None = None
+    bits: str | None = None
+    guided: bool = False
+
+
+def contents_of(source: str, revision: str | None = None) -> Contents:
+    """What a folder, or a repository on the hub, says. Raises ModelError, in words, if it can't be
+    had."""
+    if catalog.is_folder(source):
+        return contents(Path(source))
+    if source.startswith(("/", ".", "~")) or Path(source).exists():
+        raise ModelError(f"no model_index.json in {source}; expected a diffusers folder")
+    try:
+        folder = hub.fetch_file(source, "model_index.json", revision=revision).parent
+        index = _json(folder / "model_index.json")
+        for name in (*catalog.PARTS, "vae"):
+            if _present(index.get(name)):
+                hub.fetch_file(source, f"{name}/config.json", revision=revision)
+        found = contents(folder)
+        if found.dtype is None and found.part and not hub.offline():
+            stored = hub.stored_weights(source, found.part, revision=revision)
+            variant = _variant(list(stored))
+            return replace(found, dtype=_most(stored.values()), variant=variant)
+    except HubError as error:
+        raise ModelError(str(error)) from error
+    return found
+
+
+def contents(folder: Path) -> Contents:
+    """What a diffusers folder says. Raises ModelError if it isn't one."""
+    index = _json(folder / "model_index.json")
+    if not isinstance(index.get("_class_name"), str):
+        raise ModelError(f"{folder}: model_index.json names no _class_name; correct it")
+    part = next((name for name in catalog.PARTS if _present(index.get(name))), None)
+    config = _optional(folder / (part or "") / "config.json") if part else {}
+    files = sorted((folder / part).glob("*.safetensors")) if part else []
+    scheduler: Any = index.get("scheduler")
+    return Contents(
+        pipeline=index["_class_name"],
+        scheduler=scheduler[1] if _present(scheduler) else None,
+        part=part,
+        dtype=_most(_numbers(file) for file in files),
+        variant=_variant([file.name for file in files]),
+        side=_side(config, _optional(folder / "vae" / "config.json"), part),
+        bits=(config.get("quantization_config") or {}).get("quant_method"),
+        guided=bool(config.get("guidance_embeds") or config.get("time_cond_proj_dim")),
+    )
+
+
+def stored_dtype(source: str) -> str | None:
+    """What the weights of a folder on this machine are stored in; None for any other source."""
+    return contents(Path(source)).dtype if catalog.is_folder(source) else None
+
+
+def _present(component: Any) -> bool:
+    return isinstance(component, list) and component[:1] != [None]
+
+
+def _variant(files: list[str]) -> str | None:
+    """fp16, where the denoiser is diffusion_pytorch_model.fp16.safetensors and no other file."""
+    names = {".".join(name.split(".")[1:-1]).partition("-")[0] for name in files}
+    return names.pop() or None if len(names) == 1 else None
+
+
+def _most(counts: Iterable[Mapping[str, int]]) -> str | None:
+    """What most of the numbers in floating point are stored in."""
+    numbers: Counter[str] = Counter()
+    for each in counts:
+        numbers.update({_DTYPES[kind]: count for kind, count in each.items() if kind in _DTYPES})
+    return numbers.most_common(1)[0][0] if numbers else None
+
+
+def _numbers(file: Path) -> Mapping[str, int]:
+    """{kind, as the file has it: how many numbers}."""
+    found: Counter[str] = Counter()
+    for name, tensor in _header(file).items():
+        if name != "__metadata__":
+            found[tensor["dtype"]] += math.prod(tensor["shape"])
+    return found
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """What stands before the numbers of a safetensors file. Raises ModelError for a broken one."""
+    try:
+        with file.open("rb") as stream:
+            size = int.from_bytes(stream.read(8), "little")
+            found = json.loads(stream.read(size if size < file.stat().st_size else 0))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file}: no safetensors file; copy it again") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _side(config: Mapping[str, Any], vae: Mapping[str, Any], part: str | None) -> int | None:
+    """sample_size of the denoiser times what the autoencoder makes of a latent."""
+    kinds = ("block_out_channels", "encoder_block_out_channels", "dim_mult")
+    levels = next((vae[kind] for kind in kinds if vae.get(kind)), None)
+    side = config.get("sample_size", _FLOW_SIDE if part == "transformer" else None)
+    if isinstance(side, list):
+        side = side[0] if len(set(side)) == 1 else None
+    if not (levels and isinstance(side, int)):
+        return None
+    return int(side * 2 ** (len(levels) - 1))
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return _json(path) if path.is_file() else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelError(f"{path}: {error.strerror}; expected a diffusers folder") from error
+    except ValueError as error:
+        raise ModelError(f"{path}: not valid JSON; copy it again") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: not a JSON object; copy it again")
+    return found
