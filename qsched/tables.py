@@ -35,6 +35,15 @@ def accepted_by(check: Callable[[Any], object]) -> AfterValidator:
     return AfterValidator(validate)
 
 
+ONE, SEVERAL = "<table>", "<tables>"
+"""The tags of a key that takes one table or a list of them; a problem's place doesn't name them."""
+
+
+def one_or_several(value: Any) -> str:
+    """The tag of a value of such a key."""
+    return SEVERAL if isinstance(value, list | tuple) else ONE
+
+
 STORED = {"stored": True}
 """The context in which a study that a database holds is read: what was accepted once is not looked
 up again, so that a study can be watched where its plug-ins are not."""
@@ -47,7 +56,7 @@ def is_stored(info: ValidationInfo) -> bool:
 
 def in_words(problem: Mapping[str, Any], root: type[Section]) -> str:
     """One pydantic problem as `key = value; rule`, with the nearest name for an unknown key."""
-    key = ".".join(str(part) for part in problem["loc"])
+    key = ".".join(str(part) for part in problem["loc"] if part not in (ONE, SEVERAL))
     if problem["type"] == "missing":
         return f"{key} is missing"
     if problem["type"] == "extra_forbidden":

@@ -142,7 +142,7 @@ def _needs(definition: Study) -> Iterator[Finding]:
     """What a study asks of this machine: packages, downloads, a GPU."""
     tables = definition.tables
     modules = {module: each.extra for each in _backends(tables) for module in each.modules}
-    if tables.model.lora is not None:
+    if tables.model.loras:
         modules["peft"] = "gpu"
     for name in (*definition.scorers, *tables.validation.metrics):
         scorer = metric_entry(name)
@@ -291,12 +291,10 @@ def _orphans(storage: Storage) -> Iterator[Finding]:
 
 
 def _fingerprint(storage: Storage, definition: Study) -> Iterator[Finding]:
-    from qsched.study.fingerprint import differences
-
     stored = storage.study(definition.name)
     if stored is None:
         return
-    differing = differences(stored.fingerprint, definition.fingerprint())
+    differing = definition.differences(stored.fingerprint)
     yield Finding(
         "resume",
         not differing,

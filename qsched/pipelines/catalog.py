@@ -5,7 +5,6 @@ so that files are checked, listed and fingerprinted on machines without a GPU st
 override every field in its `[model]` and `[sampling]` tables. `models` loads what is declared here.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qsched.errors import ModelError
+from qsched.pipelines.digests import Digest, whole
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 
@@ -299,34 +299,20 @@ def is_function(source: str) -> bool:
     return ":" in source and not is_folder(source)
 
 
-def weights_identity(source: str, revision: str | None, lora: Lora | None = None) -> str:
+def weights_identity(
+    source: str, revision: str | None, *loras: Lora, digest: Digest = whole
+) -> str:
     """What tells one set of weights from another: a digest of the folder's files, or the
-    repository with its revision, or the function's name; the LoRA's likewise.
+    repository with its revision, or the function's name; that of each LoRA likewise."""
+    own = digest(Path(source)) if is_folder(source) else _at(source, revision)
+    terms = [f"{lora.scale:g} * {_identity(lora, digest)}" for lora in loras]
+    return " + ".join([own, *terms])
 
-    Large files count by name, size and their first and last mebibyte, so a 10 GB checkpoint takes
-    no longer than a small one.
-    """
-    own = _digest(Path(source)) if is_folder(source) else _at(source, revision)
-    if lora is None:
-        return own
+
+def _identity(lora: Lora, digest: Digest) -> str:
     file = Path(lora.source) / lora.file
-    extra = _digest(file) if file.is_file() else f"{_at(lora.source, lora.revision)}/{lora.file}"
-    return f"{own} + {lora.scale:g} * {extra}"
+    return digest(file) if file.is_file() else f"{_at(lora.source, lora.revision)}/{lora.file}"
 
 
 def _at(source: str, revision: str | None) -> str:
     return f"{source}@{revision}" if revision else source
-
-
-def _digest(place: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
-    for path in files:
-        size = path.stat().st_size
-        name = "" if path == place else path.relative_to(place).as_posix()
-        digest.update(f"{name}:{size};".encode())
-        with path.open("rb") as stream:
-            digest.update(stream.read(1 << 20))
-            stream.seek(max(0, size - (1 << 20)))
-            digest.update(stream.read())
-    return digest.hexdigest()

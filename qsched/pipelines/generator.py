@@ -30,12 +30,14 @@ import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from qsched.errors import GenerationError
+from qsched.errors import GenerationError, QschedError
 from qsched.libraries import quiet
+from qsched.pipelines.agreement import NAMED, require_taken
+from qsched.pipelines.failures import explained
 from qsched.pipelines.interception import Row, input_digests, joined, replaced, rows
 from qsched.pipelines.loading import denoiser, text_encoders
 from qsched.pipelines.memory import free_memory
-from qsched.pipelines.table import Sampling
+from qsched.pipelines.table import OWN_KEYS, Sampling
 from qsched.prompts import Prompt
 from qsched.schedule.coefficients import Coefficients
 from qsched.schedule.preconditioning import precondition
@@ -66,6 +68,7 @@ class ImageGenerator:
             raise ValueError(
                 f"caches: {sorted(caches - CACHES)}; expected some of {sorted(CACHES)}"
             )
+        require_taken(pipeline, sampling)
         self.pipeline = pipeline
         self.sampling = sampling
         self.batch_size = batch_size
@@ -198,13 +201,24 @@ class ImageGenerator:
 
     def _call(self, prompts: Sequence[Prompt], noise: list[torch.Generator]) -> Any:
         """The pipeline itself."""
-        with quiet():
+        name = type(self.pipeline).__name__
+        with quiet(), explained(GenerationError, name, "change [sampling]", self._settings()):
             return self.pipeline(
                 prompt=[prompt.text for prompt in prompts],
                 generator=noise,
                 output_type="pt",
                 **self.sampling.arguments(),
             )
+
+    def _settings(self) -> list[str]:
+        """The keys of the study file that the pipeline may be called with."""
+        keys = inspect.signature(type(self.pipeline).__call__).parameters
+        own = ["num_inference_steps", *NAMED]
+        return [
+            f"sampling.{key}" if key in own else f"sampling.call.{key}"
+            for key in keys
+            if key in own or key not in OWN_KEYS
+        ]
 
     @staticmethod
     def _refuse_spoilt(images: Tensor, prompts: Sequence[Prompt]) -> None:
@@ -317,5 +331,5 @@ class ImageGenerator:
         return cached
 
 
-class _EncodedError(Exception):
+class _EncodedError(QschedError):
     """The prompts are encoded; the rest of the pipeline's call is not wanted."""

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from diffusers import DiffusionPipeline
 
-from qsched.errors import ModelError, first_line
+from qsched.errors import ModelError
 from qsched.libraries import quiet
 from qsched.pipelines import catalog
 from qsched.pipelines.devices import device_for
+from qsched.pipelines.failures import explained
+from qsched.pipelines.lora import FusedLora
 from qsched.pipelines.memory import MEMORY_REMEDIES
 from qsched.pipelines.sources import assemble, dtype_of
 from qsched.pipelines.table import Execution, Model, model_named, source_of
@@ -25,19 +27,20 @@ from qsched.quantization.table import Quantization
 
 @dataclass(frozen=True)
 class Loaded:
-    """A pipeline that is ready to sample, its denoiser, and what quantization covered of it."""
+    """A pipeline that is ready to sample, its denoiser, what quantization covered of it, and the
+    LoRA weights that were fused before."""
 
     pipeline: DiffusionPipeline
     network: torch.nn.Module
     report: QuantizationReport | None
     device: torch.device
+    loras: tuple[FusedLora, ...] = ()
 
     @property
     def summary(self) -> str:
-        """The denoiser's quantization in one line."""
-        if self.report is not None:
-            return self.report.summary()
-        return f"{type(self.network).__name__} as it was loaded"
+        """The denoiser's quantization, and what was fused into it, in one line."""
+        network = f"{type(self.network).__name__} as it was loaded"
+        return "; ".join([self.report.summary() if self.report else network, *map(str, self.loras)])
 
 
 def load_pipeline(
@@ -74,7 +77,7 @@ def load_model(
     device = device_for(model, execution)
     with quiet(), _fitting(model):
         straight = _straight(model, quantization, device)
-        pipeline = assemble(model, quantization if straight else None)
+        pipeline, loras = assemble(model, quantization if straight else None)
         network = denoiser(pipeline, model.part)
         if execution.offload == "none":
             network.to(device)  # quantizing is fast where the network will be
@@ -83,7 +86,7 @@ def load_model(
             for encoder in text_encoders(pipeline).values():
                 quantize(encoder, model.text_encoders)
         _place(pipeline, model, execution, device)
-    return Loaded(pipeline, network, report, device)
+    return Loaded(pipeline, network, report, device, loras)
 
 
 def denoiser(pipeline: DiffusionPipeline, part: str | None = None) -> torch.nn.Module:
@@ -119,7 +122,7 @@ def _straight(model: Model, quantization: Quantization | None, device: torch.dev
     """
     if quantization is None or quantization.scheme == "none":
         return False
-    if device.type != "cuda" or model.lora is not None or catalog.is_function(source_of(model)):
+    if device.type != "cuda" or model.loras or catalog.is_function(source_of(model)):
         return False
     backend, _ = quantization.resolved()
     return backend.loads_straight
@@ -155,16 +158,18 @@ def _place(
 ) -> None:
     """Options that save memory or time, then the device."""
     network: Any = denoiser(pipeline, model.part)
-    if execution.vae_slicing:
-        pipeline.vae.enable_slicing()
-    if model.vae_tiling:
-        pipeline.vae.enable_tiling()
+    vae: Any = getattr(pipeline, "vae", None)
+    for key, wanted, enable in (
+        ("execution.vae_slicing", execution.vae_slicing, "enable_slicing"),
+        ("model.vae_tiling", model.vae_tiling, "enable_tiling"),
+    ):
+        if wanted:
+            with explained(ModelError, f"{key}: {type(vae).__name__}", f"leave {key} out"):
+                getattr(vae, enable)()
     if model.attention is not None:
-        try:
+        doing = f"model.attention = {model.attention!r}"
+        with explained(ModelError, doing, "leave model.attention out"):
             network.set_attention_backend(model.attention)
-        except (ValueError, RuntimeError, ImportError, AttributeError) as error:
-            line = first_line(error)
-            raise ModelError(f"model.attention = {model.attention!r}: {line}") from error
     if execution.offload == "model":
         pipeline.enable_model_cpu_offload(device=device)
     elif execution.offload == "sequential":

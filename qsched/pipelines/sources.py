@@ -15,18 +15,21 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 
 from qsched import hub
-from qsched.errors import HubError, ModelError, first_line
+from qsched.errors import ModelError
 from qsched.pipelines import catalog, twins
+from qsched.pipelines.agreement import require_declared
+from qsched.pipelines.failures import explained
+from qsched.pipelines.lora import FusedLora, fuse
 from qsched.pipelines.table import LoraTable, Model, source_of
 from qsched.plugins import referenced
 from qsched.quantization.quantize import loading_config
 from qsched.quantization.table import Quantization
 
-FUSED = "qsched"
 
-
-def assemble(model: Model, straight: Quantization | None = None) -> DiffusionPipeline:
-    """The pipeline of a study's `[model]` on the CPU.
+def assemble(
+    model: Model, straight: Quantization | None = None
+) -> tuple[DiffusionPipeline, tuple[FusedLora, ...]]:
+    """The pipeline of a study's `[model]` on the CPU, and the LoRA weights that are fused into it.
 
     `straight`: how the denoiser is to be quantized while diffusers loads it, on a GPU;
     `quantize.finish_loading` has to follow. Raises ModelError if the pipeline can't be had.
@@ -35,13 +38,12 @@ def assemble(model: Model, straight: Quantization | None = None) -> DiffusionPip
     _refuse_other_than_pipeline(model, pipeline)
     if model.scheduler is not None:
         pipeline.scheduler = _scheduler(pipeline, model.scheduler)
-    if model.lora is not None:
-        _fuse(pipeline, model.lora, twin=model.twin)
+    fused = tuple(fuse(pipeline, _lora(table, pipeline, twin=model.twin)) for table in model.loras)
     for name in ("safety_checker", "watermark"):
         if getattr(pipeline, name, None) is not None:
             setattr(pipeline, name, None)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return pipeline, fused
 
 
 def dtype_of(model: Model) -> torch.dtype:
@@ -82,6 +84,12 @@ def _fetched(model: Model, source: str) -> Path:
 
 
 def _from_folder(model: Model, folder: Path, straight: Quantization | None) -> Any:
+    cannot = f"{model.name}: diffusers can't load {folder}"
+    with explained(ModelError, cannot, "save it anew, or set model.dtype or model.variant"):
+        return _loaded(model, folder, straight)
+
+
+def _loaded(model: Model, folder: Path, straight: Quantization | None) -> Any:
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     # Components that the folder does without have to be passed as None: diffusers refuses a
     # Stable Diffusion 3 without T5 otherwise.
@@ -95,17 +103,13 @@ def _from_folder(model: Model, folder: Path, straight: Quantization | None) -> A
         given["add_watermarker"] = False
     _refuse_bits_without_a_gpu(model, folder, index)
     variant = model.variant if model.variant and any(folder.rglob(f"*.{model.variant}.*")) else None
-    try:
-        if straight is not None:
-            part: str = model.part or next(name for name in catalog.PARTS if name in index)
-            network_class = getattr(diffusers, index[part][1])
-            given[part] = _in_bits(network_class, folder, part, model, variant, straight)
-        return DiffusionPipeline.from_pretrained(
-            folder, dtype=dtype_of(model), variant=variant, local_files_only=True, **given
-        )
-    except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
-        line = first_line(error)
-        raise ModelError(f"{model.name}: diffusers can't load {folder}: {line}") from error
+    if straight is not None:
+        part: str = model.part or next(name for name in catalog.PARTS if name in index)
+        network_class = getattr(diffusers, index[part][1])
+        given[part] = _in_bits(network_class, folder, part, model, variant, straight)
+    return DiffusionPipeline.from_pretrained(
+        folder, dtype=dtype_of(model), variant=variant, local_files_only=True, **given
+    )
 
 
 def _refuse_bits_without_a_gpu(model: Model, folder: Path, index: Mapping[str, Any]) -> None:
@@ -156,13 +160,9 @@ def _in_bits(
 
 def _built(model: Model, source: str) -> Any:
     build = referenced(source, "model", ModelError).value
-    try:
+    expected = "expected a function without arguments that returns a diffusers pipeline"
+    with explained(ModelError, f"model {source!r}", expected):
         return build()
-    except TypeError as error:
-        raise ModelError(
-            f"model {source!r}: {error}; expected a function without arguments that returns a "
-            "diffusers pipeline"
-        ) from error
 
 
 def _refuse_other_than_pipeline(model: Model, pipeline: Any) -> None:
@@ -179,39 +179,22 @@ def _scheduler(pipeline: DiffusionPipeline, declared: Any) -> Any:
     kind = getattr(diffusers, name, None)
     if not isinstance(kind, type) or not issubclass(kind, SchedulerMixin):
         raise ModelError(f"model.scheduler.class = {name!r}; expected a scheduler of diffusers")
+    require_declared(kind, declared)
     chosen: Any = kind
-    return chosen.from_config(pipeline.scheduler.config, **arguments)
+    keys = [f"model.scheduler.{key}" for key in arguments]
+    with explained(ModelError, f"model.scheduler: {name}", "change model.scheduler", keys):
+        return chosen.from_config(pipeline.scheduler.config, **arguments)
 
 
-def _fuse(pipeline: DiffusionPipeline, lora: LoraTable, *, twin: bool) -> None:
-    """Adds the LoRA to the denoiser's weights, for good."""
-    folder, file = Path(lora.source), lora.file
-    if twin:
-        folder, file = (
-            twins.pipeline_twin(type(pipeline).__name__, lora=True) / "lora",
-            "twin.safetensors",
-        )
-    elif not folder.is_dir():
-        try:
-            path = hub.fetch_file(lora.source, lora.file, revision=lora.revision)
-        except HubError as error:
-            raise ModelError(f"model.lora: {error}") from error
-        folder, file = path.parent, path.name
-    if not (folder / file).is_file():
-        raise ModelError(f"model.lora.file = {file!r}: not in {folder}; correct it")
-    try:
-        pipeline.load_lora_weights(folder, weight_name=file, adapter_name=FUSED)
-    except (ImportError, ValueError, OSError, KeyError) as error:
-        line = first_line(error)
-        raise ModelError(
-            f"model.lora: {folder / file} can't be loaded: {line}; "
-            "it needs peft: pip install 'qsched[gpu]'"
-        ) from error
-    pipeline.fuse_lora(lora_scale=lora.scale)
-    pipeline.unload_lora_weights()
+def _lora(table: LoraTable, pipeline: DiffusionPipeline, *, twin: bool) -> LoraTable:
+    """The LoRA, or that of the pipeline's twin."""
+    if not twin:
+        return table
+    folder = twins.pipeline_twin(type(pipeline).__name__, lora=True) / "lora"
+    return table.model_copy(update={"source": str(folder), "file": "twin.safetensors"})
 
 
 def _twin_folder(model: Model) -> Path:
     if model.pipeline is None:
         raise ModelError(f"{model.name} has no twin; set model.pipeline to its diffusers class")
-    return twins.pipeline_twin(model.pipeline, lora=model.lora is not None)
+    return twins.pipeline_twin(model.pipeline, lora=bool(model.loras))

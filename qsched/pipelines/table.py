@@ -1,29 +1,71 @@
 """`[model]`, `[sampling]` and `[execution]` of a study file, and what each leaves out."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
-from qsched.errors import ConfigError
+from qsched.errors import ConfigError, ModelError
 from qsched.pipelines import catalog
+from qsched.pipelines.digests import Digest, whole
 from qsched.pipelines.folders import stored_dtype
+from qsched.plugins import Origin, referenced
 from qsched.quantization.backend import Backend, backend_named
 from qsched.quantization.schemes import backend_for
-from qsched.tables import Section, accepted_by
+from qsched.tables import ONE, SEVERAL, Section, accepted_by, is_stored, one_or_several
+
+OWN_KEYS: Mapping[str, str] = {
+    "num_inference_steps": "set sampling.steps",
+    **{key: f"set sampling.{key}" for key in ("guidance_scale", "height", "width", "sigmas")},
+    "prompt": "set prompts.calibration and prompts.held_out",
+    **dict.fromkeys(
+        ("prompt_2", "prompt_3", "prompt_4"), "a caption goes to every text encoder; leave it out"
+    ),
+    "generator": "each image has its own, seeded by prompts.seed; leave it out",
+    "latents": "the noise is drawn by each image's own seed; leave it out",
+    "num_images_per_prompt": "set prompts.held_out_seeds, or more captions",
+    "output_type": "images are scored as tensors; leave it out",
+    "return_dict": "leave it out",
+    **dict.fromkeys(
+        (
+            *("callback", "callback_steps", "callback_on_step_end"),
+            "callback_on_step_end_tensor_inputs",
+        ),
+        "a study file can't hold code; leave it out",
+    ),
+    **dict.fromkeys(
+        ("cross_attention_kwargs", "joint_attention_kwargs", "attention_kwargs"),
+        "a LoRA is fused before; set model.lora.scale",
+    ),
+    **dict.fromkeys(
+        ("denoising_end", "denoising_start"), "steps would never run; set sampling.steps"
+    ),
+}
+"""Arguments of pipelines that are no keys of `sampling.call`, and what to do instead."""
 
 LOCAL = "local"
 """The launcher of this machine."""
 
 
 class LoraTable(Section):
-    """`[model.lora]`: LoRA weights, fused before the network is quantized."""
+    """`[model.lora]`: LoRA weights, fused before the network is quantized.
+
+    `partial`: whether it is enough that some of the file's layers are in the network.
+    """
 
     source: str
     file: str
     revision: str | None = None
     scale: float = Field(default=1.0, allow_inf_nan=False)
+    partial: bool = Field(default=False, exclude_if=lambda partial: not partial)
+
+
+Loras = Annotated[
+    Annotated[LoraTable, Tag(ONE)] | Annotated[tuple[LoraTable, ...], Tag(SEVERAL)],
+    Discriminator(one_or_several),
+]
+"""`[model.lora]`, or several as `[[model.lora]]`."""
 
 
 class Model(Section):
@@ -42,13 +84,26 @@ class Model(Section):
     part: Literal["unet", "transformer"] | None = None
     steps: tuple[Annotated[int, Field(ge=1, le=64)], ...] | None = None
     scheduler: Mapping[str, Any] | None = None
-    lora: LoraTable | None = None
+    lora: Loras | None = None
     text_encoders: Literal["int8"] | None = None
     vae_tiling: bool = False
     attention: str | None = None
     compile: bool = False
     full_precision: Annotated[str, accepted_by(catalog.model_entry)] | None = None
     twin: bool = False
+
+    @property
+    def loras(self) -> tuple[LoraTable, ...]:
+        """The LoRA weights, in the order in which they are fused."""
+        if self.lora is None:
+            return ()
+        return self.lora if isinstance(self.lora, tuple) else (self.lora,)
+
+    def with_loras(self, change: Callable[[LoraTable], Mapping[str, Any]]) -> "Model":
+        """The same model with some values of each LoRA changed."""
+        changed = tuple(lora.model_copy(update=change(lora)) for lora in self.loras)
+        several = isinstance(self.lora, tuple)
+        return self.model_copy(update={"lora": changed if several or not changed else changed[0]})
 
     @model_validator(mode="after")
     def _scheduler_has_a_class(self) -> "Model":
@@ -60,7 +115,10 @@ class Model(Section):
 
 
 class Sampling(Section):
-    """`[sampling]`: how the pipeline is called. What is left out comes from the model's entry."""
+    """`[sampling]`: how the pipeline is called. What is left out comes from the model's entry.
+
+    `none`: the arguments that are passed as None, which TOML has no word for.
+    """
 
     steps: int = Field(ge=1, le=64)
     guidance_scale: float | None = Field(default=None, ge=0, le=50)
@@ -68,6 +126,31 @@ class Sampling(Section):
     width: int | None = Field(default=None, ge=8, le=4096)
     sigmas: tuple[float, ...] | None = None
     call: Mapping[str, Any] = Field(default_factory=dict)
+    none: tuple[str, ...] | None = None
+
+    @field_validator("call", "none")
+    @classmethod
+    def _no_key_of_qsched(cls, given: Any, info: ValidationInfo) -> Any:
+        """Stored studies keep what version 0.1 let them have."""
+        for key in () if is_stored(info) else given or ():
+            if key in OWN_KEYS or key.endswith(("_embeds", "_mask")):
+                instead = OWN_KEYS.get(key, "a study file can't hold tensors; leave it out")
+                raise ValueError(f"{key} is reserved for qsched; {instead}")
+        return given
+
+    @model_validator(mode="after")
+    def _one_negative_prompt(self, info: ValidationInfo) -> "Sampling":
+        for key, value in {} if is_stored(info) else self.call.items():
+            if key.startswith("negative_prompt") and not isinstance(value, str):
+                raise ValueError(f"call.{key} = {value!r}; expected one text for all captions")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_said_twice(self) -> "Sampling":
+        for key in self.none or ():
+            if key in self.call:
+                raise ValueError(f"none: {key} has a value in call; take one of them out")
+        return self
 
     @model_validator(mode="after")
     def _one_sigma_a_step(self) -> "Sampling":
@@ -84,7 +167,10 @@ class Sampling(Section):
             "width": self.width,
             "sigmas": list(self.sigmas) if self.sigmas else None,
         }
-        return {key: value for key, value in named.items() if value is not None} | dict(self.call)
+        given = {key: value for key, value in named.items() if value is not None}
+        # TOML has lists only; where a pipeline takes a list, it takes a tuple as well.
+        call = {key: tuple(v) if isinstance(v, list) else v for key, v in self.call.items()}
+        return given | call | dict.fromkeys(self.none or ())
 
 
 class Execution(Section):
@@ -115,16 +201,16 @@ def with_entry(model: Model, steps: int) -> Model:
             f"sampling.steps = {steps}; {model.name} was trained for "
             f"{', '.join(map(str, allowed))} steps; take one of these, or set model.steps"
         )
-    lora = model.lora
-    if lora is None and entry.lora is not None:
-        lora = LoraTable(
+    if model.lora is None and entry.lora is not None:
+        own = LoraTable(
             source=entry.lora.source,
             file=entry.lora.file,
             revision=entry.lora.revision,
             scale=entry.lora.scale,
         )
-    if lora is not None:
-        lora = lora.model_copy(update={"file": lora.file.replace("{steps}", str(steps))})
+        model = model.model_copy(update={"lora": own})
+    if model.loras:
+        model = model.with_loras(lambda lora: {"file": lora.file.replace("{steps}", str(steps))})
     on_disk = model.source is None and catalog.is_folder(entry.source)
     return model.model_copy(
         update={
@@ -142,7 +228,6 @@ def with_entry(model: Model, steps: int) -> Model:
             "part": _first(model.part, entry.part),
             "steps": allowed,
             "scheduler": _first(model.scheduler, entry.scheduler),
-            "lora": lora,
         }
     )
 
@@ -166,8 +251,8 @@ def placed(model: Model, folder: Path) -> Model:
         changes["source"] = local(model.source)
     elif model.name not in catalog.MODELS and ":" not in model.name:
         changes["source"] = local(model.name)
-    if model.lora is not None:
-        changes["lora"] = model.lora.model_copy(update={"source": local(model.lora.source)})
+    if model.loras:
+        model = model.with_loras(lambda lora: {"source": local(lora.source)})
     return model.model_copy(update=changes)
 
 
@@ -176,16 +261,28 @@ def source_of(model: Model) -> str:
     return model.source or catalog.model_entry(model.name).source
 
 
-def weights_of(model: Model) -> str:
-    """What tells this model's weights from others."""
-    table = model.lora
-    lora = catalog.Lora(table.source, table.file, table.revision, table.scale) if table else None
-    return catalog.weights_identity(source_of(model), model.revision, lora)
+def weights_of(model: Model, digest: Digest = whole) -> str:
+    """What tells this model's weights from others, by a digest of the files that are here."""
+    loras = [
+        catalog.Lora(table.source, table.file, table.revision, table.scale) for table in model.loras
+    ]
+    return catalog.weights_identity(source_of(model), model.revision, *loras, digest=digest)
+
+
+def origins_of_model(model: Model) -> dict[str, Origin | None]:
+    """{module:function: where its code comes from} of functions that build the pipelines."""
+    names = [model.full_precision] if model.full_precision else []
+    names += [] if model.twin else [source_of(model)]
+    return {
+        name: referenced(name, "model", ModelError).origin
+        for name in names
+        if catalog.is_function(name)
+    }
 
 
 def packages_of_model(model: Model) -> tuple[str, ...]:
     """The distributions that make a model's images."""
-    lora = ("peft",) if model.lora else ()
+    lora = ("peft",) if model.loras else ()
     encoders = backend_of_encoders(model)
     return ("torch", "diffusers", "transformers", *lora, *(encoders.packages if encoders else ()))
 
@@ -204,7 +301,11 @@ def sampling_of(name: str, sampling: Sampling) -> Sampling:
             "guidance_scale": _first(sampling.guidance_scale, entry.guidance_scale),
             "height": _first(sampling.height, entry.height),
             "width": _first(sampling.width, entry.width),
-            "call": {**entry.call, **sampling.call},
+            "call": {
+                key: value
+                for key, value in {**entry.call, **sampling.call}.items()
+                if key not in (sampling.none or ())
+            },
         }
     )
 

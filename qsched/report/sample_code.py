@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qsched.pipelines import catalog
-from qsched.pipelines.table import Model, source_of
+from qsched.pipelines.table import LoraTable, Model, source_of
 from qsched.plugins import beside
 from qsched.quantization.schemes import FIRST_AND_LAST, Scheme
 from qsched.quantization.table import Quantization
@@ -90,9 +90,10 @@ def _missing(source: str) -> list[str]:
 
 
 def _lora(model: Model) -> list[str]:
-    lora = model.lora
-    if lora is None:
-        return []
+    return [line for lora in model.loras for line in _fused(model, lora)]
+
+
+def _fused(model: Model, lora: LoraTable) -> list[str]:
     place, file, options = _quoted(lora.source), lora.file, {}
     if model.twin:
         place = f'pipeline_twin("{model.pipeline}", lora=True) / "lora"'

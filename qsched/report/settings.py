@@ -73,8 +73,9 @@ def _model_for_card(model: Model) -> str:
     words = f"`{model.source or model.name}`"
     if model.revision:
         words += f" at revision `{model.revision}`"
-    if model.lora:
-        words += f", with the LoRA `{model.lora.source}/{model.lora.file}`"
+    for lora in model.loras:
+        scale = f" at {lora.scale:g}" if lora.scale != 1.0 else ""
+        words += f", with the LoRA `{lora.source}/{lora.file}`{scale}"
     if model.twin:
         words += "; **a tiny twin with random weights took its place**"
     return words

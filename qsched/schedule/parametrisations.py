@@ -173,9 +173,14 @@ def parametrisation(name: str, steps: int) -> Parametrisation:
     return Parametrisation(name, steps)
 
 
-def automatic(steps: int) -> str:
-    """The name of what repaired most on the demo model: docs/explanation/repair.md."""
-    return {1: "constant", 2: "per-step+x0-average"}.get(steps, "per-step")
+def automatic(steps: int, *, averages: bool) -> str:
+    """The name of what repaired most on the demo model: docs/explanation/repair.md.
+
+    `averages`: whether the scheduler is known to make x0 predictions that can be averaged.
+    """
+    if steps == 2 and averages:
+        return "per-step+x0-average"
+    return "constant" if steps == 1 else "per-step"
 
 
 @dataclass(frozen=True)

@@ -33,42 +33,8 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from qsched.errors import CoefficientsError, ScheduleError
 from qsched.schedule.coefficients import Coefficients
-from qsched.schedule.step import X0_OF_INPUTS, Preconditioned, Series
-
-AVERAGING = "LCM, TCD, EulerAncestralDiscrete, EulerDiscrete, FlowMatchEulerDiscrete, \
-DPMSolverMultistep (dpmsolver++), UniPCMultistep (predict_x0), DDIM, DDPM"
-"""The schedulers whose x0 predictions `precondition` can average, in words."""
-
-WORKING = "LCM, TCD, EulerAncestralDiscrete, EulerDiscrete, FlowMatchEulerDiscrete, \
-DPMSolverMultistep, UniPCMultistep, DDIM and others that call the network once per step"
-"""The schedulers that `precondition` takes, in words."""
-
-_X0_IN_OUTPUT = {
-    "LCMScheduler",
-    "EulerDiscreteScheduler",
-    "EulerAncestralDiscreteScheduler",
-    "DDIMScheduler",
-    "DDPMScheduler",
-}
-"""Their steps return (prev_sample, x0 prediction)."""
-
-_STEP = ["model_output", "timestep", "sample"]
-_TOKENS = "its samples are tokens, which no number can scale"
-_PARALLEL = "parallel pipelines denoise many timesteps at once, without its step"
-_STAGES = "it counts its steps anew in every stage"
-_REFUSED = {
-    "PNDMScheduler": "it calls the network several times per step (13 times for 4 steps)",
-    "RePaintScheduler": "it jumps back and forth between timesteps",
-    "HeliosScheduler": _STAGES,
-    "HeliosDMDScheduler": _STAGES,
-    "DDIMParallelScheduler": _PARALLEL,
-    "DDPMParallelScheduler": _PARALLEL,
-    "AmusedScheduler": _TOKENS,
-    "BlockRefinementScheduler": _TOKENS,
-    "DiscreteDDIMScheduler": _TOKENS,
-    "EntropyBoundScheduler": _TOKENS,
-    "VQDiffusionScheduler": _TOKENS,
-}
+from qsched.schedule.schedulers import AVERAGING, WORKING, predicts_x0, refusal
+from qsched.schedule.step import Preconditioned, Series
 
 
 def precondition(scheduler: Any, coefficients: Coefficients) -> Any:
@@ -87,7 +53,7 @@ def precondition(scheduler: Any, coefficients: Coefficients) -> Any:
     reason = _refusal(stock) or _learns_variance(scheduler)
     if reason:
         raise ScheduleError(f"{stock.__name__}: {reason}; what works: {WORKING}")
-    if coefficients.average and not _predicts_x0(stock, scheduler.config):
+    if coefficients.average and not predicts_x0(_names(stock), scheduler.config):
         raise ScheduleError(
             f"{stock.__name__}: its steps predict no x0 that could be averaged; use another "
             f"parametrisation, or one of {AVERAGING}"
@@ -161,28 +127,16 @@ def _accepted(model: Any, sample: Any, average: Any) -> tuple[Series, Series, Se
 
 def _refusal(stock: type) -> str | None:
     """Why no scheduler of this class can be preconditioned; None if it can."""
-    for base in stock.__mro__:
-        if base.__name__ in _REFUSED:
-            return _REFUSED[base.__name__]
     if not issubclass(stock, SchedulerMixin):
         return "it is no diffusers scheduler"
     step = getattr(stock, "step", None)
-    if not hasattr(stock, "set_timesteps") or step is None:
-        return "it has no set_timesteps and step"
-    if list(inspect.signature(step).parameters)[1:4] != _STEP:
-        return f"its step does not begin with {', '.join(_STEP)}"
-    order = getattr(stock, "order", 1)
-    return None if order == 1 else f"it calls the network {order} times per step"
+    usual = step is not None and hasattr(stock, "set_timesteps")
+    parameters = list(inspect.signature(step).parameters)[1:] if step and usual else []
+    return refusal(_names(stock), parameters, getattr(stock, "order", 1))
 
 
-def _predicts_x0(stock: type, config: Any) -> bool:
-    """Whether `_step` finds the x0 prediction of this scheduler's steps."""
-    names = {base.__name__ for base in stock.__mro__}
-    if "DPMSolverMultistepScheduler" in names:
-        return str(config.get("algorithm_type")).endswith("dpmsolver++")
-    if "UniPCMultistepScheduler" in names:
-        return bool(config.get("predict_x0"))
-    return bool(names & (_X0_IN_OUTPUT | X0_OF_INPUTS.keys()))
+def _names(stock: type) -> list[str]:
+    return [base.__name__ for base in stock.__mro__]
 
 
 def _learns_variance(scheduler: Any) -> str | None:

@@ -15,7 +15,6 @@ from qsched.service.schema import Score, Slot
 from qsched.service.status import Candidate, Status
 from qsched.service.storage import Storage
 from qsched.service.trials import Trials
-from qsched.study.fingerprint import differences
 from qsched.study.study import Study
 
 OVERLAP = 5.0
@@ -263,13 +262,12 @@ def create(storage: Storage, definition: Study, *, accept: Collection[str] = ())
     differ; the study records both values. Raises StudyError, naming each other key that differs
     with both values.
     """
-    fingerprint = definition.fingerprint()
     study = StoredStudy(storage, definition)
     stored = storage.study(definition.name)
     if stored is None:
-        storage.add_study(definition.name, definition.to_json(), fingerprint)
+        storage.add_study(definition.name, definition.to_json(), definition.fingerprint())
     else:
-        _agree(storage, definition.name, stored.fingerprint, fingerprint, accept)
+        _agree(storage, definition, stored.fingerprint, accept)
         have = sum(study.queue.counts().values())
         if definition.trials < have:
             raise StudyError(
@@ -290,14 +288,11 @@ def load(storage: Storage, name: str) -> StoredStudy:
 
 
 def _agree(
-    storage: Storage,
-    name: str,
-    stored: dict[str, Any],
-    current: dict[str, Any],
-    accept: Collection[str],
+    storage: Storage, definition: Study, stored: dict[str, Any], accept: Collection[str]
 ) -> None:
     """Refuses another fingerprint, but for the keys in `accept`, which are recorded."""
-    differing = differences(stored, current)
+    name, current = definition.name, definition.fingerprint()
+    differing = definition.differences(stored)
     refused = {key: words for key, words in differing.items() if key not in accept}
     if refused:
         raise StudyError(

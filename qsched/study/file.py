@@ -7,6 +7,7 @@ from pydantic import Field, ValidationInfo, model_validator
 from qsched.errors import QschedError
 from qsched.evidence.table import Validation
 from qsched.pictures.table import Gallery
+from qsched.pipelines.agreement import averages
 from qsched.pipelines.table import Execution, Model, Sampling
 from qsched.prompts import Prompts
 from qsched.quantization.table import Quantization
@@ -37,7 +38,7 @@ class StudyFile(Section):
         """What is searched."""
         name, steps = self.search.parametrisation, self.sampling.steps
         if name == "auto":
-            name = automatic(steps)
+            name = automatic(steps, averages=averages(self.model))
         return parametrisation(name, steps)
 
     @model_validator(mode="after")

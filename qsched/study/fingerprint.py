@@ -11,7 +11,7 @@ from qsched.captions import READERS
 from qsched.errors import StudyError
 from qsched.evidence.table import packages_of_reference
 from qsched.libraries import installed_version
-from qsched.pipelines.table import packages_of_model
+from qsched.pipelines.table import origins_of_model, packages_of_model
 from qsched.plugins import Origin
 from qsched.quantization.backend import origin_of
 from qsched.scoring.catalog import metric_entry
@@ -50,12 +50,14 @@ def reader(tables: StudyFile) -> dict[str, str]:
 def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:
     """{key in which two fingerprints differ: both values in words}.
 
-    Of the versions in a fingerprint of version 0.1 only those count that are in the other one too.
+    Of the versions in a fingerprint of version 0.1 only those count that are in the other one too;
+    it has nothing of the code of plug-ins.
     """
     keys = stored.keys() | current.keys()
     if "format" not in stored:
         both = stored.keys() & current.keys()
-        keys = {key for key in keys - {"format"} if key in both or not key.startswith("versions.")}
+        unknown = ("versions.", "plugins.")
+        keys = {key for key in keys - {"format"} if key in both or not key.startswith(unknown)}
     return {
         key: f"{key}: the study has {stored.get(key)!r}, now it is {current.get(key)!r}"
         for key in sorted(keys)
@@ -80,6 +82,7 @@ def _scorers(tables: StudyFile) -> list[str]:
 def _origins(tables: StudyFile) -> Iterator[tuple[str, Origin]]:
     backend = tables.quantization.resolved()[0].name
     origins = {name: metric_entry(name).origin for name in _scorers(tables)}
-    for name, origin in (origins | {backend: origin_of(backend)}).items():
+    origins |= {backend: origin_of(backend), **origins_of_model(tables.model)}
+    for name, origin in origins.items():
         if origin is not None:
             yield name, origin

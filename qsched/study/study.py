@@ -18,7 +18,8 @@ from pydantic import ValidationError
 from qsched.captions import read_captions
 from qsched.errors import ConfigError, QschedError
 from qsched.evidence.table import with_reference
-from qsched.pipelines import catalog
+from qsched.pipelines import agreement, catalog
+from qsched.pipelines.digests import first_and_last
 from qsched.pipelines.table import placed, sampling_of, weights_of, with_entry
 from qsched.plugins import beside
 from qsched.prompts import Prompt, Prompts, choose, is_remote, locate, split, stand_ins, with_seeds
@@ -26,7 +27,7 @@ from qsched.schedule.parametrisations import Bounds, Parametrisation
 from qsched.scoring import jaq
 from qsched.seeds import digest
 from qsched.study.file import StudyFile
-from qsched.study.fingerprint import FORMAT, plugins, reader, versions
+from qsched.study.fingerprint import FORMAT, differences, plugins, reader, versions
 from qsched.tables import STORED, in_words
 
 TWIN_PROMPTS = 4
@@ -133,6 +134,17 @@ class Study:
             code = plugins(self.tables) | reader(self.tables) | versions(self.tables)
         return {"format": FORMAT, **keys, **code}
 
+    def differences(self, stored: Mapping[str, Any]) -> dict[str, str]:
+        """{key in which a stored fingerprint differs from this study's: both values in words}.
+
+        Version 0.1 read less of large files; weights that agree as far as it read are the same.
+        """
+        current, key = self.fingerprint(), "model.weights"
+        if "format" not in stored and stored.get(key) != current[key]:
+            before = weights_of(self.tables.model, first_and_last)
+            current[key] = before if stored.get(key) == before else current[key]
+        return differences(stored, current)
+
     def to_json(self) -> str:
         """The whole study as JSON; `from_json` reads it back equal."""
         return json.dumps(
@@ -182,8 +194,9 @@ def _read(content: Mapping[str, Any], path: Path, fetch: bool) -> Study:
     prompts: tuple[tuple[Prompt, ...], tuple[Prompt, ...]] = ((), ())
     tables = None
     try:
-        tables = StudyFile.model_validate(content)
-        tables = _with_defaults(tables, path.parent)
+        tables = _with_defaults(StudyFile.model_validate(content), path.parent)
+        problems += agreement.problems(tables.model, tables.sampling)
+        problems += agreement.problems_of_space(tables.model, tables.space)
     except ValidationError as error:
         problems += [in_words(dict(problem), StudyFile) for problem in error.errors()]
     except QschedError as error:
@@ -269,10 +282,11 @@ def _with_defaults(tables: StudyFile, folder: Path) -> StudyFile:
     model = with_entry(placed(tables.model, folder), tables.sampling.steps)
     sampling = sampling_of(tables.model.name, tables.sampling)
     validation = with_reference(tables.validation, folder)
-    search = tables.search.model_copy(update={"parametrisation": tables.space.name})
-    return tables.model_copy(
-        update={"sampling": sampling, "model": model, "validation": validation, "search": search}
+    tables = tables.model_copy(
+        update={"sampling": sampling, "model": model, "validation": validation}
     )
+    search = tables.search.model_copy(update={"parametrisation": tables.space.name})
+    return tables.model_copy(update={"search": search})
 
 
 def _checked(study: Study, changes: Mapping[str, Any]) -> Study:

@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from qsched import plugins
 from qsched.errors import ConfigError
 from qsched.pipelines.catalog import MODELS, TWIN_SIDE
+from qsched.pipelines.digests import first_and_last
+from qsched.pipelines.table import Model, weights_of, with_entry
 from qsched.study.fingerprint import differences
 from qsched.study.study import Study, load_study
 from tests.support import fakes
@@ -216,6 +219,51 @@ def test_a_fingerprint_of_version_0_1_is_compared_by_what_both_know(tmp_path: Pa
     assert differences(old, now) == {}
     assert list(differences(old | {"versions.torch": "1.0"}, now)) == ["versions.torch"]
     assert list(differences(old | {"sampling.steps": 2}, now)) == ["sampling.steps"]
+
+
+def test_weights_of_version_0_1_agree_as_far_as_it_read(tmp_path: Path) -> None:
+    """It read the first and last mebibyte of each file; its studies go on all the same."""
+    study = fakes.study(tmp_path)
+    now = study.fingerprint()
+    old = {key: value for key, value in now.items() if key != "format"}
+    old["model.weights"] = weights_of(study.tables.model, first_and_last)
+    assert old["model.weights"] != now["model.weights"]
+    assert study.differences(old) == {}
+    assert list(study.differences(old | {"model.weights": "other"})) == ["model.weights"]
+    assert list(study.differences(old | {"format": now["format"]})) == ["model.weights"]
+
+
+def test_the_code_that_builds_a_model_is_in_the_fingerprint(tmp_path: Path) -> None:
+    path = changed(tmp_path, 'name = "demo"', 'name = "built_here:pipeline"')
+    code = tmp_path / "built_here.py"
+    key = "plugins.built_here:pipeline"
+    code.write_text("def pipeline():\n    return 1\n")
+    before = load_study(path).fingerprint()
+    assert before[key].startswith("built_here:pipeline ")
+    plugins._beside.clear()
+    code.write_text("def pipeline():\n    return 2\n")
+    assert list(differences(before, load_study(path).fingerprint())) == [key]
+    old = {name: value for name, value in before.items() if name not in (key, "format")}
+    assert differences(old, before) == {}
+
+
+def test_one_lora_or_several(tmp_path: Path) -> None:
+    lora = {"source": str(tmp_path), "file": "{steps}.safetensors"}
+    (tmp_path / "2.safetensors").write_bytes(b"weights")
+    one = with_entry(Model.model_validate({"name": "demo", "lora": lora}), 2)
+    two = with_entry(Model.model_validate({"name": "demo", "lora": [lora, lora | {"scale": 2}]}), 2)
+    assert [each.file for each in two.loras] == ["2.safetensors"] * 2
+    assert one.model_dump()["lora"] == {
+        **{"source": str(tmp_path), "file": "2.safetensors", "revision": None, "scale": 1.0}
+    }
+    assert Model.model_validate(two.model_dump()) == two
+    assert weights_of(two).startswith(weights_of(one) + " + 2 * ")
+    path = changed(tmp_path, "[sampling]", '[[model.lora]]\nsource = "a/b"\n[sampling]')
+    with pytest.raises(ConfigError, match=r"model\.lora\.0\.file is missing"):
+        load_study(path)
+    path = changed(tmp_path, "[sampling]", '[model.lora]\nsource = "a/b"\n[sampling]')
+    with pytest.raises(ConfigError, match=r"model\.lora\.file is missing"):
+        load_study(path)
 
 
 def test_other_budgets_and_names_are_checked(tmp_path: Path) -> None:

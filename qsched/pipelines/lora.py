@@ -1,0 +1,197 @@
+"""LoRA weights into a pipeline's networks, for good, and how many of a file's layers got there.
+
+diffusers leaves out what it doesn't know with a warning at most; here, a file that doesn't fit is
+an error.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from diffusers import DiffusionPipeline
+from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
+from torch import nn
+
+from qsched import hub
+from qsched.errors import HubError, ModelError
+from qsched.pipelines.failures import explained
+from qsched.pipelines.interception import replaced
+from qsched.pipelines.table import LoraTable
+
+ADAPTER = "qsched"
+
+_HALVES = (".lora_A.", ".lora_B.", ".lokr_")
+"""What follows a layer's name in PEFT's form of a file."""
+
+
+@dataclass(frozen=True)
+class FusedLora:
+    """A LoRA that was fused: its file, and how many of its layers are in the pipeline."""
+
+    file: str
+    matched: int
+    layers: int
+
+    def __str__(self) -> str:
+        return f"LoRA {self.file}: {self.matched} of {self.layers} layers"
+
+
+def fuse(pipeline: DiffusionPipeline, table: LoraTable) -> FusedLora:
+    """Adds a LoRA to the weights of the denoiser, and to those of text encoders if it has any.
+
+    Raises ModelError, in one line, for a file that can't be had, or that was made for another
+    network: none of its layers may be in this one, or only some of them unless `table.partial`.
+    """
+    file = _file(table)
+    kind: Any = type(pipeline).__name__
+    if not hasattr(pipeline, "load_lora_weights"):
+        raise ModelError(
+            f"model.lora: {kind} can't load LoRA weights; fuse them in a function that builds the "
+            "pipeline, and give that as model.name"
+        )
+    _refuse_unknown_kinds(file)
+    listed: set[str] = set()
+    with (
+        _unlogged("diffusers.loaders"),
+        explained(ModelError, f"model.lora: {file} can't be loaded into {kind}", _remedy(kind)),
+        replaced(pipeline, "lora_state_dict", _watched(pipeline.lora_state_dict, listed)),
+    ):
+        pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=ADAPTER)
+    reached = set(_reached(pipeline))
+    _require_match(file, table, kind, listed, reached)
+    with explained(ModelError, f"model.lora: {file} can't be fused", _remedy(kind)):
+        pipeline.fuse_lora(lora_scale=table.scale)
+        pipeline.unload_lora_weights()
+    return FusedLora(file.name, len(listed & reached), len(listed))
+
+
+@contextmanager
+def _unlogged(name: str) -> Iterator[None]:
+    """While it lasts, these loggers are silent: what they say is said by an error, in one line."""
+    loggers = [
+        logging.getLogger(each) for each in logging.root.manager.loggerDict if each.startswith(name)
+    ]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        yield
+    finally:
+        for logger, disabled in zip(loggers, before, strict=True):
+            logger.disabled = disabled
+
+
+def _remedy(kind: str) -> str:
+    try:
+        import peft  # noqa: F401
+    except ImportError:
+        return "it needs peft: pip install 'qsched[gpu]'"
+    return f"it may have been made for another network; take one made for {kind}, as safetensors"
+
+
+def _file(table: LoraTable) -> Path:
+    """The file on this machine, from its folder or from the hub."""
+    folder = Path(table.source)
+    if folder.is_dir():
+        if not (folder / table.file).is_file():
+            raise ModelError(f"model.lora.file = {table.file!r}: not in {folder}; correct it")
+        return folder / table.file
+    try:
+        return hub.fetch_file(table.source, table.file, revision=table.revision)
+    except HubError as error:
+        raise ModelError(f"model.lora: {error}") from error
+
+
+def _refuse_unknown_kinds(file: Path) -> None:
+    """Raises ModelError for tensors that diffusers leaves out: they would count for nothing."""
+    if file.suffix != ".safetensors":
+        return
+    from safetensors import safe_open
+
+    with (
+        explained(ModelError, f"model.lora: {file} can't be loaded", "expected safetensors"),
+        safe_open(file, "pt") as stream,
+    ):
+        names = list(stream.keys())
+    for part, what in (("dora_scale", "a DoRA"), ("hada_w", "a LoHa"), ("lora_mid", "a LoCon")):
+        if any(part in name for name in names):
+            raise ModelError(
+                f"model.lora: {file} is {what}, of which diffusers would use a part; expected a "
+                "plain LoRA; fuse it with its own tool into a model folder"
+            )
+
+
+def _watched(convert: Callable[..., Any], listed: set[str]) -> Callable[..., Any]:
+    """`lora_state_dict`; the layers that it makes of a file are put into `listed`."""
+
+    def converted(*args: Any, **kwargs: Any) -> Any:
+        output = convert(*args, **kwargs)
+        tensors = output[0] if isinstance(output, tuple) else output
+        listed.update(_layers(tensors))
+        return output
+
+    return converted
+
+
+def _layers(tensors: Mapping[str, Any]) -> Iterator[str]:
+    """The layers, with the component's name in front, whose weights these are, by any naming."""
+    for name, tensor in tensors.items():
+        layer = next(filter(None, (_layer(each) for each in _in_peft(name, tensor))), None)
+        if layer is not None:
+            yield _flat(layer)
+        elif not name.endswith("alpha"):
+            yield name.rpartition(".")[0]
+
+
+def _flat(layer: str) -> str:
+    """A layer's name without the level that CLIP text encoders have in some versions."""
+    return layer.replace(".text_model.", ".", 1)
+
+
+def _layer(name: str) -> str | None:
+    return next((name.partition(half)[0] for half in _HALVES if half in name), None)
+
+
+def _in_peft(name: str, tensor: Any) -> Iterator[str]:
+    """The name, and what diffusers makes of it: one way for UNets, another for text encoders."""
+    yield name
+    for to_peft in (convert_unet_state_dict_to_peft, convert_state_dict_to_peft):
+        with suppress(ValueError):  # a naming that it doesn't know
+            yield from to_peft({name: tensor})
+
+
+def _reached(pipeline: DiffusionPipeline) -> Iterator[str]:
+    """The layers of all components that have the adapter."""
+    for component, network in pipeline.components.items():
+        if isinstance(network, nn.Module):
+            for name, layer in network.named_modules():
+                parts = getattr(layer, "adapter_layer_names", ())
+                if any(ADAPTER in getattr(layer, part, ()) for part in parts):
+                    yield _flat(f"{component}.{name}")
+
+
+def _require_match(
+    file: Path, table: LoraTable, kind: str, listed: set[str], reached: set[str]
+) -> None:
+    """Raises ModelError unless the layers of the file are in the pipeline, its denoiser first."""
+    missing = sorted(listed - reached)
+    first = f"{missing[0]!r}" if missing else "none at all"
+    matched = sorted(listed & reached)
+    if not matched:
+        raise ModelError(
+            f"model.lora: none of the {len(listed)} layers of {file} is in {kind}, among them "
+            f"{first}; take one made for {kind}"
+        )
+    if all(name.startswith("text_encoder") for name in matched):
+        raise ModelError(
+            f"model.lora: {file} reaches {len(matched)} layers of text encoders and none of the "
+            "denoiser, which is what a study calibrates; take a file with weights of the denoiser"
+        )
+    if missing and not table.partial:
+        raise ModelError(
+            f"model.lora: {len(missing)} of the {len(listed)} layers of {file} are not in {kind}, "
+            f"among them {first}; take one made for {kind}, or set model.lora.partial = true"
+        )
