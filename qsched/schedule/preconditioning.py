@@ -24,6 +24,7 @@ scheduler (DDIMPipeline) goes back to stock.
 
 import copy
 import dis
+import functools
 import inspect
 from typing import Any
 
@@ -123,7 +124,8 @@ def precondition(scheduler: Any, coefficients: Coefficients) -> Any:
 def _carry_over(scheduler: Any, result: Any) -> None:
     """Gives `result` what was changed in `scheduler` since it was constructed, but for what its
     sampling has left there."""
-    of_sampling = _assigned_by_sampling(type(scheduler))
+    kind: Any = type(scheduler)
+    of_sampling = _assigned_by_sampling(kind)
     built = vars(result)
     carried = set()
     for name, value in vars(scheduler).items():
@@ -132,9 +134,9 @@ def _carry_over(scheduler: Any, result: Any) -> None:
         history = built.get(name)
         if isinstance(history, list) and all(each is None for each in history):
             continue  # filled step by step
-        if callable(value) and hasattr(type(scheduler), name):
+        if callable(value) and hasattr(kind, name):
             raise ScheduleError(
-                f"{type(scheduler).__name__}: its {name} was replaced on this instance; expected "
+                f"{kind.__name__}: its {name} was replaced on this instance; expected "
                 "the class's own; make it a subclass that overrides it"
             )
         if name not in built or not _equal(value, built[name]):
@@ -144,7 +146,8 @@ def _carry_over(scheduler: Any, result: Any) -> None:
         result._carried = tuple(sorted(carried | set(getattr(scheduler, "_carried", ()))))
 
 
-def _assigned_by_sampling(kind: type) -> set[str]:
+@functools.cache
+def _assigned_by_sampling(kind: Any) -> frozenset[str]:
     """The attributes that a scheduler's methods assign while it samples."""
     found: set[str] = set()
     todo, seen = (
@@ -163,7 +166,7 @@ def _assigned_by_sampling(kind: type) -> set[str]:
                     if each.opname == "STORE_ATTR"
                 }
                 todo += set(function.__code__.co_names) - seen - {"__init__"}
-    return found
+    return frozenset(found)
 
 
 def _nothing() -> None:
