@@ -87,6 +87,9 @@ class Observer:
     def network(self, summary: str) -> None:
         """The network was quantized; what share of it."""
 
+    def tested(self, sentence: str) -> None:
+        """The pipeline was tested; what its images are equal to, and what was switched off."""
+
     def working(self, status: Status) -> None:
         """Before the first trial, and after each finished one."""
 
@@ -263,6 +266,8 @@ def work(
         batch_size=execution.batch_size,
     )
     generator.prepare(definition.calibration)
+    if generator.tested:
+        observer.tested(generator.tested.sentence)
     prompts = len(definition.calibration)
     shown = 0.0
 

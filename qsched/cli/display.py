@@ -55,6 +55,10 @@ class LiveProgress(Observer):
         """Says which share of the network is quantized."""
         self._console.print(Text(f"network   {summary}", style="dim"))
 
+    def tested(self, sentence: str) -> None:
+        """Says what the self-test found."""
+        self._console.print(Text(f"self-test {sentence}", style="dim"))
+
     def working(self, status: Status) -> None:
         """Moves the bar to the finished trials, with the best against the identity."""
         if self._status is None and 0 < status.done < status.budget:

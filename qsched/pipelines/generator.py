@@ -1,29 +1,34 @@
 """A diffusers pipeline + prompts with seeds + coefficients -> images, with nothing computed twice.
 
     generator = ImageGenerator(pipeline, Sampling(steps=4, guidance_scale=0.0))
+    generator.prepare(prompts)
     images = generator.generate(prompts, Coefficients.ramp(4, 1.05, 0.97))    # (N, 3, H, W)
 
-The pipeline's own ``__call__`` makes the images; three of its parts are intercepted while it runs,
+The pipeline's own ``__call__`` makes the images; two of its parts are intercepted while it runs,
 because what they return can't depend on the coefficients and so is the same in every trial:
 
-- ``encode_prompt``: the prompt embeddings;
-- ``prepare_latents``: the initial noise of each prompt's own random generator, whose state is kept
-  too, so that the noise a stochastic scheduler injects is the same in every trial;
+- ``encode_prompt``: the prompt embeddings, by caption and all other arguments of the call;
 - the denoiser's **first** call: it sees x_0 and the embeddings only, the coefficients act after it
   (arXiv 2509.01624, section 4: x_{i+1} = step(c_eps[i] eps_i, t_i, c_x[i] x_i)). A trial of N steps
   costs N - 1 network calls. Its **later calls** are the same as long as c_eps and c_x are, so a
   trial that only weighs the steps' x0 predictions otherwise costs none.
 
-Each is kept per prompt, in the computer's memory, the last under a digest of everything that enters
-the denoiser. `prepare` encodes all prompts first and then frees the text encoders. Images are
-made in batches of one fixed shape (the last one padded), so an image doesn't depend on its
-neighbours, and caches change the time but never the pixels.
+Each is kept per image, in the computer's memory, under a digest of everything that enters. What
+can't be digested exactly is not kept. Images are made in batches of one fixed shape (the last one
+padded), so an image doesn't depend on its neighbours; captions whose embeddings differ in shape are
+never padded to each other, they go in batches of one. What a scheduler's step injects is drawn from
+the image's own generator, also where the pipeline passes it none.
+
+None of this is assumed: `prepare` runs the self-test on the pipeline itself, and what changes a
+pixel is switched off.
 """
 
+import copy
+import functools
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -34,9 +39,20 @@ from qsched.errors import GenerationError, QschedError
 from qsched.libraries import quiet
 from qsched.pipelines.agreement import NAMED, require_taken
 from qsched.pipelines.failures import explained
-from qsched.pipelines.interception import Row, input_digests, joined, replaced, rows
+from qsched.pipelines.interception import (
+    ApartError,
+    UnknownValueError,
+    apart,
+    digest,
+    joined,
+    kept,
+    network_rows,
+    replaced,
+    row_digests,
+)
 from qsched.pipelines.loading import denoiser, text_encoders
 from qsched.pipelines.memory import free_memory
+from qsched.pipelines.self_test import SelfTest, self_test
 from qsched.pipelines.table import OWN_KEYS, Sampling
 from qsched.prompts import Prompt
 from qsched.schedule.coefficients import Coefficients
@@ -44,7 +60,7 @@ from qsched.schedule.preconditioning import precondition
 
 logger = logging.getLogger(__name__)
 
-CACHES = frozenset({"embeddings", "noise", "first-call", "later-calls"})
+CACHES = frozenset({"embeddings", "first-call", "later-calls"})
 """The caches of an ImageGenerator, by name."""
 
 
@@ -53,6 +69,7 @@ class ImageGenerator:
 
     One instance belongs to one pipeline with fixed weights and one way of sampling; quantize the
     pipeline first. Not thread-safe. `network_calls` and `images` count what was really done.
+    `tested`: what the self-test found, from `prepare` on.
     """
 
     def __init__(
@@ -74,40 +91,94 @@ class ImageGenerator:
         self.batch_size = batch_size
         self.network_calls = 0
         self.images = 0
+        self.tested: SelfTest | None = None
+        self._part = part
         self._denoiser = denoiser(pipeline, part)
-        self._caches = caches
+        self._caches = caches if hasattr(pipeline, "encode_prompt") else caches - {"embeddings"}
         self._encoders_freed = False
-        self._embeddings: dict[str, Row] = {}
-        self._noise: dict[int, tuple[Row, Tensor]] = {}
-        self._first_outputs: dict[bytes, Tensor] = {}
-        self._later_outputs: dict[bytes, Tensor] = {}
+        self._embeddings: dict[bytes, Any] = {}
+        self._first_outputs: dict[bytes, Any] = {}
+        self._later_outputs: dict[bytes, Any] = {}
         self._pass: tuple[Coefficients | None, set[Prompt]] = (None, set())
-        self._network_device = torch.device("cpu")
 
     def prepare(self, prompts: Sequence[Prompt]) -> None:
-        """Encodes all captions that will be asked for, then frees the memory of the text encoders.
+        """Tests caches and batches on the pipeline itself, encodes all captions that will be asked
+        for, then frees the memory of the text encoders.
 
-        Warns of captions that are longer than the text encoders read. Needs the cache of
-        embeddings; afterwards other captions than these raise GenerationError.
+        The self-test is made once; what it finds different is switched off, with a warning. Warns
+        of captions that are longer than the text encoders read. Afterwards other captions than
+        these raise GenerationError, and so does here a pipeline whose images can't be repeated or
+        don't follow the coefficients.
         """
-        if "embeddings" not in self._caches:
-            raise ValueError("prepare needs the cache of embeddings")
+        if self.tested is None:
+            self._test(prompts)
+        if "embeddings" not in self._caches or self._encoders_freed:
+            return
         first = {prompt.text: prompt for prompt in reversed(prompts)}
-        new = [first[text] for text in sorted(first.keys() - self._embeddings.keys())]
+        new = [first[text] for text in sorted(first)]
         self._warn_of_long([prompt.text for prompt in new])
-        for start in range(0, len(new), self.batch_size):
-            batch = self._padded(new[start : start + self.batch_size])
-            encode = self._encoder(self.pipeline.encode_prompt, batch)
+        try:
+            self._encode(new)
+        except _OneByOneError as error:
+            self._one_by_one(error)
+            self._encode(new)
+        if self.tested and not self.tested.encoders_needed:
+            self._free_text_encoders()
 
-            def encode_and_stop(
-                *args: Any, encode: Callable[..., Any] = encode, **kwargs: Any
-            ) -> Any:
-                encode(*args, **kwargs)
-                raise _EncodedError
+    def _test(self, prompts: Sequence[Prompt]) -> None:
+        """Takes over what the self-test finds."""
 
-            with replaced(self.pipeline, "encode_prompt", encode_and_stop), suppress(_EncodedError):
-                self._call(batch, [torch.Generator() for _ in batch])
-        self._free_text_encoders()
+        def make(batch_size: int, caches: frozenset[str]) -> ImageGenerator:
+            return ImageGenerator(
+                self.pipeline, self.sampling, part=self._part, batch_size=batch_size, caches=caches
+            )
+
+        exact = self.pipeline._execution_device.type == "cpu"
+        self.tested = self_test(
+            make,
+            prompts,
+            steps=self.sampling.steps,
+            batch_size=self.batch_size,
+            caches=self._caches,
+            size=(self.sampling.height, self.sampling.width),
+            exact=exact,
+        )
+        self._caches = self.tested.caches
+        self.batch_size = self.tested.batch_size
+        if self.tested.off:
+            logger.warning("%s: %s", type(self.pipeline).__name__, self.tested.sentence)
+
+    def _encode(self, prompts: Sequence[Prompt]) -> None:
+        """Runs the pipeline up to its denoiser, which keeps what `encode_prompt` returns."""
+
+        def encoded(*args: Any, **kwargs: Any) -> Any:
+            raise _EncodedError
+
+        identity = Coefficients.identity(self.sampling.steps)
+        with self._scheduled(identity):
+            for start in range(0, len(prompts), self.batch_size):
+                batch = self._padded(prompts[start : start + self.batch_size])
+                encode = self._encoder(self.pipeline.encode_prompt, batch)
+                with (
+                    replaced(self.pipeline, "encode_prompt", encode),
+                    replaced(self._denoiser, "forward", encoded),
+                    suppress(_EncodedError),
+                ):
+                    self._call(batch, [torch.Generator() for _ in batch])
+
+    @contextmanager
+    def without_text_encoders(self) -> Iterator[None]:
+        """The pipeline as it is when they are freed, for a while."""
+        encoders = text_encoders(self.pipeline)
+        freed, self._encoders_freed = self._encoders_freed, True
+        for name in encoders:
+            setattr(self.pipeline, name, None)
+        try:
+            yield
+        finally:
+            self._encoders_freed = freed
+            for name, encoder in encoders.items():
+                setattr(self.pipeline, name, encoder)
 
     def _free_text_encoders(self) -> None:
         for name in text_encoders(self.pipeline):
@@ -158,27 +229,59 @@ class ImageGenerator:
         if self._pass[0] != coefficients.scalars:
             self._later_outputs.clear()
             self._pass = (coefficients.scalars, set())
+        with self._scheduled(coefficients):
+            try:
+                return self._batches(prompts)
+            except _OneByOneError as error:
+                self._one_by_one(error)
+                return self._batches(prompts)
+
+    def plain(self, prompts: Sequence[Prompt]) -> Tensor:
+        """The images of one batch as the pipeline makes them without qsched: nothing is
+        intercepted, the stock scheduler is used."""
+        noise = [torch.Generator("cpu").manual_seed(prompt.seed) for prompt in prompts]
         stock = self.pipeline.scheduler
-        self.pipeline.scheduler = precondition(stock, coefficients)
+        self.pipeline.scheduler = copy.deepcopy(stock)  # its timesteps stay as they are
         try:
-            batches = [
-                self._batch(prompts[start : start + self.batch_size])
-                for start in range(0, len(prompts), self.batch_size)
-            ]
+            return self._images(self._call(prompts, noise), prompts)
         finally:
             self.pipeline.scheduler = stock
-        return torch.cat(batches)
 
     def shrink(self, batch_size: int) -> None:
         """Makes batches of this size from here on, after the device ran out of memory.
 
         Images of another batch size may differ in their last bits.
         """
-        self.batch_size = batch_size
         logger.warning("out of memory: batches of %d images from here on", batch_size)
-        self._noise.clear()
+        self._resize(batch_size)
+
+    def _one_by_one(self, why: Exception) -> None:
+        logger.warning(
+            "batches of one image from here on: the captions' embeddings can't be put together "
+            "exactly, %s",
+            why,
+        )
+        self._embeddings.clear()
+        self._resize(1)
+
+    def _resize(self, batch_size: int) -> None:
+        self.batch_size = batch_size
         self._first_outputs.clear()
         self._later_outputs.clear()
+
+    @contextmanager
+    def _scheduled(self, coefficients: Coefficients) -> Iterator[None]:
+        """The pipeline with a scheduler that follows the coefficients, for a while."""
+        stock = self.pipeline.scheduler
+        self.pipeline.scheduler = precondition(stock, coefficients)
+        try:
+            yield
+        finally:
+            self.pipeline.scheduler = stock
+
+    def _batches(self, prompts: Sequence[Prompt]) -> Tensor:
+        starts = range(0, len(prompts), self.batch_size)
+        return torch.cat([self._batch(prompts[at : at + self.batch_size]) for at in starts])
 
     def _batch(self, prompts: Sequence[Prompt]) -> Tensor:
         padded = self._padded(prompts)
@@ -190,8 +293,21 @@ class ImageGenerator:
                 stack.enter_context(replaced(owner, method, replacement))
             output = self._call(padded, noise)
         seen.update(prompts)
-        images: Tensor = output.images[: len(prompts)].float().cpu()
+        images = self._images(output, prompts)
         self.images += len(images)
+        return images
+
+    def _images(self, output: Any, prompts: Sequence[Prompt]) -> Tensor:
+        """The images of `prompts` in what the pipeline returned."""
+        images = getattr(output, "images", None)
+        if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
+            held = [name for name in ("frames", "audios", "image_embeds") if hasattr(output, name)]
+            found = tuple(images.shape) if isinstance(images, Tensor) else ", ".join(held)
+            raise GenerationError(
+                f"{type(self.pipeline).__name__}: it returns {found or type(output).__name__}; "
+                "expected images, (N, 3, H, W); take a text-to-image pipeline"
+            )
+        images = images[: len(prompts)].float().cpu()
         self._refuse_spoilt(images, prompts)
         return images
 
@@ -243,69 +359,77 @@ class ImageGenerator:
         self, prompts: Sequence[Prompt], noise: Sequence[torch.Generator], repeated: bool
     ) -> Iterator[tuple[object, str, Callable[..., Any]]]:
         """What to replace while the pipeline runs: (owner, method, replacement)."""
-        yield self._denoiser, "forward", self._network(self._denoiser.forward, repeated)
+        yield self._denoiser, "forward", self._network(self._denoiser.forward, prompts, repeated)
+        scheduler = self.pipeline.scheduler
+        if "generator" in inspect.signature(scheduler.step).parameters:
+            yield scheduler, "step", _with_noise(scheduler.step, noise)
         if "embeddings" in self._caches:
             encode = self.pipeline.encode_prompt
             yield self.pipeline, "encode_prompt", self._encoder(encode, prompts)
-        if "noise" in self._caches:
-            prepare = self.pipeline.prepare_latents
-            yield self.pipeline, "prepare_latents", self._latents(prepare, prompts, noise)
 
     def _encoder(self, encode: Callable[..., Any], prompts: Sequence[Prompt]) -> Callable[..., Any]:
-        """`encode_prompt` that encodes a caption once."""
+        """`encode_prompt` that encodes a caption, with the same other arguments, once."""
+        signature = inspect.signature(encode)
+        captions = [prompt.text for prompt in prompts]
 
         def cached(*args: Any, **kwargs: Any) -> Any:
-            if all(prompt.text in self._embeddings for prompt in prompts):
-                return joined([self._embeddings[prompt.text] for prompt in prompts])
-            if self._encoders_freed:
-                unknown = next(p.text for p in prompts if p.text not in self._embeddings)
-                raise GenerationError(
-                    f"the text encoders were freed before {unknown!r} was encoded; "
-                    "expected one of the prompts that were prepared"
-                )
+            bound = signature.bind(*args, **kwargs)
+            calls = _by_image(bound, len(prompts))
+            try:
+                keys = [digest(call.arguments) for call in calls]
+            except UnknownValueError:
+                self._refuse_if_freed(captions[0])
+                return encode(*args, **kwargs)
+            missing = {key: k for k, key in enumerate(keys) if key not in self._embeddings}
+            if not missing:
+                return joined([self._embeddings[key] for key in keys])
+            self._refuse_if_freed(captions[min(missing.values())])
             output = encode(*args, **kwargs)
-            for prompt, row in zip(prompts, rows(output, len(prompts)), strict=True):
-                self._embeddings.setdefault(prompt.text, row)
+            with suppress(UnknownValueError):
+                if len(calls) == 1:
+                    self._embeddings[keys[0]] = kept(output)
+                    return output
+                distinct = {
+                    key: encode(*call.args, **call.kwargs)
+                    for key, call in dict(zip(keys, calls, strict=True)).items()
+                }
+                try:
+                    found = apart(output, [distinct[key] for key in keys])
+                except ApartError as error:
+                    raise _OneByOneError(str(error)) from None
+                for key, row in zip(keys, found, strict=True):
+                    self._embeddings.setdefault(key, row)
             return output
 
         return cached
 
-    def _latents(
-        self,
-        prepare: Callable[..., Any],
-        prompts: Sequence[Prompt],
-        noise: Sequence[torch.Generator],
+    def _refuse_if_freed(self, caption: str) -> None:
+        if self._encoders_freed:
+            raise GenerationError(
+                f"the text encoders were freed before {caption!r} was encoded; "
+                "expected one of the prompts that were prepared"
+            )
+
+    def _network(
+        self, forward: Callable[..., Any], prompts: Sequence[Prompt], repeated: bool
     ) -> Callable[..., Any]:
-        """`prepare_latents` that draws a seed's initial noise once and keeps its generator's state.
-
-        The generators are left as the pipeline would have left them, so what a scheduler draws
-        later is the same as well.
-        """
-
-        def cached(*args: Any, **kwargs: Any) -> Any:
-            if all(prompt.seed in self._noise for prompt in prompts):
-                for prompt, generator in zip(prompts, noise, strict=True):
-                    generator.set_state(self._noise[prompt.seed][1])
-                return joined([self._noise[prompt.seed][0] for prompt in prompts])
-            output = prepare(*args, **kwargs)
-            apart = rows(output, len(prompts))
-            for prompt, row, generator in zip(prompts, apart, noise, strict=True):
-                self._noise.setdefault(prompt.seed, (row, generator.get_state()))
-            return output
-
-        return cached
-
-    def _network(self, forward: Callable[..., Any], repeated: bool) -> Callable[..., Any]:
         """The denoiser's forward for one run of the pipeline; what it returns may be remembered.
 
         `repeated`: these prompts went the same way before, so that the later calls may be as well:
         kept from the second time on, since most searches never go the same way twice.
         """
+        signature = inspect.signature(forward)
         first = True
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             self.network_calls += 1
             return forward(*args, **kwargs)
+
+        def digests(*args: Any, **kwargs: Any) -> list[bytes]:
+            arguments = signature.bind(*args, **kwargs).arguments
+            if len(prompts) == 1:
+                return [digest(arguments)]
+            return row_digests(arguments, len(prompts))
 
         def cached(*args: Any, **kwargs: Any) -> Any:
             nonlocal first
@@ -316,19 +440,63 @@ class ImageGenerator:
             )
             wanted = (first or repeated) and cache in self._caches
             first = False
-            if not wanted or kwargs.get("return_dict") is not False:
+            if not wanted:
                 return counted(*args, **kwargs)
-            keys = input_digests(inspect.signature(forward).bind(*args, **kwargs).arguments)
+            try:
+                keys = digests(*args, **kwargs)
+            except UnknownValueError:
+                return counted(*args, **kwargs)
             if all(key in outputs for key in keys):
-                kept = torch.stack([outputs[key] for key in keys])
-                return (kept.to(self._network_device),)
+                return joined([outputs[key] for key in keys])
             output = counted(*args, **kwargs)
-            self._network_device = output[0].device
-            for key, row in zip(keys, output[0], strict=True):
-                outputs.setdefault(key, row.to("cpu", copy=True))
+            with suppress(UnknownValueError):
+                if digests(*args, **kwargs) == keys:  # else it changes what it is given
+                    whole = len(prompts) == 1
+                    found = [kept(output)] if whole else network_rows(output, len(keys))
+                    for key, row in zip(keys, found, strict=True):
+                        outputs.setdefault(key, row)
             return output
 
         return cached
+
+
+def _by_image(bound: inspect.BoundArguments, images: int) -> list[inspect.BoundArguments]:
+    """A call of `encode_prompt` taken apart into one for each image; the call itself where none of
+    its prompts is a list with one caption for each image."""
+    lists = {
+        name: list(value)
+        for name, value in bound.arguments.items()
+        if "prompt" in name
+        and isinstance(value, list | tuple)
+        and len(value) == images
+        and all(isinstance(caption, str) for caption in value)
+    }
+    if images == 1 or not lists:
+        return [bound]
+    calls = []
+    for index in range(images):
+        call = copy.copy(bound)
+        changed = {name: [captions[index]] for name, captions in lists.items()}
+        call.arguments = dict(bound.arguments) | changed
+        calls.append(call)
+    return calls
+
+
+def _with_noise(step: Callable[..., Any], noise: Sequence[torch.Generator]) -> Callable[..., Any]:
+    """A scheduler's step that draws from the images' own generators where it is given none."""
+    signature = inspect.signature(step)
+
+    @functools.wraps(step)
+    def drawn(*args: Any, **kwargs: Any) -> Any:
+        if signature.bind(*args, **kwargs).arguments.get("generator") is None:
+            kwargs["generator"] = list(noise)
+        return step(*args, **kwargs)
+
+    return drawn
+
+
+class _OneByOneError(ApartError):
+    """The embeddings of these captions can't be in one batch."""
 
 
 class _EncodedError(QschedError):

@@ -40,9 +40,8 @@ def write_image_set(
         if not missing:
             return
         pipeline = load_model(model, quantization, execution=execution).pipeline
-        generator = ImageGenerator(
-            pipeline, sampling, part=model.part, batch_size=size, caches=frozenset()
-        )
+        generator = ImageGenerator(pipeline, sampling, part=model.part, batch_size=size)
+        generator.prepare(prompts)  # all, so that what is missing comes out as it would have
         for start in range(0, len(missing), size):
             batch = missing[start : start + size]
             images = generator.generate([prompts[index] for index in batch], coefficients)

@@ -23,13 +23,18 @@ scheduler (DDIMPipeline) goes back to stock.
 """
 
 import copy
+import dis
+import functools
 import inspect
 from typing import Any
 
 import diffusers
+import numpy as np
+import torch
 
 # diffusers looks for this name in the module of a scheduler that it loads in a pipeline.
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from torch import Tensor
 
 from qsched.errors import CoefficientsError, ScheduleError
 from qsched.schedule.coefficients import Coefficients
@@ -42,12 +47,15 @@ def precondition(scheduler: Any, coefficients: Coefficients) -> Any:
 
     `scheduler`: any diffusers scheduler with the usual `step(model_output, timestep, sample, ...)`
     that is called once per network call; it is not changed, and the result starts afresh, without
-    timesteps. Ones change nothing, to the bit. Preconditioning again replaces the coefficients.
+    timesteps. Ones change nothing, to the bit: tables that were changed in place after construction
+    (alphas with a zero terminal signal-to-noise ratio) are carried over; no config holds them, so
+    saving such a scheduler raises `ScheduleError`. Preconditioning again replaces the coefficients.
     Setting another number of timesteps than `coefficients.steps` on the result raises
     `CoefficientsError`, stepping outside the schedule `ScheduleError`.
 
-    Raises `ScheduleError` for schedulers that can't be preconditioned (Heun, KDPM2, PNDM ...), and
-    for an average of those that make no x0 prediction in their steps.
+    Raises `ScheduleError` for schedulers that can't be preconditioned (Heun, KDPM2, PNDM ...), for
+    one whose methods were replaced, and for an average of those that make no x0 prediction in their
+    steps.
     """
     stock = getattr(type(scheduler), "stock", type(scheduler))  # exported ones have it too
     reason = _refusal(stock) or _learns_variance(scheduler)
@@ -75,7 +83,71 @@ def precondition(scheduler: Any, coefficients: Coefficients) -> Any:
         result.register_to_config(_stock_module=stock.__module__)  # for a file that stands alone
     if hasattr(scheduler, "set_shift"):  # the one setting that is in use but not in the config
         result.set_shift(scheduler.shift)
+    _carry_over(scheduler, result)
     return result
+
+
+def _carry_over(scheduler: Any, result: Any) -> None:
+    """Gives `result` what was changed in `scheduler` since it was constructed, but for what its
+    sampling has left there."""
+    kind: Any = type(scheduler)
+    of_sampling = _assigned_by_sampling(kind)
+    built = vars(result)
+    carried = set()
+    for name, value in vars(scheduler).items():
+        if name in of_sampling or name in ("_internal_dict", "_averaged", "_carried"):
+            continue
+        history = built.get(name)
+        if isinstance(history, list) and all(each is None for each in history):
+            continue  # filled step by step
+        if callable(value) and hasattr(kind, name):
+            raise ScheduleError(
+                f"{kind.__name__}: its {name} was replaced on this instance; expected "
+                "the class's own; make it a subclass that overrides it"
+            )
+        if name not in built or not _equal(value, built[name]):
+            setattr(result, name, copy.deepcopy(value))
+            carried.add(name)
+    if carried | set(getattr(scheduler, "_carried", ())):
+        result._carried = tuple(sorted(carried | set(getattr(scheduler, "_carried", ()))))
+
+
+@functools.cache
+def _assigned_by_sampling(kind: Any) -> frozenset[str]:
+    """The attributes that a scheduler's methods assign while it samples."""
+    found: set[str] = set()
+    todo, seen = (
+        ["set_timesteps", "step", "scale_model_input", "set_begin_index", "set_shift"],
+        set(),
+    )
+    while todo:
+        method = todo.pop()
+        seen.add(method)
+        for base in kind.__mro__:
+            function = inspect.unwrap(vars(base).get(method) or _nothing)
+            if inspect.isfunction(function):
+                found |= {
+                    each.argval
+                    for each in dis.get_instructions(function)
+                    if each.opname == "STORE_ATTR"
+                }
+                todo += set(function.__code__.co_names) - seen - {"__init__"}
+    return frozenset(found)
+
+
+def _nothing() -> None:
+    """What a class has that doesn't define a method."""
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two values of a scheduler's attribute are the same, wherever they lie."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
+    if isinstance(one, np.ndarray) and isinstance(other, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    if inspect.isfunction(one) and inspect.isfunction(other):  # a constructor's own, of its config
+        return one.__code__ == other.__code__
+    return type(one) is type(other) and bool(one == other)
 
 
 def coefficients_of(scheduler: Any) -> Coefficients | None:
@@ -98,6 +170,7 @@ def preconditioned_class(stock: type) -> Any:
             "schedule_error": ScheduleError,
             "accepted": staticmethod(_accepted),
             "coefficients": property(_coefficients),
+            "save_config": _save_config,
         }
         globals()[name] = type(name, (Preconditioned, stock), members)
     found = globals()[name]
@@ -117,6 +190,17 @@ def _coefficients(scheduler: Any) -> Coefficients:
         config.sample_coefficients,
         config.get("average_weights") or (),
     )
+
+
+def _save_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stock's, unless the file would lack what was changed in place."""
+    if getattr(self, "_carried", ()):
+        raise ScheduleError(
+            f"{type(self).__name__}: its {', '.join(self._carried)} was changed in place, which no "
+            "scheduler_config.json holds; expected what the config says; set it by the config "
+            "(rescale_betas_zero_snr, trained_betas), or save the coefficients alone"
+        )
+    return self.stock.save_config(self, *args, **kwargs)
 
 
 def _accepted(model: Any, sample: Any, average: Any) -> tuple[Series, Series, Series]:

@@ -660,6 +660,69 @@ def test_what_was_changed_after_construction_is_kept() -> None:
     assert run(precondition(flow, COEFFICIENTS), case) == run(flow, case, by_hand=COEFFICIENTS)
 
 
+def zero_terminal_snr(scheduler: Any) -> Any:
+    """As it is done by hand: the tables changed, the config as it was."""
+    root = scheduler.alphas_cumprod.sqrt()
+    scheduler.alphas_cumprod = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+    scheduler.alphas_cumprod[-1] = 2**-24
+    return scheduler
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [DDIMScheduler, EulerDiscreteScheduler, LCMScheduler, TCDScheduler, UniPCMultistepScheduler],
+)
+@pytest.mark.parametrize("used", [False, True])
+def test_tables_that_were_changed_in_place_are_carried_over(kind: Any, used: bool) -> None:
+    """Also after it was sampled with, another number of steps included, and through both ways."""
+    stock, untouched = zero_terminal_snr(kind()), kind()
+    if used:
+        stock.set_timesteps(7)
+    ours = precondition(precondition(stock, Coefficients.ramp(4, 2, 2)), Coefficients.identity(4))
+    images = []
+    for scheduler in (stock, ours, untouched):
+        scheduler.set_timesteps(4)
+        x, generator = torch.ones(1, 4, 8, 8), torch.Generator().manual_seed(0)
+        draws = (
+            {"generator": generator}
+            if "generator" in inspect.signature(scheduler.step).parameters
+            else {}
+        )
+        for timestep in scheduler.timesteps:
+            eps = 0.5 * scheduler.scale_model_input(x, timestep)
+            x = scheduler.step(eps, timestep, x, **draws).prev_sample
+        images.append(x)
+    assert torch.equal(images[0], images[1])
+    assert kind is UniPCMultistepScheduler or not torch.equal(images[0], images[2])
+
+
+@each
+def test_what_sampling_leaves_in_a_scheduler_is_no_change(name: str, tmp_path: Path) -> None:
+    case = case_of(name)
+    stock = case.build()
+    run(stock, case)
+    ours = precondition(stock, COEFFICIENTS)
+    run(ours, case)
+    precondition(ours, COEFFICIENTS).save_pretrained(tmp_path)
+    assert run(precondition(ours, COEFFICIENTS), case) == run(ours, case)
+
+
+def test_what_no_config_holds_is_not_saved(tmp_path: Path) -> None:
+    ours = precondition(zero_terminal_snr(DDIMScheduler()), Coefficients.identity(4))
+    with pytest.raises(ScheduleError, match="alphas_cumprod was changed in place"):
+        ours.save_pretrained(tmp_path)
+    with pytest.raises(ScheduleError, match="alphas_cumprod was changed in place"):
+        copy.deepcopy(ours).save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_method_that_was_replaced_is_refused() -> None:
+    stock = DDIMScheduler()
+    stock.step = lambda *args, **kwargs: args
+    with pytest.raises(ScheduleError, match="its step was replaced on this instance"):
+        precondition(stock, Coefficients.identity(4))
+
+
 def test_a_config_without_or_with_broken_coefficients_is_refused() -> None:
     with pytest.raises(CoefficientsError, match=r"no model_coefficients and sample_coeff.*; use"):
         schedule.PreconditionedLCMScheduler()
