@@ -115,8 +115,7 @@ def test_a_lora_is_fused_for_good_before_the_network_is_quantized() -> None:
 
 def test_the_lora_of_the_asked_number_of_steps() -> None:
     for steps in (2, 16):
-        lora = with_entry(Model(name="pcm-sdxl"), steps).lora
-        assert lora is not None
+        (lora,) = with_entry(Model(name="pcm-sdxl"), steps).loras
         assert lora.file == f"sdxl/pcm_sdxl_smallcfg_{steps}step_converted.safetensors"
 
 
@@ -387,6 +386,7 @@ def test_quantization_is_what_the_table_says() -> None:
 
 def test_weights_are_told_apart(tmp_path: Path) -> None:
     entry = MODELS["pcm-sd15"]
+    assert entry.lora is not None
     at = catalog.weights_identity(entry.source, entry.revision, entry.lora)
     assert entry.source in at
     assert str(entry.revision) in at

@@ -130,4 +130,4 @@ def test_a_pipeline_without_a_loader_is_named() -> None:
 
     table = LoraTable(source=str(twin_file().parent), file=twin_file().name)
     with pytest.raises(ModelError, match="Bare can't load LoRA weights; fuse them in a function"):
-        fuse(Bare(), table)  # type: ignore[arg-type]
+        fuse(Bare(), table)

@@ -113,7 +113,8 @@ def test_a_pipeline_that_draws_numbers_of_its_own_is_refused() -> None:
 def test_a_network_that_remembers_loses_the_cache_of_its_first_call() -> None:
     """As one that keeps keys and values from its first call for the later ones."""
     pipeline, how = twin("demo", steps=2)
-    network, seen = pipeline.transformer, []
+    network = pipeline.transformer
+    seen: list[Tensor] = []
     forward = network.forward
 
     def remembers(hidden_states: Tensor, timestep: Tensor, **kwargs: object) -> tuple[Tensor]:

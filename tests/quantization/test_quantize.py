@@ -83,14 +83,14 @@ def test_none_reports_what_is_quantized_already_and_touches_nothing(network: Net
     first.weight = Packed(torch.ones(16, 9, dtype=torch.uint8), requires_grad=False)
     network.out = Fused(16, 5)
     network.extra = Kernel()
-    network.half = nn.Linear(4, 4).to(torch.float8_e4m3fn)
+    network.eighth = nn.Linear(4, 4).to(torch.float8_e4m3fn)
     held = network.state_dict(keep_vars=True)
     report = quantize(network, "none")
     assert [(layer.name, layer.kind, layer.how) for layer in report.found] == [
         ("blocks.0", "Linear", "Q4_0"),
         ("out", "Fused", "a subclass of Linear"),
         ("extra", "Kernel", "int32"),
-        ("half", "Linear", "float8_e4m3fn"),
+        ("eighth", "Linear", "float8_e4m3fn"),
     ]
     assert all(tensor is held[name] for name, tensor in network.state_dict(keep_vars=True).items())
     assert (type(second), type(network.out)) == (nn.Linear, Fused)

@@ -269,8 +269,8 @@ def test_the_code_of_every_study_names_what_it_loads(path: Path) -> None:
     compile(code, str(path), "exec")
     strings = {node.value for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Constant)}
     named = {model.source or model.name, model.revision, model.variant, definition.held_out[0].text}
-    if model.lora:
-        named |= {model.lora.source, model.lora.file, model.lora.revision}
+    for lora in model.loras:
+        named |= {lora.source, lora.file, lora.revision}
     assert named - {None} <= strings
     assert f"{model.pipeline}.from_pretrained(" in code
     assert f"dtype=torch.{model.dtype or 'float32'}" in code
