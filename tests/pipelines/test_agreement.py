@@ -49,6 +49,7 @@ def sampling(**keys: Any) -> Sampling:
         (SDXL, TCD | {"beta_end": "0.012"}, {}, "TCDScheduler expects float"),
         (SD, {"class": "PNDMScheduler"}, {}, "13 times for 4 steps"),
         (SD, {"class": "HeunDiscreteScheduler"}, {}, "2 times per step"),
+        (SD, {"class": "EulerDiscreteSheduler"}, {}, "did you mean 'EulerDiscreteScheduler'"),
         (SDXL, EULER, {"call": {"negative_promt": "x"}}, "did you mean 'negative_prompt'"),
         (LCM, None, {"sigmas": [123.0, 77.0]}, "takes no 'sigmas'"),
         (SDXL, TCD, {"sigmas": [9.0, 1.0]}, "TCDScheduler takes no sigmas of one's own"),
