@@ -160,6 +160,16 @@ def test_the_scheduler_of_a_folder_counts(tmp_path: Path) -> None:
     assert "set model.scheduler" in found[0]
 
 
+@pytest.mark.parametrize("index", ["", "[]", "{}", '{"a": 1', "\xff"])
+def test_an_index_that_says_nothing_is_named(tmp_path: Path, index: str) -> None:
+    path = fakes.study_file(tmp_path)
+    path.write_text(path.read_text().replace('name = "demo"', 'name = "./broken"'))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model_index.json").write_bytes(index.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"model_index\.json: .*expected the index of a pipeline"):
+        load_study(path)
+
+
 @pytest.mark.parametrize(
     ("scheduler", "expected"),
     [
