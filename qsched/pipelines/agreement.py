@@ -11,7 +11,7 @@ that were loaded, whoever wrote them.
 import ast
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import SimpleNamespace
@@ -44,6 +44,12 @@ def problems(model: Model, sampling: Sampling) -> Iterator[str]:
     scheduler = _scheduler(model)
     if scheduler is not None:
         yield from _problems_of_scheduler(*scheduler, model)
+    elif model.scheduler and (known := names_in_diffusers("Scheduler")):
+        declared = str(model.scheduler["class"])
+        yield (
+            f"model.scheduler.class = {declared!r}; expected a scheduler of diffusers"
+            f"{_did_you_mean(declared, known)}"
+        )
     name = catalog.class_in(source_of(model)) or model.pipeline
     kind = of_diffusers(name) if name else None
     if kind is not None:
@@ -84,7 +90,9 @@ def averages(model: Model) -> bool:
 
 
 def _problems_of_places(model: Model) -> Iterator[str]:
-    """Folders and files that should be here, and revisions of what has none."""
+    """Folders and files that should be here, and revisions of what has none; a twin needs none."""
+    if model.twin:
+        return
     source = source_of(model)
     key = "model.source" if model.source and model.source != model.name else "model.name"
     here = catalog.is_folder(source)
@@ -113,8 +121,7 @@ def _problems_of_class(model: Model) -> Iterator[str]:
     if own is not None and name not in (own, catalog.model_entry(model.name).pipeline):
         yield f"model.pipeline = {name!r}: the folder's is {own}; leave it out"
     elif own is None and name not in known:
-        near = get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = _did_you_mean(name, known)
         yield f"model.pipeline = {name!r}; expected a pipeline of diffusers{hint}"
 
 
@@ -268,6 +275,14 @@ def _multiples(kind: ClassSource, pipeline: Any) -> Iterator[int]:
         and isinstance(node.left.op, ast.Mod)
         and ast.unparse(node.left.left) in ("height", "width")
     ]
+    named = {node.id for node in divisors if isinstance(node, ast.Name)}
+    divisors += [
+        node.value
+        for method in ("__call__", "check_inputs")
+        for function in kind.methods(method)
+        for node in ast.walk(function)
+        if isinstance(node, ast.Assign) and named.intersection(map(ast.unparse, node.targets))
+    ]
     for divisor in (*divisors, ast.parse("self.vae_scale_factor", mode="eval").body):
         value = _evaluated(divisor, pipeline)
         if isinstance(value, int) and value > 0:
@@ -304,5 +319,9 @@ def _stand_in(kind: ClassSource, source: str) -> Any:
 
 
 def _nearest(key: str, known: Mapping[str, Parameter]) -> str:
-    near = get_close_matches(key, known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else "; leave it out"
+    return _did_you_mean(key, known) or "; leave it out"
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""

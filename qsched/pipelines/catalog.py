@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from qsched.errors import ModelError
+from qsched.errors import ModelError, in_one_line
 from qsched.pipelines.digests import Digest, whole
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
@@ -287,11 +287,21 @@ def is_folder(source: str) -> bool:
 
 
 def class_in(folder: str) -> str | None:
-    """The pipeline class that a diffusers folder names."""
+    """The pipeline class that a diffusers folder names; None for what is no folder.
+
+    Raises ModelError for a model_index.json that can't be read, or names none.
+    """
     if not is_folder(folder):
         return None
-    index = json.loads((Path(folder) / "model_index.json").read_text(encoding="utf-8"))
-    return str(index["_class_name"]) if "_class_name" in index else None
+    place = Path(folder) / "model_index.json"
+    try:
+        name = json.loads(place.read_text(encoding="utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"{place}: {in_one_line(error)}; expected the index of a pipeline, as save_pretrained "
+            "writes it, with its _class_name"
+        ) from error
+    return name if isinstance(name, str) else str(name[-1])
 
 
 def is_function(source: str) -> bool:
@@ -303,9 +313,15 @@ def weights_identity(
     source: str, revision: str | None, *loras: Lora, digest: Digest = whole
 ) -> str:
     """What tells one set of weights from another: a digest of the folder's files, or the
-    repository with its revision, or the function's name; that of each LoRA likewise."""
-    own = digest(Path(source)) if is_folder(source) else _at(source, revision)
-    terms = [f"{lora.scale:g} * {_identity(lora, digest)}" for lora in loras]
+    repository with its revision, or the function's name; that of each LoRA likewise.
+
+    Raises ModelError for a file that can't be read.
+    """
+    try:
+        own = digest(Path(source)) if is_folder(source) else _at(source, revision)
+        terms = [f"{lora.scale:g} * {_identity(lora, digest)}" for lora in loras]
+    except OSError as error:
+        raise ModelError(f"{error.filename}: {error.strerror}; make it readable") from error
     return " + ".join([own, *terms])
 
 

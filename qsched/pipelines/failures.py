@@ -26,8 +26,11 @@ def explained(
     except Exception as failure:
         said, place = _said(failure), _place(failure)
         named = [key for key in settings if _names(key.rpartition(".")[2], said)]
+        named = [key for key in named if not any(_within(key, other) for other in named)]
         if named:
             remedy = f"change {' or '.join(named)}"
+            if any(key.startswith("sampling.call.") for key in named):
+                remedy += "; sampling.none passes None"
         elif place.endswith("Scheduler"):
             remedy = "set model.scheduler to one that this pipeline can use"
         where = f" (in {place})" if place and place not in doing else ""
@@ -38,13 +41,18 @@ def _said(failure: Exception) -> str:
     """An exception in one line; what follows a first line that only announces it belongs to it."""
     said = in_one_line(failure)
     lines = [line.strip() for line in str(failure).strip().splitlines()]
-    return f"{said} {lines[1][:200]}" if said.endswith(":") and len(lines) > 1 else said
+    return f"{said} {lines[1][:300]}" if said.endswith(":") and len(lines) > 1 else said
 
 
 def _names(argument: str, said: str) -> bool:
     """Whether a message names an argument, as code or in words."""
     words = argument.replace("_", "[_ ]")
     return re.search(rf"\b{words}\b", said, re.IGNORECASE) is not None
+
+
+def _within(key: str, other: str) -> bool:
+    """Whether a key is a part of another's name, which was what a message meant."""
+    return key != other and key.rpartition(".")[2] in other.rpartition(".")[2]
 
 
 def _place(failure: BaseException) -> str:

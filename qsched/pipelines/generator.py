@@ -329,11 +329,10 @@ class ImageGenerator:
     def _settings(self) -> list[str]:
         """The keys of the study file that the pipeline may be called with."""
         keys = inspect.signature(type(self.pipeline).__call__).parameters
-        own = ["num_inference_steps", *NAMED]
         return [
-            f"sampling.{key}" if key in own else f"sampling.call.{key}"
+            f"sampling.{key}" if key in NAMED else f"sampling.call.{key}"
             for key in keys
-            if key in own or key not in OWN_KEYS
+            if key in NAMED or key not in OWN_KEYS
         ]
 
     @staticmethod

@@ -73,9 +73,13 @@ def _model_for_card(model: Model) -> str:
     words = f"`{model.source or model.name}`"
     if model.revision:
         words += f" at revision `{model.revision}`"
-    for lora in model.loras:
-        scale = f" at {lora.scale:g}" if lora.scale != 1.0 else ""
-        words += f", with the LoRA `{lora.source}/{lora.file}`{scale}"
+    loras = [
+        f"the LoRA `{lora.source}/{lora.file}`"
+        + (f" at {lora.scale:g}" if lora.scale != 1.0 else "")
+        for lora in model.loras
+    ]
+    if loras:
+        words += f", with {' and '.join(loras)}"
     if model.twin:
         words += "; **a tiny twin with random weights took its place**"
     return words

@@ -49,6 +49,7 @@ def sampling(**keys: Any) -> Sampling:
         (SDXL, TCD | {"beta_end": "0.012"}, {}, "TCDScheduler expects float"),
         (SD, {"class": "PNDMScheduler"}, {}, "13 times for 4 steps"),
         (SD, {"class": "HeunDiscreteScheduler"}, {}, "2 times per step"),
+        (SD, {"class": "EulerDiscreteSheduler"}, {}, "did you mean 'EulerDiscreteScheduler'"),
         (SDXL, EULER, {"call": {"negative_promt": "x"}}, "did you mean 'negative_prompt'"),
         (LCM, None, {"sigmas": [123.0, 77.0]}, "takes no 'sigmas'"),
         (SDXL, TCD, {"sigmas": [9.0, 1.0]}, "TCDScheduler takes no sigmas of one's own"),
@@ -157,6 +158,16 @@ def test_the_scheduler_of_a_folder_counts(tmp_path: Path) -> None:
     assert len(found) == 1
     assert found[0].startswith("the folder's PNDMScheduler: it calls the network several times")
     assert "set model.scheduler" in found[0]
+
+
+@pytest.mark.parametrize("index", ["", "[]", "{}", '{"a": 1', "\xff"])
+def test_an_index_that_says_nothing_is_named(tmp_path: Path, index: str) -> None:
+    path = fakes.study_file(tmp_path)
+    path.write_text(path.read_text().replace('name = "demo"', 'name = "./broken"'))
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model_index.json").write_bytes(index.encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"model_index\.json: .*expected the index of a pipeline"):
+        load_study(path)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from qsched.errors import ModelError
+from qsched.pipelines.catalog import weights_identity
 from qsched.pipelines.digests import first_and_last, whole
 
 MIB = 1 << 20
@@ -70,3 +72,12 @@ def test_without_a_cache_it_is_read_all_the_same(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert whole(folder) == expected
+
+
+def test_a_file_that_cannot_be_read_is_named(folder: Path) -> None:
+    def denied(place: Path) -> str:
+        raise PermissionError(13, "Permission denied", str(place / "unet.safetensors"))
+
+    (folder / "model_index.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"unet\.safetensors: Permission denied; make it readable"):
+        weights_identity(str(folder), None, digest=denied)

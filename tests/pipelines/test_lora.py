@@ -43,6 +43,10 @@ def in_kohyas_naming(tensors: Tensors) -> Tensors:
     return found
 
 
+def in_pefts_naming(tensors: Tensors) -> Tensors:
+    return renamed(".lora.up.", ".lora_B.")(renamed(".lora.down.", ".lora_A.")(tensors))
+
+
 def of_text_encoder(tensors: Tensors) -> Tensors:
     layer = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
     return {
@@ -66,7 +70,7 @@ def weights(of: Loaded) -> Tensors:
     return of.network.state_dict()
 
 
-@pytest.mark.parametrize("change", [in_kohyas_naming, renamed(".lora.down.", ".lora_A.")])
+@pytest.mark.parametrize("change", [in_kohyas_naming, in_pefts_naming])
 def test_all_layers_are_reached_by_any_naming(
     tmp_path: Path, change: Callable[[Tensors], Tensors]
 ) -> None:

@@ -1,9 +1,32 @@
 """The code that a card shows, for a reader to paste."""
 
-from qsched.report.sample_code import in_order
+from pathlib import Path
+
+from qsched.pipelines.twins import pipeline_twin
+from qsched.report.sample_code import in_order, sample_code
+from qsched.study.study import load_study
+from tests.support import fakes
 
 
 def test_imports_are_merged() -> None:
     lines = {"from b import y", "from b import x", "import json", "import torch as t"}
     assert in_order(lines) == "import json\n\nimport torch as t\nfrom b import x, y"
     assert in_order({"import torch"}) == "import torch"
+
+
+def test_it_calls_and_fuses_as_the_study_does(tmp_path: Path) -> None:
+    """A list of TOML arrives as the tuple that the pipeline takes, and None is None."""
+    twin = pipeline_twin("StableDiffusionXLPipeline", lora=True)
+    lora = '[[model.lora]]\nsource = "{}"\nfile = "twin.safetensors"\nscale = {}\n'
+    path = fakes.study_file(tmp_path)
+    text = path.read_text().replace(
+        'name = "demo"', f'name = "{twin / "pipeline"}"\nscheduler = {{ class = "TCDScheduler" }}'
+    )
+    own = 'call = { original_size = [64, 32] }\nnone = ["target_size"]'
+    loras = lora.format(twin / "lora", 0.5) + lora.format(twin / "lora", 2.0)
+    path.write_text(text.replace("[sampling]", f"{loras}[sampling]\n{own}"))
+    code = sample_code(load_study(path))
+    assert "original_size=(64, 32)," in code
+    assert "target_size=None," in code
+    fused = [code.index(f"pipeline.fuse_lora(lora_scale={scale})") for scale in (0.5, 2.0)]
+    assert fused == sorted(fused)
