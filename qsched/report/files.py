@@ -5,6 +5,9 @@ NUMBERS = "report.json"
 IMAGES = "images.png"
 COURSE = "history.png"
 
+PREVIEW = "preview.png"
+PREVIEW_PAGE = "preview.html"
+
 COEFFICIENTS = "coefficients.json"
 SCHEDULER = "scheduler"
 CARD = "README.md"

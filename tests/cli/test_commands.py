@@ -514,3 +514,16 @@ def test_guidance_that_is_left_open_is_warned_of(qsched: Qsched, tmp_path: Path)
     code, out, _ = qsched("check", str(file))
     assert "guidance 0.0, size" in out
     assert "warning" not in out
+
+
+def test_preview_draws_before_any_budget_is_spent(qsched: Qsched, tmp_path: Path) -> None:
+    file = str(fakes.study_file(tmp_path))
+    code, out, _ = qsched("preview", file, "--out", "seen")
+    assert code == 0
+    assert "preview.html" in out
+    assert "network   w4a8" in out
+    code, out, _ = qsched("preview", file, "--json")
+    document = json.loads(out)
+    assert (code, document["captions"]) == (0, ["a", "b", "c", "d"])
+    assert Path("runs/fake/preview.png").is_file()
+    assert not Path("storage").exists()
