@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from qsched.errors import ConfigError
 from qsched.pipelines import catalog
-from qsched.pipelines.folders import stored_dtype
+from qsched.pipelines.folders import quantized_by, stored_dtype
 from qsched.quantization.backend import Backend, backend_named
 from qsched.quantization.schemes import backend_for
 from qsched.tables import Section, accepted_by
@@ -187,7 +187,9 @@ def packages_of_model(model: Model) -> tuple[str, ...]:
     """The distributions that make a model's images."""
     lora = ("peft",) if model.lora else ()
     encoders = backend_of_encoders(model)
-    return ("torch", "diffusers", "transformers", *lora, *(encoders.packages if encoders else ()))
+    bits = None if model.twin else quantized_by(source_of(model))
+    own = (*(encoders.packages if encoders else ()), *([bits] if bits else []))
+    return ("torch", "diffusers", "transformers", *lora, *own)
 
 
 def backend_of_encoders(model: Model) -> Backend | None:

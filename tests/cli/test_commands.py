@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -472,6 +473,24 @@ def test_init_writes_a_study_of_an_own_folder(
     size = f"size {side} x {side}, scheduler {scheduler}, float16"
     assert f"draws   4 steps, guidance {guidance}, {size}" in out
     assert "warning" not in out
+
+
+def test_init_reads_a_repository_in_the_hub_s_cache(
+    qsched: Qsched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "hub" / "models--some--turbo"
+    shutil.copytree(
+        pipeline_twin("StableDiffusionXLPipeline") / "pipeline", cached / "snapshots" / ("a" * 40)
+    )
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    code, out, _ = qsched("init", "some/turbo", "--steps", "2", "--quantization", "nf4")
+    assert (code, out.split()[0]) == (0, "turbo-nf4.toml")
+    table = load_study("turbo-nf4.toml", fetch=False).tables
+    assert (table.model.name, table.model.dtype) == ("some/turbo", "float32")
+    assert (table.model.pipeline, table.sampling.height) == ("StableDiffusionXLPipeline", 32)
+    assert (table.sampling.steps, table.quantization.backend) == (2, "bitsandbytes")
 
 
 def test_init_of_what_is_no_model_is_one_line(qsched: Qsched, tmp_path: Path) -> None:
