@@ -25,7 +25,7 @@ from qsched.proof import outcome
 from qsched.proof.outcome import Proof, Verdict
 from qsched.quantization.schemes import Scheme
 from qsched.quantization.table import Quantization
-from qsched.report import artifacts, gallery, writing
+from qsched.report import artifacts, files, gallery, writing
 from qsched.report import preview as previews
 from qsched.report.card import model_card
 from qsched.report.export import export, provenance, stock_of
@@ -386,8 +386,10 @@ def preview(study: Study, out: Path | None = None) -> tuple[list[Path], dict[str
     with quiet():
         from qsched.proof.preview import draw
 
-    found = draw(study)
     folder = (out or Path("runs") / study.name).resolve()
+    with files.written():  # now, and not after all was drawn
+        folder.mkdir(parents=True, exist_ok=True)
+    found = draw(study)
     paths = previews.write(folder, study, found.pictures, found.impressions, found.network)
     drawn = effective(study.tables.model, study.tables.sampling)
     return paths, {

@@ -36,10 +36,8 @@ def write(
     impressions: Mapping[str, Impression],
     network: str,
 ) -> list[Path]:
-    """Writes the grid and the page; their paths."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Writes the grid and the page into a folder that exists; their paths."""
     image, shown = folder / files.PREVIEW, folder / files.PREVIEW_PAGE
-    pictures.write(image)
     labels = [(ROWS[row], pictures.embedded(row)) for row in ROWS if row in pictures.rows]
     fits = [each.alignment for each in impressions.values() if each.alignment]
     values: dict[str, Any] = {
@@ -58,5 +56,7 @@ def write(
         "scorer": fits[0].scorer if fits and len(fits) == len(impressions) else None,
     }
     text = environment().get_template("preview.html").render(values)
-    shown.write_text(text, encoding="utf-8")
+    with files.written():
+        pictures.write(image)
+        shown.write_text(text, encoding="utf-8")
     return [image, shown]

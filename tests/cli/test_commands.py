@@ -535,6 +535,21 @@ def test_guidance_that_is_left_open_is_warned_of(qsched: Qsched, tmp_path: Path)
     assert "warning" not in out
 
 
+def test_a_place_that_cannot_be_written_is_one_line(
+    qsched: Qsched, finished: Path, tmp_path: Path
+) -> None:
+    file = str(fakes.study_file(tmp_path / "files"))
+    (tmp_path / "taken").write_text("a file")
+    for words in (
+        ("preview", file, "--out", "taken/x"),
+        ("init", "sdxl-turbo", "--out", "taken/x.toml"),
+        ("report", "fake", "--out", "taken/x"),
+    ):
+        code, _, err = qsched(*words)
+        assert code == 2, words
+        assert "cannot be written: " in one_line(err)
+
+
 def test_preview_draws_before_any_budget_is_spent(qsched: Qsched, tmp_path: Path) -> None:
     file = str(fakes.study_file(tmp_path))
     code, out, _ = qsched("preview", file, "--out", "seen")
