@@ -16,6 +16,7 @@ from qsched.captions import read_captions
 from qsched.errors import ConfigError, StudyError
 from qsched.libraries import quiet
 from qsched.pipelines.catalog import TWIN_SIDE, model_entry
+from qsched.pipelines.effective import effective
 from qsched.pipelines.table import LOCAL, Execution, Model, Sampling, model_named, sampling_of
 from qsched.plugins import beside
 from qsched.prompts import choose, locate, with_seeds
@@ -24,7 +25,8 @@ from qsched.proof import outcome
 from qsched.proof.outcome import Proof, Verdict
 from qsched.quantization.schemes import Scheme
 from qsched.quantization.table import Quantization
-from qsched.report import artifacts, gallery, writing
+from qsched.report import artifacts, files, gallery, writing
+from qsched.report import preview as previews
 from qsched.report.card import model_card
 from qsched.report.export import export, provenance, stock_of
 from qsched.schedule.coefficients import Coefficients
@@ -44,6 +46,7 @@ __all__ = [
     "generate",
     "load",
     "load_study",
+    "preview",
     "run",
     "take_away",
     "validate",
@@ -376,6 +379,34 @@ def take_away(study: StoredStudy, folder: Path, *, force: bool = False) -> list[
         provenance(proof, forced=taken.forced),
         card=model_card(study.definition, proof, taken, stock),
     )
+
+
+@_with_plugins
+def preview(study: Study, out: Path | None = None) -> tuple[list[Path], dict[str, Any]]:
+    """Draws the first four captions, full precision beside quantized, and says how they look.
+
+    Writes preview.png and preview.html to `out`, by default runs/<study>; their paths, and what was
+    found. Touches no database. Raises QschedError.
+    """
+    with quiet():
+        from qsched.proof.preview import draw
+
+    folder = (out or Path("runs") / study.name).resolve()
+    with files.written():  # now, and not after all was drawn
+        folder.mkdir(parents=True, exist_ok=True)
+    found = draw(study)
+    paths = previews.write(folder, study, found.pictures, found.impressions, found.network)
+    drawn = effective(study.tables.model, study.tables.sampling)
+    return paths, {
+        "study": study.name,
+        "sentence": previews.sentence_of(study, found.impressions),
+        "captions": found.pictures.captions,
+        "effective": drawn.to_dict(),
+        "network": found.network,
+        "networks": {name: each.to_dict() for name, each in found.impressions.items()},
+        "doubts": previews.doubts_of(found.impressions),
+        "files": [str(path) for path in paths],
+    }
 
 
 def write_report(study: StoredStudy, folder: Path) -> tuple[list[Path], dict[str, Any]]:

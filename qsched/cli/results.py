@@ -14,6 +14,7 @@ from qsched.cli.options import (
     OutFolder,
     StorageUrl,
     StudyName,
+    StudyPath,
     Twin,
     console,
     open_storage,
@@ -113,6 +114,34 @@ def export(
         display.taken_away(console, paths, proof, proof.taken(force=force))
 
 
+def preview(
+    study: StudyPath,
+    out: OutFolder = None,
+    twin: Twin = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw four captions, full precision beside quantized, before any budget is spent.
+
+    Writes preview.png and preview.html, and says whether they look like images: by contrast,
+    saturation and sharpness, and by how much better each fits its own caption than the others'.
+
+    Example: [bold]qsched preview studies/demo.toml --out preview/[/]
+    """
+    from qsched import api
+
+    definition = api.load_study(study, fetch=not twin)
+    paths, found = api.preview(definition.twin() if twin else definition, out)
+    if as_json:
+        console.print_json(json.dumps(found))
+        return
+    for path in paths:
+        console.print(Text(str(path)), soft_wrap=True)
+    console.print(Text(f"network   {found['network']}"), soft_wrap=True)
+    console.print(Text(found["sentence"]), soft_wrap=True)
+    for doubt in [] if twin else found["doubts"]:
+        console.print(Text(f"doubt     {doubt}"), style="yellow", soft_wrap=True)
+
+
 def generate(
     model: Annotated[
         str, typer.Option(help="A model, a folder, owner/name, module:function or a study file.")
@@ -164,4 +193,4 @@ def generate(
     console.print(Text(f"{out.resolve()}"), soft_wrap=True)
 
 
-COMMANDS = (validate, report, export, generate)
+COMMANDS = (preview, validate, report, export, generate)

@@ -60,6 +60,7 @@ def init(
     """
     from qsched.errors import ConfigError
     from qsched.pipelines.catalog import is_folder
+    from qsched.report import files
     from qsched.study.template import own_study_text, study_text
 
     name = out.stem if out else None
@@ -70,8 +71,9 @@ def init(
     path = out or Path(tomllib.loads(text)["name"] + ".toml")
     if path.exists():
         raise ConfigError(f"{path} exists; give another file with --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    with files.written():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
     console.print(Text(f"{path}"), soft_wrap=True)
     console.print(Text(f"next      qsched check {path}"), soft_wrap=True)
 

@@ -82,12 +82,12 @@ class Pictures:
         return [_data_uri(image) for image in self.rows[row]]
 
     def write(self, path: Path, *, side: int = 160) -> None:
-        """A grid of ROWS: a row a model, a column a prompt, captions above.
+        """A grid of those of ROWS that there are: a row a model, a column a prompt, captions above.
 
         Pixels are enlarged by a whole factor without blur until an image is about `side` wide;
         larger images are reduced to it.
         """
-        shown = [(label, self.rows[row]) for row, label in ROWS.items()]
+        shown = [(label, self.rows[row]) for row, label in ROWS.items() if row in self.rows]
         height, width = shown[0][1].shape[1:3]
         factor = max(1, side // width)
         size = (

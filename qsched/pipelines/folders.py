@@ -92,6 +92,11 @@ def stored_dtype(source: str) -> str | None:
     return contents(Path(source)).dtype if catalog.is_folder(source) else None
 
 
+def quantized_by(source: str) -> str | None:
+    """The library whose bits a folder on this machine holds; None for any other source."""
+    return contents(Path(source)).bits if catalog.is_folder(source) else None
+
+
 def _present(component: Any) -> bool:
     return isinstance(component, list) and component[:1] != [None]
 

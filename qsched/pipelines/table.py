@@ -9,7 +9,7 @@ from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator,
 from qsched.errors import ConfigError, ModelError
 from qsched.pipelines import catalog
 from qsched.pipelines.digests import Digest, whole
-from qsched.pipelines.folders import stored_dtype
+from qsched.pipelines.folders import quantized_by, stored_dtype
 from qsched.plugins import Origin, referenced
 from qsched.quantization.backend import Backend, backend_named
 from qsched.quantization.schemes import backend_for
@@ -284,7 +284,9 @@ def packages_of_model(model: Model) -> tuple[str, ...]:
     """The distributions that make a model's images."""
     lora = ("peft",) if model.loras else ()
     encoders = backend_of_encoders(model)
-    return ("torch", "diffusers", "transformers", *lora, *(encoders.packages if encoders else ()))
+    bits = None if model.twin else quantized_by(source_of(model))
+    own = (*(encoders.packages if encoders else ()), *([bits] if bits else []))
+    return ("torch", "diffusers", "transformers", *lora, *own)
 
 
 def backend_of_encoders(model: Model) -> Backend | None:

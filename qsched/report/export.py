@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qsched.errors import StudyError
 from qsched.proof.outcome import Proof
 from qsched.report import files
 from qsched.schedule import standalone
@@ -48,14 +47,10 @@ def export(
     if card is not None:
         texts[folder / files.CARD] = card
     numbers = folder / files.COEFFICIENTS
-    try:
+    with files.written():
         target.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
             path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise StudyError(
-            f"{error.filename}: cannot be written: {error.strerror}; give another --out"
-        ) from error
     coefficients.save(numbers, provenance)
     return [numbers, *texts]
 

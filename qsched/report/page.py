@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from qsched.pictures.sheets import ROWS, Pictures
@@ -25,7 +25,7 @@ from qsched.service.schema import Slot
 from qsched.service.status import Status
 from qsched.study.study import Study
 
-TEMPLATE = Path(__file__).with_name("page.html")
+TEMPLATES = Path(__file__).parent
 
 SCRIPT = """
 for (const button of document.querySelectorAll("button.copy")) {
@@ -41,6 +41,18 @@ for (const button of document.querySelectorAll("button.copy")) {
 """Copies a code block; all else works without it."""
 
 
+def environment() -> Environment:
+    """For the pages: what users wrote is escaped, and a name that is missing is an error."""
+    made = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+    )
+    made.filters |= {"figure": figure, "percent": percent, "compact": compact, "flat": flat}
+    return made
+
+
 def render(
     proof: Proof,
     definition: Study,
@@ -54,32 +66,30 @@ def render(
     sentence.
     """
     digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["figure"] = figure
-    environment.filters["percent"] = percent
-    environment.filters["compact"] = compact
-    environment.filters["flat"] = flat
     listed = rows.rows_of(proof, definition.scorers)
     drawn = _figures(proof, definition, slots)
-    template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
-        proof=proof,
-        light=LIGHT,
-        script=Markup(SCRIPT),
-        digest=digest,
-        status=status,
-        since=status.done - proof.trials,
-        pictures=_cards(pictures),
-        held_out=rows.page(listed),
-        candidates=_candidates(proof.candidates),
-        controls=_controls(proof.controls),
-        distances=rows.page(listed, "distances"),
-        figures=drawn,
-        odd=_odd(drawn),
-        cost=cost(proof, status),
-        settings=[each for each in settings(definition, network=proof.network) if each.page],
-        take_away=_take_away(proof),
-        numbers=files.NUMBERS,
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            proof=proof,
+            light=LIGHT,
+            script=Markup(SCRIPT),
+            digest=digest,
+            status=status,
+            since=status.done - proof.trials,
+            pictures=_cards(pictures),
+            held_out=rows.page(listed),
+            candidates=_candidates(proof.candidates),
+            controls=_controls(proof.controls),
+            distances=rows.page(listed, "distances"),
+            figures=drawn,
+            odd=_odd(drawn),
+            cost=cost(proof, status),
+            settings=[each for each in settings(definition, network=proof.network) if each.page],
+            take_away=_take_away(proof),
+            numbers=files.NUMBERS,
+        )
     )
 
 

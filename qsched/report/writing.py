@@ -15,9 +15,10 @@ def write(
 ) -> None:
     """The page and its numbers, the pictures as a grid, and the study's course."""
     write_page(folder, study, status, proof, pictures)
-    pictures.write(folder / files.IMAGES)
     slots = study.queue.slots(("finished", "stopped"))
-    figures.course(slots, f"{study.name}: {proof.badge.word}").save(folder / files.COURSE)
+    with files.written():
+        pictures.write(folder / files.IMAGES)
+        figures.course(slots, f"{study.name}: {proof.badge.word}").save(folder / files.COURSE)
 
 
 def write_page(
@@ -27,11 +28,12 @@ def write_page(
 
     `pictures`: or a sentence that says why there are none.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     numbers, shown = folder / files.NUMBERS, folder / files.PAGE
     text = json.dumps(proof.report(), indent=2, allow_nan=False)
-    numbers.write_text(text + "\n", encoding="utf-8")
     slots = study.queue.slots(("finished", "stopped"))
-    text = page.render(proof, study.definition, status, slots, pictures)
-    shown.write_text(text, encoding="utf-8")
+    rendered = page.render(proof, study.definition, status, slots, pictures)
+    with files.written():
+        folder.mkdir(parents=True, exist_ok=True)
+        numbers.write_text(text + "\n", encoding="utf-8")
+        shown.write_text(rendered, encoding="utf-8")
     return [shown, numbers]

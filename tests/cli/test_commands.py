@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -473,6 +474,24 @@ def test_init_writes_a_study_of_an_own_folder(
     assert "warning" not in out
 
 
+def test_init_reads_a_repository_in_the_hub_s_cache(
+    qsched: Qsched, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = tmp_path / "hub" / "models--some--turbo"
+    shutil.copytree(
+        pipeline_twin("StableDiffusionXLPipeline") / "pipeline", cached / "snapshots" / ("a" * 40)
+    )
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    code, out, _ = qsched("init", "some/turbo", "--steps", "2", "--quantization", "nf4")
+    assert (code, out.split()[0]) == (0, "turbo-nf4.toml")
+    table = load_study("turbo-nf4.toml", fetch=False).tables
+    assert (table.model.name, table.model.dtype) == ("some/turbo", "float32")
+    assert (table.model.pipeline, table.sampling.height) == ("StableDiffusionXLPipeline", 32)
+    assert (table.sampling.steps, table.quantization.backend) == (2, "bitsandbytes")
+
+
 def test_init_of_what_is_no_model_is_one_line(qsched: Qsched, tmp_path: Path) -> None:
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "model_index.json").write_text("[]")
@@ -513,3 +532,31 @@ def test_guidance_that_is_left_open_is_warned_of(qsched: Qsched, tmp_path: Path)
     code, out, _ = qsched("check", str(file))
     assert "guidance 0.0, size" in out
     assert "warning" not in out
+
+
+def test_a_place_that_cannot_be_written_is_one_line(
+    qsched: Qsched, finished: Path, tmp_path: Path
+) -> None:
+    file = str(fakes.study_file(tmp_path / "files"))
+    (tmp_path / "taken").write_text("a file")
+    for words in (
+        ("preview", file, "--out", "taken/x"),
+        ("init", "sdxl-turbo", "--out", "taken/x.toml"),
+        ("report", "fake", "--out", "taken/x"),
+    ):
+        code, _, err = qsched(*words)
+        assert code == 2, words
+        assert "cannot be written: " in one_line(err)
+
+
+def test_preview_draws_before_any_budget_is_spent(qsched: Qsched, tmp_path: Path) -> None:
+    file = str(fakes.study_file(tmp_path))
+    code, out, _ = qsched("preview", file, "--out", "seen")
+    assert code == 0
+    assert "preview.html" in out
+    assert "network   w4a8" in out
+    code, out, _ = qsched("preview", file, "--json")
+    document = json.loads(out)
+    assert (code, document["captions"]) == (0, ["a", "b", "c", "d"])
+    assert Path("runs/fake/preview.png").is_file()
+    assert not Path("storage").exists()

@@ -20,7 +20,15 @@ from qsched.pipelines import catalog
 from qsched.pipelines.catalog import MODELS, TWIN_SIDE
 from qsched.pipelines.devices import device_for
 from qsched.pipelines.loading import load_model, load_pipeline
-from qsched.pipelines.table import Execution, LoraTable, Model, Sampling, sampling_of, with_entry
+from qsched.pipelines.table import (
+    Execution,
+    LoraTable,
+    Model,
+    Sampling,
+    packages_of_model,
+    sampling_of,
+    with_entry,
+)
 from qsched.pipelines.twins import pipeline_twin
 from qsched.quantization.table import Quantization
 
@@ -144,6 +152,7 @@ def test_a_folder_of_torchao_bits_loads_as_it_was_saved(tmp_path: Path) -> None:
     pipeline.save_pretrained(tmp_path / "bits")
     table = with_entry(Model(name=str(tmp_path / "bits")), 4)
     assert table.dtype == "bfloat16"
+    assert "torchao" in packages_of_model(table), "its version belongs into the fingerprint"
     loaded = load_model(table, Quantization(scheme="none"), execution=Execution(device="cpu"))
     assert "none: as it came, quantized already: 28 Linear (Int8Tensor)" in loaded.summary
     pipeline.set_progress_bar_config(disable=True)
