@@ -31,7 +31,7 @@ def test_alignment_against_shuffled_captions() -> None:
         ),
     ],
 )
-def test_what_is_no_image_is_doubted(change: dict, words: str) -> None:
+def test_what_is_no_image_is_doubted(change: dict[str, float], words: str) -> None:
     assert IMAGES.doubts == []
     (doubt,) = replace(IMAGES, **change).doubts
     assert doubt.startswith(words)
