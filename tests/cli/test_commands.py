@@ -81,6 +81,7 @@ def test_the_verbs_are_those_of_the_design() -> None:
         "init",
         "models",
         "pause",
+        "preview",
         "report",
         "retry",
         "run",
