@@ -20,18 +20,18 @@ def test_alignment_against_shuffled_captions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("made", "words"),
     [
-        ({"contrast": 0.01}, "nearly one grey: contrast 0.010"),
-        ({"saturation": 0.8}, "glaring colours: saturation 0.80"),
-        ({"sharpness": 0.9}, "noise: sharpness 0.90"),
+        (replace(IMAGES, contrast=0.01), "nearly one grey: contrast 0.010"),
+        (replace(IMAGES, saturation=0.8), "glaring colours: saturation 0.80"),
+        (replace(IMAGES, sharpness=0.9), "noise: sharpness 0.90"),
         (
-            {"alignment": Alignment.of("clipscore", [[1, 2], [2, 1]])},
+            replace(IMAGES, alignment=Alignment.of("clipscore", [[1, 2], [2, 1]])),
             "nothing to do with their captions: 100% of the other orders",
         ),
     ],
 )
-def test_what_is_no_image_is_doubted(change: dict[str, float], words: str) -> None:
+def test_what_is_no_image_is_doubted(made: Impression, words: str) -> None:
     assert IMAGES.doubts == []
-    (doubt,) = replace(IMAGES, **change).doubts
+    (doubt,) = made.doubts
     assert doubt.startswith(words)
