@@ -245,10 +245,9 @@ def work(
         return True
     observer.loading("the model, the scorers")
     with quiet():
-        from qsched.pipelines.devices import device_for, hardware
+        from qsched.pipelines.devices import PeakMemory, device_for, hardware
         from qsched.pipelines.generator import ImageGenerator
         from qsched.pipelines.loading import load_model
-        from qsched.pipelines.memory import PeakMemory
         from qsched.scoring.scorers import load_scorers
         from qsched.service.evaluator import Evaluator
         from qsched.service.worker import Worker

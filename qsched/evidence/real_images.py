@@ -20,7 +20,7 @@ from qsched.errors import ScoreError
 from qsched.evidence.distances import Cloud, ImageSet, Kernel, KernelCloud, Statistics
 from qsched.evidence.table import DEMO_REFERENCE, FRECHET, KID
 from qsched.pipelines.catalog import DEMO_FOLDER
-from qsched.pipelines.memory import in_batches
+from qsched.pipelines.devices import in_batches
 from qsched.scoring.similarity import load_similarity
 from qsched.statistics import Values
 

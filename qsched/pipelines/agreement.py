@@ -19,16 +19,16 @@ from typing import Any
 
 from qsched.errors import ModelError
 from qsched.pipelines import catalog
-from qsched.pipelines.signatures import (
+from qsched.pipelines.table import Model, Sampling, source_of
+from qsched.schedule.parametrisations import Parametrisation
+from qsched.schedule.schedulers import AVERAGING, WORKING, predicts_x0, refusal
+from qsched.signatures import (
     ClassSource,
     Parameter,
     names_in_diffusers,
     of_class,
     of_diffusers,
 )
-from qsched.pipelines.table import Model, Sampling, source_of
-from qsched.schedule.parametrisations import Parametrisation
-from qsched.schedule.schedulers import AVERAGING, WORKING, predicts_x0, refusal
 
 NAMED = ("guidance_scale", "height", "width", "sigmas")
 """The keys of `[sampling]` that are arguments of the pipeline, as `sampling.call` holds others."""

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from qsched.digests import Digest, whole
 from qsched.errors import ModelError, in_one_line
-from qsched.pipelines.digests import Digest, whole
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 

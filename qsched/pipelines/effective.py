@@ -14,8 +14,8 @@ from typing import Any
 from qsched.errors import ModelError
 from qsched.pipelines import catalog
 from qsched.pipelines.folders import contents
-from qsched.pipelines.signatures import of_diffusers
 from qsched.pipelines.table import Model, Sampling, source_of
+from qsched.signatures import of_diffusers
 
 OWN = "the pipeline's own"
 

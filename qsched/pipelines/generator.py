@@ -38,6 +38,7 @@ from torch import Tensor
 from qsched.errors import GenerationError, QschedError
 from qsched.libraries import quiet
 from qsched.pipelines.agreement import NAMED, require_taken
+from qsched.pipelines.devices import free_memory
 from qsched.pipelines.failures import explained
 from qsched.pipelines.interception import (
     ApartError,
@@ -51,7 +52,6 @@ from qsched.pipelines.interception import (
     row_digests,
 )
 from qsched.pipelines.loading import denoiser, text_encoders
-from qsched.pipelines.memory import free_memory
 from qsched.pipelines.self_test import SelfTest, self_test
 from qsched.pipelines.table import OWN_KEYS, Sampling
 from qsched.prompts import Prompt

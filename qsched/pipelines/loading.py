@@ -15,10 +15,9 @@ from diffusers import DiffusionPipeline
 from qsched.errors import ModelError
 from qsched.libraries import quiet
 from qsched.pipelines import catalog
-from qsched.pipelines.devices import device_for
+from qsched.pipelines.devices import MEMORY_REMEDIES, device_for
 from qsched.pipelines.failures import explained
 from qsched.pipelines.lora import FusedLora
-from qsched.pipelines.memory import MEMORY_REMEDIES
 from qsched.pipelines.sources import assemble, dtype_of
 from qsched.pipelines.table import Execution, Model, model_named, source_of
 from qsched.quantization.quantize import QuantizationReport, finish_loading, quantize

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
+from qsched.digests import Digest, whole
 from qsched.errors import ConfigError, ModelError
 from qsched.pipelines import catalog
-from qsched.pipelines.digests import Digest, whole
 from qsched.pipelines.folders import quantized_by, stored_dtype
 from qsched.plugins import Origin, referenced
 from qsched.quantization.backend import Backend, backend_named

@@ -16,10 +16,9 @@ from torch import Tensor
 from qsched.evidence.appearance import Appearance
 from qsched.evidence.real_images import SIDE, RealImages, load_real_images
 from qsched.pictures.pixels import eight_bit
-from qsched.pipelines.devices import device_for
+from qsched.pipelines.devices import device_for, in_batches
 from qsched.pipelines.generator import ImageGenerator
 from qsched.pipelines.loading import Loaded
-from qsched.pipelines.memory import in_batches
 from qsched.prompts import Prompt
 from qsched.proof.outcome import JAQ
 from qsched.schedule.coefficients import Coefficients

@@ -11,9 +11,8 @@ from qsched.evidence import appearance
 from qsched.evidence.impression import Alignment, Impression
 from qsched.pictures.pixels import eight_bit
 from qsched.pictures.sheets import Pictures
-from qsched.pipelines.devices import device_for
+from qsched.pipelines.devices import device_for, free_memory, in_batches
 from qsched.pipelines.loading import Loaded, load_model
-from qsched.pipelines.memory import free_memory, in_batches
 from qsched.prompts import Prompt
 from qsched.proof.controls import full_precision
 from qsched.proof.image_sets import generator_of

@@ -14,8 +14,8 @@ from qsched.evidence.guards import guards
 from qsched.evidence.real_images import RealImages
 from qsched.evidence.table import FRECHET, KID
 from qsched.pictures.sheets import Pictures
+from qsched.pipelines.devices import free_memory
 from qsched.pipelines.loading import Loaded, load_model
-from qsched.pipelines.memory import free_memory
 from qsched.proof import outcome, verdict
 from qsched.proof.controls import full_precision
 from qsched.proof.image_sets import ImageSets, Instruments, Measured, generator_of, unseen

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from qsched.pipelines.memory import in_batches
+from qsched.pipelines.devices import in_batches
 from qsched.prompts import Prompt
 from qsched.schedule.coefficients import Coefficients
 from qsched.service.schema import Score

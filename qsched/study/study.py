@@ -16,10 +16,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from qsched.captions import read_captions
+from qsched.digests import first_and_last
 from qsched.errors import ConfigError, QschedError
 from qsched.evidence.table import with_reference
 from qsched.pipelines import agreement, catalog
-from qsched.pipelines.digests import first_and_last
 from qsched.pipelines.table import placed, sampling_of, weights_of, with_entry
 from qsched.plugins import beside
 from qsched.prompts import Prompt, Prompts, choose, is_remote, locate, split, stand_ins, with_seeds

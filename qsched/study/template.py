@@ -8,10 +8,10 @@ from string import Template
 from qsched.errors import ConfigError
 from qsched.pipelines.catalog import MODELS, Hints, ModelEntry, is_folder, model_entry
 from qsched.pipelines.folders import Contents, contents_of
-from qsched.pipelines.signatures import of_diffusers
 from qsched.pipelines.table import Model, with_entry
 from qsched.quantization.backend import backend_named
 from qsched.quantization.schemes import backend_to_hold
+from qsched.signatures import of_diffusers
 
 SDCI_REVISION = "35636da44cdc7cef8916b122a12e4aa9e2df80c1"
 TEMPLATE = Path(__file__).with_name("study.toml.tmpl")

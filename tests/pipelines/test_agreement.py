@@ -11,11 +11,11 @@ import pytest
 from qsched.errors import ConfigError, ModelError
 from qsched.pipelines.agreement import averages, problems, require_declared, require_taken
 from qsched.pipelines.loading import load_model
-from qsched.pipelines.signatures import names_in_diffusers, of_class, of_diffusers
 from qsched.pipelines.table import Model, Sampling, model_named, with_entry
 from qsched.pipelines.twins import pipeline_twin
 from qsched.schedule.schedulers import X0_FROM_INPUTS, refusal
 from qsched.schedule.step import X0_OF_INPUTS
+from qsched.signatures import names_in_diffusers, of_class, of_diffusers
 from qsched.study.study import load_study
 from tests.support import fakes
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from qsched.digests import first_and_last, whole
 from qsched.errors import ModelError
 from qsched.pipelines.catalog import weights_identity
-from qsched.pipelines.digests import first_and_last, whole
 
 MIB = 1 << 20
 LONG_AGO = 1_600_000_000_000_000_000

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qsched.errors import GenerationError
-from qsched.pipelines.memory import PeakMemory, in_batches
+from qsched.pipelines.devices import PeakMemory, in_batches
 
 
 class Device:

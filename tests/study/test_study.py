@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from qsched import plugins
+from qsched.digests import first_and_last
 from qsched.errors import ConfigError
 from qsched.pipelines.catalog import MODELS, TWIN_SIDE
-from qsched.pipelines.digests import first_and_last
 from qsched.pipelines.table import Model, weights_of, with_entry
 from qsched.study.fingerprint import differences
 from qsched.study.study import Study, load_study
