@@ -24,7 +24,7 @@ LIGHT_MODULES = (
     *("schedule.coefficients", "schedule.parametrisations", "schedule.standalone"),
     *("quantization.account", "quantization.backend", "quantization.schemes", "quantization.table"),
     *("quantization.simulated", "quantization.torchao", "quantization.bitsandbytes"),
-    *("pipelines.catalog", "pipelines.effective", "pipelines.folders", "pipelines.signatures"),
+    *("pipelines.catalog", "pipelines.effective", "pipelines.folders", "signatures"),
     *("evidence.impression", "pipelines.table", "scoring.catalog", "scoring.jaq", "scoring.table"),
     *("evidence.guards", "evidence.table", "demo.captions"),
     *("service.database", "service.schema", "service.queue", "service.status", "service.storage"),
