@@ -13,6 +13,7 @@ from qsched import __version__
 from qsched.cli import results, studies, tools
 from qsched.cli.options import INTERRUPTED, console
 from qsched.errors import QschedError
+from qsched.redaction import redacted_stream
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -23,7 +24,11 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """The console script: an expected error is one line without a traceback, and exit code 2."""
+    """The console script: an expected error is one line without a traceback, and exit code 2.
+
+    All that is printed, a traceback too, is printed without the database's password.
+    """
+    sys.stdout, sys.stderr = map(redacted_stream, (sys.stdout, sys.stderr))
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)  # what is less goes into a worker's own log
     logging.basicConfig(format="%(message)s", handlers=[handler])

@@ -27,6 +27,7 @@ from qsched.cli.options import (
 )
 from qsched.errors import QschedError, StudyError
 from qsched.plugins import beside
+from qsched.redaction import Redacting
 
 if TYPE_CHECKING:
     from qsched.service.stored_study import StoredStudy
@@ -441,7 +442,7 @@ def _pause(name: str, storage: str | None, *, paused: bool) -> None:
 def _log_to(path: Path) -> None:
     """qsched's log goes to a file as well, with times."""
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(Redacting("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("qsched")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)

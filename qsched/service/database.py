@@ -19,7 +19,6 @@ import sqlalchemy as sa
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
-    ArgumentError,
     DBAPIError,
     IntegrityError,
     InterfaceError,
@@ -32,34 +31,50 @@ from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.sql.expression import FunctionElement
 
 from qsched.errors import StorageError, first_line
+from qsched.redaction import keep, redacted
+from qsched.service.address import DEFAULT_URL, file_of, parsed, secrets, shown
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
 
-DEFAULT_URL = "sqlite:///storage/qsched.db"
 ENVIRONMENT = "QSCHED_STORAGE"
-EXAMPLES = f"{DEFAULT_URL} or postgresql+psycopg://user@host/database"
-BACKENDS = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg"}
 LOCK_SECONDS = 60
 """How long a statement waits for another process's transaction."""
 
-FINAL = (
-    "password authentication failed",
-    "no password supplied",
-    "does not exist",
-    "permission denied",
-    "no pg_hba.conf entry",
-    "no such table",
-    "no such column",
-    "readonly",
-    "read-only",
-    "disk is full",
-    "No space left",
-    "not a database",
-    "malformed",
-    "unable to open",
+CONNECT_SECONDS = 10
+"""How long a server may take to answer, where nothing else is said."""
+
+FINAL = {
+    "password authentication failed": "",
+    "SASL authentication failed": "",
+    "no password supplied": "",
+    "no pg_hba.conf entry": "",
+    "unsupported startup parameter": "a pooler refuses options of the URL and PGOPTIONS; give them "
+    "to the role instead: ALTER ROLE ... SET search_path = ...",
+    "unrecognized configuration parameter": "correct the URL's options, or PGOPTIONS",
+    "no such database": "",
+    "no such user": "",
+    "does not exist": "create it, or correct the URL",
+    "permission denied for schema": "GRANT CREATE, USAGE ON SCHEMA ... to this role, or give it a "
+    "schema of its own",
+    "permission denied": "GRANT it to this role, or use another one",
+    "no such table": "",
+    "no such column": "",
+    "readonly": "make it writable, or use another database",
+    "read-only": "use the primary server, and a role that may write",
+    "disk is full": "",
+    "No space left": "",
+    "not a database": "",
+    "malformed": "",
+    "unable to open": "",
+}
+"""Complaints that waiting does not mend, with the remedy where it is not the usual one."""
+
+OLDER = (
+    "Optuna's tables there were made by an older Optuna; optuna storage upgrade --storage URL, "
+    "while nobody works on it"
 )
-"""Complaints that waiting does not mend."""
+NEWER = "Optuna's tables there were made by a newer Optuna; pip install --upgrade optuna"
 
 Fault = DBAPIError | PendingRollbackError | PoolTimeoutError
 """What SQLAlchemy raises when a database complains or is gone."""
@@ -108,22 +123,14 @@ class Database:
     def __init__(
         self, url: str | None = None, *, patience: float = 20.0, clock: Clock = time
     ) -> None:
-        given = url or os.environ.get(ENVIRONMENT) or DEFAULT_URL
-        try:
-            parsed = sa.make_url(given)
-        except ArgumentError as error:
-            raise StorageError(f"storage: not a database URL; expected {EXAMPLES}") from error
-        if parsed.get_backend_name() not in BACKENDS:
-            raise StorageError(
-                f"storage {parsed.get_backend_name()}: not supported; expected {EXAMPLES}"
-            )
-        self.url = parsed.set(drivername=BACKENDS[parsed.get_backend_name()])
+        self.url = parsed(url or os.environ.get(ENVIRONMENT) or DEFAULT_URL)
+        keep(secrets(self.url))
         self.patience = patience
         self._clock = clock
 
     def __str__(self) -> str:
-        """The URL without its password; a file as its absolute path."""
-        return str(self.path) if self.path else self.url.render_as_string(hide_password=True)
+        """Driver, user, host, port and database; a file as its absolute path."""
+        return shown(self.url)
 
     @property
     def dialect(self) -> str:
@@ -133,19 +140,13 @@ class Database:
     @property
     def path(self) -> Path | None:
         """The absolute path of a SQLite file; None for a server."""
-        if self.dialect != "sqlite":
-            return None
-        name = self.url.database or ""
-        return Path(name.removeprefix("file:") if "uri" in self.url.query else name).resolve()
+        return file_of(self.url)
 
     @cached_property
     def engine(self) -> sa.Engine:
         """Our connections: one for the work, one for the lease that renews itself beside it."""
         if self.path:
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise StorageError(f"storage {self.path}: {error.strerror}") from error
+            self._make_file(self.path)
         try:
             engine = sa.create_engine(self.url, **self._engine_arguments(2))
         except ImportError as error:
@@ -157,16 +158,23 @@ class Database:
 
     @cached_property
     def optuna(self) -> "RDBStorage":
-        """Optuna's storage in the same database."""
+        """Optuna's storage in the same database, whose tables are there."""
         import optuna
 
-        storage = self.patiently(
-            lambda: optuna.storages.RDBStorage(
-                self.url.render_as_string(hide_password=False),
-                engine_kwargs=self._engine_arguments(1),
+        url = self.url.render_as_string(hide_password=False)
+        try:
+            storage = self.patiently(
+                lambda: optuna.storages.RDBStorage(
+                    url.replace("{", "{{").replace("}", "}}"),  # Optuna takes it for a template
+                    engine_kwargs=self._engine_arguments(1),
+                    skip_table_creation=True,
+                )
             )
-        )
+        except RuntimeError as error:
+            words = OLDER if "storage upgrade" in str(error) else NEWER
+            raise StorageError(f"storage {self}: {words}") from error
         _tune(storage.engine)
+        storage.engine.dispose()  # its first connection was opened before that
         return storage
 
     def transaction(self, work: Callable[[Session], Result]) -> Result:
@@ -235,28 +243,64 @@ class Database:
                 self._clock.sleep(min(left, pause * random.uniform(0.5, 1)))
                 pause = min(2 * pause, 5.0)
 
+    def _make_file(self, path: Path) -> None:
+        """The file's folder where it is missing, and the file, which its owner alone may read; its
+        write-ahead log will be as the file is."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists() and self.url.query.get("mode", "rwc") == "rwc":
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        except OSError as error:
+            raise StorageError(f"storage {path}: {error.strerror}") from error
+
     def _in_words(self, fault: Fault) -> str:
-        remedy = (
+        said = _complaint(fault)
+        remedy = next((FINAL[words] for words in FINAL if words in said), "") or (
             "check the path, its permissions and the free disk"
             if self.path
             else "check the URL, the password and whether the server runs; qsched doctor says more"
         )
-        return f"storage {self}: {_complaint(fault)}; {remedy}"
+        return f"storage {self}: {said}; {remedy}"
 
     def _engine_arguments(self, connections: int) -> dict[str, Any]:
-        if self.dialect == "sqlite":
-            return {"connect_args": {"timeout": LOCK_SECONDS}}
+        if self.path:
+            return {"connect_args": _missing({"timeout": LOCK_SECONDS}, self.url)}
+        self._require_known_options()
         return {
             "pool_size": connections,
             "max_overflow": 1,
             "pool_pre_ping": True,
             "connect_args": {
-                "connect_timeout": 10,
-                "application_name": "qsched",
-                "options": f"-c lock_timeout={LOCK_SECONDS}s "
-                f"-c idle_in_transaction_session_timeout={LOCK_SECONDS}s",
+                "prepare_threshold": None,  # behind a pooler the next statement has another server
+                **_missing({"fallback_application_name": "qsched"}, self.url),
+                **({} if _has_timeout(self.url) else {"connect_timeout": CONNECT_SECONDS}),
             },
         }
+
+    def _require_known_options(self) -> None:
+        """psycopg and SQLAlchemy take more than libpq's, which would change how we work."""
+        try:
+            from psycopg.pq import Conninfo
+        except ImportError:
+            return  # said by who opens the engine
+        known = {each.keyword.decode() for each in Conninfo.get_defaults()}
+        unknown = sorted(self.url.query.keys() - known)
+        if unknown:
+            raise StorageError(
+                f"storage {self}: the URL's {unknown[0]} is no option of PostgreSQL's clients; "
+                "correct or remove it"
+            )
+
+
+def _missing(arguments: Mapping[str, Any], url: sa.URL) -> dict[str, Any]:
+    """Those that the URL doesn't give itself."""
+    return {key: value for key, value in arguments.items() if key not in url.query}
+
+
+def _has_timeout(url: sa.URL) -> bool:
+    """Whether the URL, a service file or the environment may say how long to wait for a server."""
+    environment = {"PGCONNECT_TIMEOUT", "PGSERVICE"} & os.environ.keys()
+    return bool({"connect_timeout", "service"} & url.query.keys() or environment)
 
 
 class _Owner(Protocol):
@@ -282,20 +326,38 @@ def transaction(
 
 
 def _tune(engine: sa.Engine) -> None:
-    """SQLite: write-ahead log, a commit that waits for the disk, the write lock from the start."""
-    if engine.dialect.name != "sqlite":
-        return
+    """What each connection and each transaction begins with."""
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _set_up)
+    event.listen(engine, "begin", _begin)
 
-    @event.listens_for(engine, "connect")
-    def _wal(connection: Any, _: Any) -> None:
-        connection.isolation_level = None  # transactions begin where `_immediate` says
+
+def _set_up(connection: Any, _: Any) -> None:
+    """SQLite: a write-ahead log, unless the file is another program's, which is left as it is; a
+    commit that waits for the disk."""
+    connection.isolation_level = None  # transactions begin where `_begin` says
+    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    if not tables or "qsched_schema" in tables:
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute("PRAGMA foreign_keys=ON")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
 
-    @event.listens_for(engine, "begin")
-    def _immediate(connection: sa.Connection) -> None:
+
+def _begin(connection: sa.Connection) -> None:
+    """SQLite: the write lock from the start. PostgreSQL: limits where the server has none, for this
+    transaction only, because behind a pooler the next one has another server."""
+    if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+        return
+    limits = ("lock_timeout", "idle_in_transaction_session_timeout")
+    connection.exec_driver_sql(
+        "SELECT "
+        + ", ".join(
+            f"CASE current_setting('{limit}') WHEN '0' "
+            f"THEN set_config('{limit}', '{LOCK_SECONDS}s', true) END"
+            for limit in limits
+        )
+    )
 
 
 def _database_fault(error: BaseException | None) -> Fault | None:
@@ -316,5 +378,7 @@ def _transient(fault: Fault) -> bool:
 
 
 def _complaint(fault: Fault) -> str:
-    """The complaint without the statement; psycopg's own lines name host and port only."""
-    return first_line(fault.orig if isinstance(fault, DBAPIError) and fault.orig else fault)
+    """The complaint without the statement and without secrets."""
+    return redacted(
+        first_line(fault.orig if isinstance(fault, DBAPIError) and fault.orig else fault)
+    )

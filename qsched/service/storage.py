@@ -13,14 +13,13 @@ from sqlalchemy.orm import Session
 
 from qsched.errors import StorageError
 from qsched.service.database import Database, now, transaction
+from qsched.service.foundation import lay
 from qsched.service.schema import (
     SCHEMA_VERSION,
-    SchemaTable,
     ScoreTable,
     SlotTable,
     StudyRecord,
     StudyTable,
-    Table,
     WorkerRecord,
     WorkerTable,
 )
@@ -184,13 +183,8 @@ class Storage:
         """Makes the tables where there are none; refuses those of another version."""
 
         def prepare(session: Session) -> int:
-            connection = session.connection()
             self.database.alone(session)
-            if not sa.inspect(connection).has_table(SchemaTable.__tablename__):
-                Table.metadata.create_all(connection)
-                session.add(SchemaTable(version=SCHEMA_VERSION))
-                return SCHEMA_VERSION
-            return session.scalars(sa.select(SchemaTable.version)).one()
+            return lay(session.connection(), str(self))
 
         version = self.database.transaction(prepare)
         if version != SCHEMA_VERSION:
