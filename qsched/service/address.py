@@ -80,7 +80,7 @@ def shown(url: sa.URL) -> str:
     return sa.URL.create(
         url.drivername,
         username=str(user) if user else None,
-        password=url.password and "***",
+        password="***" if url.password else None,
         host=url.host,
         port=url.port,
         database=str(name) if name else None,

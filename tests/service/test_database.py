@@ -1,8 +1,10 @@
 """Patience with a database that is away, and none with what waiting does not mend."""
 
+import socket
 import time
 from pathlib import Path
 
+import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
@@ -10,6 +12,14 @@ from sqlalchemy.exc import OperationalError, PendingRollbackError, ProgrammingEr
 
 from qsched.errors import StorageError
 from qsched.service.database import Database, now
+from qsched.service.storage import Storage
+from tests.conftest import new_database
+
+LIMIT = "idle_in_transaction_session_timeout"
+
+
+def text(url: sa.URL) -> str:
+    return url.render_as_string(hide_password=False)
 
 
 @pytest.fixture
@@ -141,3 +151,73 @@ def test_a_transaction_is_whole_or_not_at_all(url: str) -> None:
         database.transaction(half)
     count = database.transaction(lambda s: s.scalar(sa.text("SELECT count(*) FROM t")))
     assert count == 0
+
+
+def test_the_urls_own_settings_are_kept(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On both engines, in each transaction."""
+
+    def settings(database: Database) -> list[list[object]]:
+        names = "application_name", "search_path", "lock_timeout", LIMIT
+        with database.engine.begin() as ours, database.optuna.engine.begin() as optunas:
+            return [
+                [connection.scalar(sa.text(f"SHOW {name}")) for name in names]
+                for connection in (ours, optunas)
+            ]
+
+    url = sa.make_url(new_database(postgres))
+    Storage(text(url))
+    assert settings(Database(text(url))) == [["qsched", '"$user", public', "1min", "1min"]] * 2
+    own = {"application_name": "team-b", "options": "-clock_timeout=5s -csearch_path=public"}
+    database = Database(text(url.update_query_dict(own)))
+    assert settings(database) == [["team-b", "public", "5s", "1min"]] * 2
+    monkeypatch.setenv("PGOPTIONS", "-csearch_path=public -clock_timeout=7s")
+    monkeypatch.setenv("PGAPPNAME", "team-c")
+    assert settings(Database(text(url))) == [["team-c", "public", "7s", "1min"]] * 2
+
+
+def test_a_server_that_does_not_answer_is_waited_for_as_long_as_the_url_says() -> None:
+    """Its connections are accepted by nobody."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql://u@127.0.0.1:{silent.getsockname()[1]}/x?connect_timeout=2"
+        began = time.monotonic()
+        with pytest.raises(StorageError, match="timeout"):
+            Database(url, patience=0).server()
+        assert 1 < time.monotonic() - began < 8
+
+
+@pytest.mark.parametrize("option", ["nonsense", "autocommit", "prepare_threshold", "plugin"])
+def test_an_option_that_is_none_of_the_servers_is_refused(option: str) -> None:
+    with pytest.raises(StorageError, match=f"the URL's {option} is no option of PostgreSQL's"):
+        _ = Database(f"postgresql://u@127.0.0.1:1/x?{option}=1").engine
+
+
+def test_a_read_only_database_is_said_at_once(postgres: str) -> None:
+    url = sa.make_url(new_database(postgres))
+    Storage(text(url))
+    reading = text(url.update_query_dict({"options": "-cdefault_transaction_read_only=on"}))
+    storage = Storage(Database(reading, patience=60))
+    assert storage.study_names() == storage.database.optuna.get_all_studies() == []
+    with pytest.raises(StorageError, match="read-only transaction; use the primary server"):
+        storage.add_study("one", "{}", {})
+    empty = sa.make_url(new_database(postgres)).set(query=sa.make_url(reading).query)
+    with pytest.raises(StorageError, match="cannot execute CREATE TABLE in a read-only"):
+        Storage(Database(text(empty), patience=60))
+
+
+def test_what_is_written_is_for_its_owner_alone(tmp_path: Path) -> None:
+    """With the log and its index beside it; a file that is there keeps its permissions."""
+    url = f"sqlite:///{tmp_path}/q{{}}.db"
+    storage = Storage(url)
+    storage.add_study("one", "{}", {})
+    optuna.create_study(study_name="one", storage=storage.database.optuna)
+    modes = {path.suffix: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert modes == dict.fromkeys((".db", ".db-wal", ".db-shm"), 0o600)
+    (tmp_path / "q{}.db").chmod(0o640)
+    assert Storage(url).study_names() == ["one"]
+    assert (tmp_path / "q{}.db").stat().st_mode & 0o777 == 0o640
+
+
+def test_nothing_is_made_where_the_url_forbids_it(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="unable to open"):
+        Storage(Database(f"sqlite:///file:{tmp_path}/q.db?mode=rw", patience=60))
+    assert list(tmp_path.iterdir()) == []

@@ -89,11 +89,11 @@ def test_another_schema_is_refused(storage: Storage, url: str) -> None:
         Storage(url)
 
 
-def test_the_released_schema_is_what_this_one_makes() -> None:
+def test_the_released_schema_is_what_this_one_makes(tmp_path: Path) -> None:
     """tests/schemas/ keeps each schema that was released; a new one has to read or refuse it."""
     made = sqlite3.connect(":memory:")
     made.executescript((Path(__file__).parent / "schemas" / f"{SCHEMA_VERSION}.sql").read_text())
-    storage = Storage("sqlite://")
+    storage = Storage(f"sqlite:///{tmp_path}/q.db")
     released = sa.create_engine("sqlite://", creator=lambda: made)
     for table in sa.inspect(released).get_table_names():
         now, then = (
