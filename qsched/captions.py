@@ -3,14 +3,17 @@
 import csv
 import inspect
 import io
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from qsched.errors import PromptError, first_line, in_one_line
+from qsched.documents import MEBIBYTE, from_json, from_yaml, read, shown
+from qsched.errors import DocumentError, PromptError, in_one_line, one_line
 from qsched.plugins import Registry
+
+MOST = 1024 * MEBIBYTE
+"""Bytes of a file of captions; COCO's largest has 250 MB."""
 
 KEYS = ("prompt", "caption", "text")
 """Where an object or a table may have its caption: in any case, as one or as many (Prompts)."""
@@ -63,12 +66,8 @@ def read_captions(path: Path, reader: str | None = None) -> list[str]:
     try:
         found = list(chosen.read(path))
         captions = [_full(_caption(each, place), place) for place, each in _numbered(found)]
-    except PromptError as error:
-        raise PromptError(f"{path}: {error}") from error
-    except OSError as error:
-        raise PromptError(f"{path}: {error.strerror}; expected a file of captions") from error
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path}: it is not UTF-8 text; save it as UTF-8") from error
+    except (PromptError, DocumentError) as error:
+        raise PromptError(one_line(f"{path}: {error}")) from error
     except Exception as error:
         raise PromptError(
             f"{path}: {reader or 'its reader'} fails: {in_one_line(error)}"
@@ -137,7 +136,7 @@ class JsonLines:
         for number, line in enumerate(_decoded(path).split("\n"), start=1):
             if line.strip():
                 place = f"line {number}"
-                captions.append(_full(_caption(_parsed_json(line, place), place), place))
+                captions.append(_full(_caption(from_json(line, line=number), place), place))
         return captions
 
 
@@ -148,7 +147,7 @@ class Json:
 
     def read(self, path: Path) -> list[str]:
         """As `Reader` says."""
-        content = _parsed_json(_decoded(path))
+        content = from_json(_decoded(path))
         if isinstance(content, dict) and isinstance(content.get("annotations"), list):
             return _of_images(_annotated(content.get("images"), content["annotations"]))
         if isinstance(content, dict) and isinstance(content.get("images"), list):
@@ -169,7 +168,7 @@ class Yaml:
         apart = dict(zip("\x85\u2028\u2029", spare, strict=False))
         there = {ord(own): other for own, other in apart.items()}
         back = {ord(other): own for own, other in apart.items()}
-        captions = _structured(_parsed_yaml(text.translate(there)))
+        captions = _structured(from_yaml(text.translate(there)))
         return [caption.translate(back).strip() for caption in captions]
 
 
@@ -220,7 +219,7 @@ READERS = Registry(
 
 
 def _decoded(path: Path) -> str:
-    return path.read_text(encoding="utf-8-sig")
+    return read(path, most=MOST)
 
 
 def _unquoted(field: str) -> str:
@@ -239,7 +238,7 @@ def _column(rows: Iterable[tuple[str, Sequence[str]]]) -> list[str]:
             header = row
             if _key_of(header) is None:
                 raise PromptError(
-                    f"{place}: {_shown(list(row))}; expected a header with a column "
+                    f"{place}: {shown(list(row))}; expected a header with a column "
                     f"{', '.join(KEYS[:-1])} or {KEYS[-1]}"
                 )
             continue
@@ -263,19 +262,6 @@ def _key_of(names: Iterable[Any]) -> Any:
     return None
 
 
-def _parsed_yaml(text: str) -> Any:
-    import yaml
-
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the compiled one is ten times as fast
-    try:
-        return yaml.load(text, loader)
-    except yaml.MarkedYAMLError as error:
-        line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
-        raise PromptError(f"{line}not valid YAML: {error.problem}; correct it") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise PromptError(f"not valid YAML: {first_line(error)}; correct it") from error
-
-
 def _structured(content: Any) -> list[str]:
     """The captions of a list or a mapping from names."""
     if content is None:
@@ -286,7 +272,7 @@ def _structured(content: Any) -> list[str]:
     if isinstance(content, dict):
         return _of_images(_caption(value, f"key {key!r}") for key, value in content.items())
     raise PromptError(
-        f"{_shown(content)} is all there is; expected a list of captions, or a mapping from names "
+        f"{shown(content)} is all there is; expected a list of captions, or a mapping from names "
         "to captions"
     )
 
@@ -303,7 +289,7 @@ def _coco(images: list[Any]) -> Iterable[str]:
             first = image["sentences"][0]["raw"]
         except (AttributeError, KeyError, IndexError, TypeError) as error:
             raise PromptError(
-                f'{place}: {_shown(image)}; expected {{"sentences": [{{"raw": a caption}}, ...]}}'
+                f'{place}: {shown(image)}; expected {{"sentences": [{{"raw": a caption}}, ...]}}'
             ) from error
         yield _caption(first, f"{place}.sentences[0].raw")
 
@@ -315,7 +301,7 @@ def _annotated(images: Any, annotations: list[Any]) -> Iterable[str]:
         place = f"annotations[{number}]"
         if not (isinstance(each, dict) and "image_id" in each and "caption" in each):
             raise PromptError(
-                f'{place}: {_shown(each)}; expected {{"image_id": ..., "caption": ...}}, as in '
+                f'{place}: {shown(each)}; expected {{"image_id": ..., "caption": ...}}, as in '
                 "captions_val2017.json"
             )
         caption = _caption(each["caption"], f"{place}.caption")
@@ -340,12 +326,12 @@ def _caption(value: Any, place: str) -> str:
     if isinstance(value, Mapping):
         key = _key_of(value)
         if key is None:
-            raise PromptError(f"{at}{_shown(value)}; expected {_EXPECTED}")
+            raise PromptError(f"{at}{shown(value)}; expected {_EXPECTED}")
         value = value[key]
     if not isinstance(value, str):
-        raise PromptError(f"{at}{_shown(value)}; expected {_EXPECTED}; quote it if it is one")
+        raise PromptError(f"{at}{shown(value)}; expected {_EXPECTED}; quote it if it is one")
     if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in value):
-        raise PromptError(f"{at}{_shown(value)}; it holds a character that is no text; remove it")
+        raise PromptError(f"{at}{shown(value)}; it holds a character that is no text; remove it")
     return " ".join(line for line in map(str.strip, _BREAK.split(value)) if line)
 
 
@@ -353,20 +339,3 @@ def _full(caption: str, place: str) -> str:
     if not caption:
         raise PromptError(f"{place}: an empty caption; write one or remove it")
     return caption
-
-
-def _parsed_json(text: str, place: str = "") -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        place = place or f"line {error.lineno}"
-        raise PromptError(
-            f"{place}: not valid JSON: {error.msg} at column {error.colno}; correct it"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise PromptError(f"not valid JSON: {first_line(error)}; correct it") from error
-
-
-def _shown(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."

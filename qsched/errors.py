@@ -4,6 +4,7 @@
     ├── CoefficientsError     coefficients, their bounds, parametrisations and files
     ├── ScheduleError         a scheduler that cannot be preconditioned, or is stepped wrongly
     ├── ConfigError           a study file
+    ├── DocumentError         a file that is no text or no document; another error names it
     ├── PluginError           a plug-in that can't be found, or breaks its protocol
     ├── PromptError           prompts and their seeds
     ├── HubError              a file that can't be fetched from the Hugging Face hub
@@ -19,7 +20,10 @@ A message gives place, value, rule and remedy, in that order and on one line:
 "studies/demo.toml: steps = 0; expected 1 to 64; set sampling.steps".
 """
 
+import re
 from collections.abc import Iterator
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class QschedError(Exception):
@@ -36,6 +40,11 @@ class ScheduleError(QschedError):
 
 class ConfigError(QschedError):
     """A study file is missing, unreadable or invalid."""
+
+
+class DocumentError(QschedError):
+    """A file is no text of a reasonable size, or no document of its format; the words lack its
+    name, which whoever asked for it knows."""
 
 
 class PluginError(QschedError):
@@ -89,7 +98,12 @@ class StudyError(QschedError):
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, at most 200 characters; its class if it is mute."""
     lines = str(error).strip().splitlines()
-    return lines[0][:200] if lines else type(error).__name__
+    return one_line(lines[0][:200]) if lines else type(error).__name__
+
+
+def one_line(text: str) -> str:
+    """A text with its line breaks and other control characters written as escapes."""
+    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def in_one_line(error: BaseException) -> str:

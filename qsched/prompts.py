@@ -16,9 +16,13 @@ from pydantic import Field
 
 from qsched import hub
 from qsched.captions import check_reader
-from qsched.errors import HubError, PromptError
+from qsched.documents import located
+from qsched.errors import DocumentError, HubError, PromptError
 from qsched.seeds import stable_seed
 from qsched.tables import Section, Seed, accepted_by
+
+MOST = 1_000_000
+"""Captions of a study at the most; each is scored in every trial."""
 
 _REMOTE = re.compile(
     r"hf://(?P<dataset>datasets/)?(?!(datasets|spaces)/)(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>[^/@]+))?"
@@ -43,8 +47,8 @@ class Prompts(Section):
 
     calibration: str | tuple[str, ...]
     held_out: str | tuple[str, ...] | None = None
-    calibration_count: int | None = Field(default=None, ge=2)
-    held_out_count: int | None = Field(default=None, ge=2)
+    calibration_count: int | None = Field(default=None, ge=2, le=MOST)
+    held_out_count: int | None = Field(default=None, ge=2, le=MOST)
     held_out_seeds: int = Field(default=2, ge=1, le=64)
     seed: Seed = 0
     reader: Annotated[str, accepted_by(check_reader)] | None = None
@@ -61,10 +65,14 @@ def locate(source: str, folder: Path, *, where: str) -> Path:
     `source`: a path relative to `folder`, or ``hf://datasets/OWNER/NAME/PATH@REVISION`` (without
     ``datasets/`` for the files of a model; the revision may be left out, or stand behind NAME).
     `where`: the key of the study file. What was fetched once needs no network. Raises PromptError,
-    in one line, if a file on the hub can't be had; a local path is not looked at.
+    in one line, if a file on the hub can't be had, or for what can be no path; whether a local file
+    is there isn't looked at.
     """
     if not is_remote(source):
-        return folder / Path(source).expanduser()
+        try:
+            return located(source, folder)
+        except DocumentError as error:
+            raise PromptError(f"{where}: {error}") from error
     found = _REMOTE.fullmatch(source)
     if found is None or (found["revision"] and found["last"]):
         raise PromptError(

@@ -5,10 +5,12 @@ Each room has its own table, beside what uses it; `study.file` composes them.
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
 
+from qsched.documents import located, shown
 from qsched.errors import QschedError
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -35,6 +37,9 @@ def accepted_by(check: Callable[[Any], object]) -> AfterValidator:
     return AfterValidator(validate)
 
 
+Place = Annotated[str, accepted_by(lambda source: located(source, Path()))]
+"""What stands for a file, a folder or a name on the hub; something may be there or not."""
+
 ONE, SEVERAL = "<table>", "<tables>"
 """The tags of a key that takes one table or a list of them; a problem's place doesn't name them."""
 
@@ -43,6 +48,9 @@ def one_or_several(value: Any) -> str:
     """The tag of a value of such a key."""
     return SEVERAL if isinstance(value, list | tuple) else ONE
 
+
+LONGEST_SHOWN = 200
+"""Characters of a value, or of a key, that an error repeats."""
 
 STORED = {"stored": True}
 """The context in which a study that a database holds is read: what was accepted once is not looked
@@ -60,20 +68,19 @@ def in_words(problem: Mapping[str, Any], root: type[Section]) -> str:
     if problem["type"] == "missing":
         return f"{key} is missing"
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(
-            str(problem["loc"][-1]), _keys(problem["loc"][:-1], root), n=1
-        )
+        last = str(problem["loc"][-1])[:LONGEST_SHOWN]  # the comparison takes the square of it
+        near = difflib.get_close_matches(last, _keys(problem["loc"][:-1], root), n=1)
         return f"{key} is not a known key" + (f"; did you mean {near[0]!r}?" if near else "")
     rule = str(problem["msg"]).removeprefix("Value error, ")
     rule = rule.replace("Input should be", "expected", 1)
     rule = rule.replace("greater than or equal to", "at least").replace(
         "less than or equal to", "at most"
     )
-    shown = problem["input"]
+    given = problem["input"]
     if not key:
         return rule
-    here = f"{key} = {shown!r}; "
-    return f"{key}: {rule}" if isinstance(shown, dict) else here + rule.removeprefix(here)
+    here = f"{key} = {shown(given, LONGEST_SHOWN)}; "
+    return f"{key}: {rule}" if isinstance(given, dict) else here + rule.removeprefix(here)
 
 
 def _keys(place: Iterable[str | int], root: type[Section]) -> list[str]:

@@ -5,9 +5,10 @@ from typing import Annotated
 
 from pydantic import Field
 
+from qsched.documents import is_folder, located
 from qsched.errors import ConfigError
 from qsched.scoring.catalog import metric_entry
-from qsched.tables import Section, accepted_by
+from qsched.tables import Place, Section, accepted_by
 
 FRECHET = "frechet"
 """FID's distance to real images; as a gain, how much nearer."""
@@ -46,7 +47,7 @@ class Validation(Section):
     metrics: tuple[Annotated[str, accepted_by(metric_entry)], ...]
     candidates: int = Field(default=3, ge=1, le=16)
     limits: Limits = Limits()
-    reference: str | None = None
+    reference: Place | None = None
 
 
 def with_reference(validation: Validation, folder: Path) -> Validation:
@@ -54,13 +55,13 @@ def with_reference(validation: Validation, folder: Path) -> Validation:
     ConfigError if there is no such folder."""
     if validation.reference in (None, DEMO_REFERENCE):
         return validation
-    path = (folder / Path(str(validation.reference)).expanduser()).resolve()
-    if not path.is_dir():
+    path = located(str(validation.reference), folder)
+    if not is_folder(path):
         raise ConfigError(
             f"validation.reference = {validation.reference!r}; expected a folder of real images "
             f"(there is none at {path}), or {DEMO_REFERENCE!r} for the demo's scenes"
         )
-    return validation.model_copy(update={"reference": str(path)})
+    return validation.model_copy(update={"reference": str(path.resolve())})
 
 
 def packages_of_reference(reference: str | None) -> tuple[str, ...]:

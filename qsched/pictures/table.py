@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from qsched.tables import Section
+from qsched.tables import Place, Section
 
 
 class Gallery(Section):
@@ -10,4 +10,4 @@ class Gallery(Section):
     of the first `trials`; in a folder or s3://bucket."""
 
     trials: int = Field(default=8, ge=0)
-    store: str | None = None
+    store: Place | None = None

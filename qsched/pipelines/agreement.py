@@ -9,7 +9,6 @@ that were loaded, whoever wrote them.
 """
 
 import ast
-import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
@@ -17,7 +16,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from qsched.errors import ModelError
+from qsched.documents import is_file, is_folder, json_object
+from qsched.errors import DocumentError, ModelError
 from qsched.pipelines import catalog
 from qsched.pipelines.table import Model, Sampling, source_of
 from qsched.schedule.parametrisations import Parametrisation
@@ -96,7 +96,9 @@ def _problems_of_places(model: Model) -> Iterator[str]:
     source = source_of(model)
     key = "model.source" if model.source and model.source != model.name else "model.name"
     here = catalog.is_folder(source)
-    if not here and (Path(source).exists() or source.startswith((".", "/", "~"))):
+    if not here and (
+        is_folder(Path(source)) or is_file(Path(source)) or source.startswith((".", "/", "~"))
+    ):
         yield (
             f"{key} = {source!r}; expected a folder with a model_index.json; correct the path, "
             "which is relative to the study file"
@@ -105,8 +107,8 @@ def _problems_of_places(model: Model) -> Iterator[str]:
         yield f"model.revision = {model.revision!r}: {source} has no revisions; leave it out"
     for lora in model.loras:
         folder = Path(lora.source)
-        local = folder.is_dir() or lora.source.startswith((".", "/", "~"))
-        if local and not (folder / lora.file).is_file():
+        local = is_folder(folder) or lora.source.startswith((".", "/", "~"))
+        if local and not is_file(folder / lora.file):
             yield f"model.lora.file = {lora.file!r}: not in {lora.source}; correct it"
         elif local and lora.revision:
             yield f"model.lora.revision = {lora.revision!r}: {folder} is a folder; leave it out"
@@ -141,10 +143,9 @@ def _scheduler_in(source: str) -> Mapping[str, Any]:
 
 def _json(path: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return json_object(path)
+    except DocumentError:
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _config(kind: ClassSource, model: Model) -> Mapping[str, Any]:

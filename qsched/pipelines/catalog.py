@@ -5,7 +5,6 @@ so that files are checked, listed and fingerprinted on machines without a GPU st
 override every field in its `[model]` and `[sampling]` tables. `models` loads what is declared here.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from qsched.digests import Digest, whole
-from qsched.errors import ModelError, in_one_line
+from qsched.documents import is_file, json_object, shown
+from qsched.errors import DocumentError, ModelError
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 
@@ -283,7 +283,7 @@ def model_entry(name: str) -> ModelEntry:
 
 def is_folder(source: str) -> bool:
     """Whether a source is a diffusers folder on this machine."""
-    return (Path(source) / "model_index.json").is_file()
+    return is_file(Path(source) / "model_index.json")
 
 
 def class_in(folder: str) -> str | None:
@@ -294,14 +294,15 @@ def class_in(folder: str) -> str | None:
     if not is_folder(folder):
         return None
     place = Path(folder) / "model_index.json"
+    expected = "expected the index of a pipeline, as save_pretrained writes it"
     try:
-        name = json.loads(place.read_text(encoding="utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(
-            f"{place}: {in_one_line(error)}; expected the index of a pipeline, as save_pretrained "
-            "writes it, with its _class_name"
-        ) from error
-    return name if isinstance(name, str) else str(name[-1])
+        name = json_object(place).get("_class_name")
+    except DocumentError as error:
+        raise ModelError(f"{place}: {error}; {expected}") from error
+    name = name[-1] if isinstance(name, list) and name else name
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ModelError(f"{place}: _class_name = {shown(name)}; {expected}")
+    return name
 
 
 def is_function(source: str) -> bool:

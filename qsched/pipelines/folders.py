@@ -5,7 +5,6 @@ its weights are stored in, and the size that it draws. Of a repository on the hu
 fetched.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from qsched import hub
-from qsched.errors import HubError, ModelError
+from qsched.documents import from_json, is_file, is_folder, json_object
+from qsched.errors import DocumentError, HubError, ModelError, in_one_line
 from qsched.pipelines import catalog
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -48,7 +48,7 @@ def contents_of(source: str, revision: str | None = None) -> Contents:
     had."""
     if catalog.is_folder(source):
         return contents(Path(source))
-    if source.startswith(("/", ".", "~")) or Path(source).exists():
+    if source.startswith(("/", ".", "~")) or is_folder(Path(source)):
         raise ModelError(f"no model_index.json in {source}; expected a diffusers folder")
     try:
         folder = hub.fetch_file(source, "model_index.json", revision=revision).parent
@@ -68,16 +68,28 @@ def contents_of(source: str, revision: str | None = None) -> Contents:
 
 def contents(folder: Path) -> Contents:
     """What a diffusers folder says. Raises ModelError if it isn't one."""
+    try:
+        return _contents(folder)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{folder}: its JSON files are not as diffusers writes them: {in_one_line(error)}; "
+            "copy it again"
+        ) from error
+
+
+def _contents(folder: Path) -> Contents:
+    """The same; what files of another make raise is not in words yet."""
     index = _json(folder / "model_index.json")
-    if not isinstance(index.get("_class_name"), str):
-        raise ModelError(f"{folder}: model_index.json names no _class_name; correct it")
+    name = catalog.class_in(str(folder))
+    if name is None:
+        raise ModelError(f"{folder}: no model_index.json; expected a diffusers folder")
     part = next((name for name in catalog.PARTS if _present(index.get(name))), None)
     config = _optional(folder / (part or "") / "config.json") if part else {}
-    files = sorted((folder / part).glob("*.safetensors")) if part else []
+    files = sorted(filter(is_file, (folder / part).glob("*.safetensors"))) if part else []
     scheduler: Any = index.get("scheduler")
     return Contents(
-        pipeline=index["_class_name"],
-        scheduler=scheduler[1] if _present(scheduler) else None,
+        pipeline=name,
+        scheduler=str(scheduler[1]) if _present(scheduler) else None,
         part=part,
         dtype=_most(_numbers(file) for file in files),
         variant=_variant([file.name for file in files]),
@@ -129,8 +141,9 @@ def _header(file: Path) -> dict[str, Any]:
     try:
         with file.open("rb") as stream:
             size = int.from_bytes(stream.read(8), "little")
-            found = json.loads(stream.read(size if size < file.stat().st_size else 0))
-    except (OSError, ValueError) as error:
+            header = stream.read(size if size < file.stat().st_size else 0)
+            found = from_json(header.decode())
+    except (OSError, ValueError, DocumentError) as error:
         raise ModelError(f"{file}: no safetensors file; copy it again") from error
     return found if isinstance(found, dict) else {}
 
@@ -148,16 +161,11 @@ def _side(config: Mapping[str, Any], vae: Mapping[str, Any], part: str | None) -
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return _json(path) if path.is_file() else {}
+    return _json(path) if is_file(path) else {}
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}; expected a diffusers folder") from error
-    except ValueError as error:
-        raise ModelError(f"{path}: not valid JSON; copy it again") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}: not a JSON object; copy it again")
-    return found
+        return json_object(path)
+    except DocumentError as error:
+        raise ModelError(f"{path}: {error}; copy it again") from error

@@ -7,13 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from qsched.digests import Digest, whole
+from qsched.documents import is_folder, located
 from qsched.errors import ConfigError, ModelError
 from qsched.pipelines import catalog
 from qsched.pipelines.folders import quantized_by, stored_dtype
 from qsched.plugins import Origin, referenced
 from qsched.quantization.backend import Backend, backend_named
 from qsched.quantization.schemes import backend_for
-from qsched.tables import ONE, SEVERAL, Section, accepted_by, is_stored, one_or_several
+from qsched.tables import ONE, SEVERAL, Place, Section, accepted_by, is_stored, one_or_several
 
 OWN_KEYS: Mapping[str, str] = {
     "num_inference_steps": "set sampling.steps",
@@ -54,8 +55,8 @@ class LoraTable(Section):
     `partial`: whether it is enough that some of the file's layers are in the network.
     """
 
-    source: str
-    file: str
+    source: Place
+    file: Place
     revision: str | None = None
     scale: float = Field(default=1.0, allow_inf_nan=False)
     partial: bool = Field(default=False, exclude_if=lambda partial: not partial)
@@ -75,8 +76,8 @@ class Model(Section):
     `twin`: a tiny pipeline of the same class with random weights takes its place.
     """
 
-    name: Annotated[str, accepted_by(catalog.model_entry)]
-    source: str | None = None
+    name: Annotated[Place, accepted_by(catalog.model_entry)]
+    source: Place | None = None
     revision: str | None = None
     variant: str | None = None
     pipeline: str | None = None
@@ -89,7 +90,7 @@ class Model(Section):
     vae_tiling: bool = False
     attention: str | None = None
     compile: bool = False
-    full_precision: Annotated[str, accepted_by(catalog.model_entry)] | None = None
+    full_precision: Annotated[Place, accepted_by(catalog.model_entry)] | None = None
     twin: bool = False
 
     @property
@@ -243,8 +244,8 @@ def placed(model: Model, folder: Path) -> Model:
     """`model` with its local folders found from `folder`, where the study file is."""
 
     def local(source: str) -> str:
-        path = folder / Path(source).expanduser()
-        return str(path.resolve()) if path.is_dir() else source
+        path = located(source, folder)
+        return str(path.resolve()) if is_folder(path) else source
 
     changes: dict[str, Any] = {}
     if model.source is not None:

@@ -21,7 +21,8 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any, Self
 
-from qsched.errors import CoefficientsError
+from qsched.documents import from_json, read
+from qsched.errors import CoefficientsError, DocumentError, one_line
 
 FORMAT = "qsched-coefficients"
 VERSION = 2
@@ -159,7 +160,7 @@ class Coefficients:
                     "coefficients; export the file again"
                 )
         except CoefficientsError as error:
-            raise CoefficientsError(f"{place}: {error}") from None
+            raise CoefficientsError(one_line(f"{place}: {error}")) from None
         return coefficients
 
     def save(self, path: str | PathLike[str], provenance: Mapping[str, Any] | None = None) -> None:
@@ -174,8 +175,8 @@ class Coefficients:
     def load(cls, path: str | PathLike[str]) -> Self:
         """Reads what `save` wrote; raises `CoefficientsError`, naming the file."""
         try:
-            text = Path(path).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+            text = read(path)
+        except DocumentError as error:
             raise CoefficientsError(f"{path}: cannot be read: {error}") from None
         return cls.from_json(text, place=str(path))
 
@@ -198,10 +199,12 @@ def _weights(values: object, steps: int) -> tuple[float, ...]:
         return ()
     if len(weights) != steps:
         raise CoefficientsError(f"average: {len(weights)} weights; expected {steps}, one per step")
-    if not math.isclose(math.fsum(weights), 1.0, abs_tol=1e-6):
-        raise CoefficientsError(
-            f"average = {short(weights)} adds up to {math.fsum(weights):.6g}; expected 1"
-        )
+    try:
+        total = math.fsum(weights)
+    except OverflowError:
+        total = math.inf
+    if not math.isclose(total, 1.0, abs_tol=1e-6):
+        raise CoefficientsError(f"average = {short(weights)} adds up to {total:.6g}; expected 1")
     return weights if any(weights[:-1]) else ()
 
 
@@ -245,9 +248,9 @@ def whole_steps(steps: object) -> int:
 def _document(text: str) -> dict[str, Any]:
     """The JSON object in `text`, if it has this format, a version known here and its keys."""
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise CoefficientsError(f"broken JSON: {error}; export the file again") from None
+        document = from_json(text)
+    except DocumentError as error:
+        raise CoefficientsError(f"{error}, or export the file again") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise CoefficientsError(f"expected JSON with format = {FORMAT!r}, as qsched exports it")
     version = document.get("version")

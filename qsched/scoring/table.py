@@ -30,7 +30,7 @@ class ObjectiveTable(Section):
         if not isinstance(table, Mapping):
             return table
         preset = table.get("preset", "standardised")
-        known = PRESETS.get(preset)
+        known = PRESETS.get(preset) if isinstance(preset, str) else None
         if known is None or "terms" in table:
             return table
         terms = [

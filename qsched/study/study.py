@@ -6,7 +6,6 @@ under the same one.
 """
 
 import json
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,7 +16,8 @@ from pydantic import ValidationError
 
 from qsched.captions import read_captions
 from qsched.digests import first_and_last
-from qsched.errors import ConfigError, QschedError
+from qsched.documents import from_toml, read
+from qsched.errors import ConfigError, DocumentError, QschedError, one_line
 from qsched.evidence.table import with_reference
 from qsched.pipelines import agreement, catalog
 from qsched.pipelines.table import placed, sampling_of, weights_of, with_entry
@@ -179,11 +179,9 @@ def load_study(path: str | Path, *, fetch: bool = True) -> Study:
     """
     path = Path(path)
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; expected a study file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from error
+        content = from_toml(read(path))
+    except DocumentError as error:
+        raise ConfigError(f"{path}: {error}; expected a study file") from error
     with beside(path.parent):
         return _read(content, path, fetch)
 
@@ -208,7 +206,7 @@ def _read(content: Mapping[str, Any], path: Path, fetch: bool) -> Study:
     except QschedError as error:
         problems.append(str(error))
     if tables is None or problems:
-        raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
+        raise ConfigError("\n".join(one_line(f"{path}: {problem}") for problem in problems))
     calibration, held_out = prompts
     return Study(
         tables=tables,

@@ -172,8 +172,8 @@ def test_saves_and_loads(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("", "broken JSON: .*; export the file again"),
-        (document()[:-9], "broken JSON"),
+        ("", "not valid JSON: .*; correct it, or export the file again"),
+        (document()[:-9], "not valid JSON"),
         ("[1.0]", "expected JSON with format = 'qsched-coefficients'"),
         (document(format="other"), "expected JSON with format = 'qsched-coefficients'"),
         (document(version=3), "version = 3; this qsched reads 1 to 2; upgrade qsched"),
