@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,7 +43,7 @@ def test_its_number_may_be_used_again(here: Process) -> None:
     [{"boot": "another"}, {"host": "another"}, {"namespaces": "1.2"}],
     ids=lambda change: next(iter(change)),
 )
-def test_a_process_of_elsewhere_is_never_gone(here: Process, elsewhere: dict[str, str]) -> None:
+def test_a_process_of_elsewhere_is_never_gone(here: Process, elsewhere: dict[str, Any]) -> None:
     """Two machines of one name differ in their boot."""
     ended = subprocess.Popen(["true"])
     ended.wait()
