@@ -81,24 +81,29 @@ def examine(url: str | None, study: Path | None = None) -> Iterator[Finding]:
 
 
 def device(
-    listed: str, complaint: str, *, torch: str, cuda: str | None, usable: Sequence[str]
+    listed: str,
+    complaint: str,
+    *,
+    torch: str,
+    cuda: str | None,
+    usable: Sequence[tuple[str, int]],
 ) -> Finding:
-    """The GPUs of this machine against what torch can use.
+    """What torch can use of this machine's GPUs; nvidia-smi only helps to say why not.
 
     `listed`: nvidia-smi's "name, driver, memory in MiB", a line a GPU; "" where it finds none or is
     missing. `complaint`: why it failed. `torch`, `cuda`: torch's version and the CUDA it is built
-    for, None for a build without. `usable`: the names of the GPUs that torch can use.
+    for, None for a build without. `usable`: name and bytes of the GPUs, or parts of one (MIG), that
+    torch can use: those that CUDA_VISIBLE_DEVICES leaves.
     """
     cards = [[field.strip() for field in line.rsplit(",", 2)] for line in listed.splitlines()]
     cards = [card for card in cards if len(card) == 3]
     driver = cards[0][1] if cards else ""
-    words = ", ".join(
-        f"{len(memories)} x {name}{_gigabytes(memories[0])}"
-        for name, memories in _by_name(cards).items()
-    )
     build = f"torch {torch}" + (f" (CUDA {cuda})" if cuda else "")
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if usable:
-        seen = words or ", ".join(usable)
+        seen = _in_words([(name, f" ({round(size / 2**30)} GiB)") for name, size in usable])
+        if len(cards) > len(usable) and hidden is not None:
+            seen += f" of {len(cards)} GPUs by CUDA_VISIBLE_DEVICES={hidden}"
         return Finding(
             "device", True, f"{seen}, {build}" + (f", driver {driver}" if driver else "")
         )
@@ -108,8 +113,8 @@ def device(
                 "device", False, f"nvidia-smi: {complaint}; mend the NVIDIA driver, maybe reboot"
             )
         return Finding("device", True, "no GPU here: the CPU is used")
+    words = _in_words([(name, _gigabytes(memory)) for name, _, memory in cards])
     remedy = "see why: python -c 'import torch; torch.cuda.init()'"
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     needed = DRIVERS.get(_numbers(cuda)[0]) if cuda else None
     if cuda is None:
         remedy = (
@@ -130,11 +135,12 @@ def _device() -> Iterator[Finding]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what torch would warn of is said in the finding
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        properties = [torch.cuda.get_device_properties(index) for index in range(count)]
     yield device(
         *_nvidia_smi(),
         torch=torch.__version__,
         cuda=torch.version.cuda,
-        usable=[torch.cuda.get_device_name(index) for index in range(count)],
+        usable=[(each.name, each.total_memory) for each in properties],
     )
 
 
@@ -213,12 +219,12 @@ def _nvidia_smi() -> tuple[str, str]:
     return done.stdout, ""
 
 
-def _by_name(cards: Sequence[Sequence[str]]) -> dict[str, list[str]]:
-    """{GPU model: the memory of each}."""
-    found: dict[str, list[str]] = {}
-    for name, _, memory in cards:
-        found.setdefault(name, []).append(memory)
-    return found
+def _in_words(cards: Sequence[tuple[str, str]]) -> str:
+    """GPUs, each with its memory in words, by model."""
+    memories: dict[str, list[str]] = {}
+    for name, memory in cards:
+        memories.setdefault(name, []).append(memory)
+    return ", ".join(f"{len(each)} x {name}{each[0]}" for name, each in memories.items())
 
 
 def _gigabytes(mebibytes: str) -> str:

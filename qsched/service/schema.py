@@ -121,7 +121,8 @@ class ScoreTable(Table):
 class WorkerTable(Table):
     """A worker process. `seen` by the database's clock; `images` and `seconds` count its work.
 
-    `machine` tells where its `pid` means something: the host and the process namespace.
+    `machine` tells the process from all others on all machines, as `hosts.Process` writes it; empty
+    where that can't be told.
     """
 
     __tablename__ = "qsched_workers"

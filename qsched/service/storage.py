@@ -163,13 +163,13 @@ class Storage:
         ]
 
     @transaction
-    def bury(self, session: Session, study: str, machine: str, alive: Callable[[int], bool]) -> int:
-        """Ends the leases of this machine's workers whose process is gone; how many workers.
+    def bury(self, session: Session, study: str, gone: Callable[[str], bool]) -> int:
+        """Ends the leases of workers whose process is known to be gone; how many workers.
 
-        Nobody has to wait for leases whose end is known. `alive`: whether a process exists.
+        Nobody has to wait for leases whose end is known. `gone`: of a worker's `machine`.
         """
-        query = sa.select(WorkerTable).filter_by(study=study, machine=machine, state="working")
-        dead = [row for row in session.scalars(query) if not alive(row.pid)]
+        query = sa.select(WorkerTable).filter_by(study=study, state="working")
+        dead = [row for row in session.scalars(query) if gone(row.machine)]
         for row in dead:
             row.state = "lost"
             session.execute(

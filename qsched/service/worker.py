@@ -7,13 +7,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from qsched.errors import GenerationError, LeaseLost, ScoreError, StorageError, StudyError
 from qsched.prompts import Prompt
 from qsched.schedule.coefficients import Coefficients
 from qsched.service.heartbeat import Heartbeat
+from qsched.service.hosts import is_gone, this_process
 from qsched.service.interrupts import Interrupts
 from qsched.service.schema import Score, Slot
 from qsched.service.stored_study import StoredStudy
@@ -243,7 +243,7 @@ class Worker:
 
     def _wait(self, stay: bool) -> bool:
         """Nothing is free: returns what expired, and waits a little; False if all is done."""
-        self.study.storage.bury(self.study.name, _machine(), _alive)
+        self.study.storage.bury(self.study.name, is_gone)
         counts = self.study.tidy()
         identity = self.study.queue.slot(0)
         if identity.state == "parked":  # every value is measured against it
@@ -263,12 +263,12 @@ class Worker:
         expected = self.study.storage.enter(
             self.study.name,
             self.id,
-            machine=_machine(),
+            machine=str(this_process() or ""),
             host=socket.gethostname(),
             pid=os.getpid(),
             hardware=self.hardware,
         )
-        self.study.storage.bury(self.study.name, _machine(), _alive)
+        self.study.storage.bury(self.study.name, is_gone)
         allowed = self.study.definition.tables.execution.allow_mixed_hardware
         if expected != self.hardware and not allowed:
             keys = sorted(expected.keys() | self.hardware.keys())
@@ -282,22 +282,3 @@ class Worker:
                 f"study {self.study.name!r} was begun on other hardware, and values differ between "
                 f"them: {'; '.join(differing)}; set execution.allow_mixed_hardware = true to mix"
             )
-
-
-def _machine() -> str:
-    """Where process numbers mean the same: the host, and the process namespace of a container."""
-    try:
-        namespace = Path("/proc/self/ns/pid").stat().st_ino
-    except OSError:
-        namespace = 0
-    return f"{socket.gethostname()}/{namespace}"
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

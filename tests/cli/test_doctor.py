@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ def found(
     *,
     build: str = "2.15.0+cu132",
     cuda: str | None = "13.2",
-    usable: tuple[str, ...] = (),
+    usable: Sequence[tuple[str, int]] = (),
 ) -> Finding:
     return device(listed, complaint, torch=build, cuda=cuda, usable=usable)
 
@@ -64,17 +65,24 @@ def test_hidden_gpus_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "CUDA_VISIBLE_DEVICES=7 hides it" in found(cuda="12.8").words
 
 
-def test_what_works_is_ok() -> None:
-    two = A6000 * 2 + "NVIDIA GB10, 535.230.02, [N/A]\n"
-    finding = found(two, build="2.10.0", cuda="12.8", usable=("NVIDIA RTX A6000",) * 2)
+def test_what_torch_can_use_is_ok_whatever_nvidia_smi_lists(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    two = [("NVIDIA RTX A6000", 48 * 2**30)] * 2
+    finding = found(A6000 * 2, build="2.10.0", cuda="12.8", usable=two)
     assert finding.ok
-    assert finding.words == (
-        "2 x NVIDIA RTX A6000 (48 GiB), 1 x NVIDIA GB10, torch 2.10.0 (CUDA 12.8), "
-        "driver 535.230.02"
-    )
-    assert (
-        found("", usable=("AMD Instinct",), cuda=None).words == "AMD Instinct, torch 2.15.0+cu132"
-    )
+    shown = "2 x NVIDIA RTX A6000 (48 GiB)"
+    assert finding.words == f"{shown}, torch 2.10.0 (CUDA 12.8), driver 535.230.02"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    words = found(A6000 * 8, usable=two).words
+    assert words.startswith(f"{shown} of 8 GPUs by CUDA_VISIBLE_DEVICES=2,5, torch")
+    slice_of_one = [("NVIDIA H200 MIG 1g.18gb", 16 * 2**30)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-5a1e")
+    words = found("NVIDIA H200, 580.65.06, 143771\n", usable=slice_of_one).words
+    assert words.startswith("1 x NVIDIA H200 MIG 1g.18gb (16 GiB), torch")
+    words = found("", "no such program", usable=[("AMD Instinct", 64 * 2**30)], cuda=None).words
+    assert words == "1 x AMD Instinct (64 GiB), torch 2.15.0+cu132"
     assert found("", "").ok
 
 

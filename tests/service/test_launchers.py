@@ -59,6 +59,20 @@ def test_a_crew_is_spread_over_devices_in_turn(tmp_path: Path) -> None:
         assert [crew.log(worker).read_text() for worker in range(3)] == expected
 
 
+def test_torch_says_which_devices_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nvidia-smi lists all of them whatever CUDA_VISIBLE_DEVICES says, or fails in words."""
+    from qsched.pipelines.devices import gpus
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for seen, script in ((2, "seq 0 7"), (0, "echo NVIDIA-SMI has failed; exit 9")):
+        (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        monkeypatch.setattr("torch.cuda.device_count", lambda seen=seen: seen)
+        assert gpus() == ["cuda:0", "cuda:1"][:seen]
+
+
 def test_where_the_study_says_the_device_nothing_is_added(tmp_path: Path) -> None:
     crew = Crew((sys.executable, "-c", "import sys; sys.exit(len(sys.argv))"), {}, 1, tmp_path)
     fleet = Local(lambda: ["cuda:0"]).start(crew)

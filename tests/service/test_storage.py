@@ -59,14 +59,14 @@ def test_workers_are_known_with_their_speed(storage: Storage) -> None:
 
 def test_leases_of_dead_processes_end_at_once(storage: Storage) -> None:
     queue = Queue(storage.database, "one")
-    queue.grow(3)
-    for worker, machine, pid in (("dead", "here", 1), ("living", "here", 2), ("far", "there", 1)):
-        storage.enter("one", worker, machine=machine, host=machine, pid=pid, hardware={})
+    queue.grow(2)
+    for worker in ("dead", "living"):
+        storage.enter("one", worker, machine=f"of {worker}", host="h", pid=1, hardware={})
         queue.claim(worker, 60, identity_first=False)
-    assert storage.bury("one", "here", lambda pid: pid == 2) == 1
-    assert [row.state for row in storage.workers("one")] == ["lost", "working", "working"]
+    assert storage.bury("one", lambda machine: machine == "of dead") == 1
+    assert [row.state for row in storage.workers("one")] == ["lost", "working"]
     queue.counts()
-    assert [slot.worker for slot in queue.slots()] == [None, "living", "far"]
+    assert [slot.worker for slot in queue.slots()] == [None, "living"]
 
 
 def test_optunas_tables_live_in_the_same_database(storage: Storage) -> None:
