@@ -1,25 +1,37 @@
 """optuna-dashboard on a qsched database: for one's own machine, and read-only unless asked."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
-from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+from wsgiref.types import WSGIApplication
 
+from qsched.cli import access
 from qsched.errors import StudyError
 from qsched.report.artifacts import artifact_store
 from qsched.service.storage import Storage
 
 HOST = "127.0.0.1"
-READING = {"GET", "HEAD", "OPTIONS"}
-REFUSAL = b'{"reason": "this dashboard is read-only; start it with qsched dashboard --writable"}'
+LARGEST_BODY, LARGEST_UPLOAD = 64 << 10, 32 << 20
+"""Bytes of a request's body that are taken in: read-only, where none says anything, and writable,
+where a file may be attached to a trial. The server refuses more before it keeps it."""
 
 
 def application(
-    storage: Storage, *, artifacts: str | None = None, writable: bool = False
+    storage: Storage,
+    *,
+    artifacts: str | None = None,
+    writable: bool = False,
+    token: str | None = None,
 ) -> WSGIApplication:
-    """The dashboard as a WSGI application. `artifacts`: as `gallery.store` in the study files.
+    """The dashboard as a WSGI application, for those whom `access` lets in.
 
-    Raises StudyError where it is not installed.
+    `artifacts`: the folder or s3://bucket of the pictures. `token`: what a request must carry; None
+    asks for none. Raises StudyError where it is not installed, and for a writable one without
+    token.
     """
+    if writable and token is None:
+        raise StudyError(
+            "--writable with --no-token: whoever reaches it could change the studies; drop one"
+        )
     try:
         import optuna_dashboard
     except ImportError as error:
@@ -29,20 +41,7 @@ def application(
     app = optuna_dashboard.wsgi(
         storage.database.optuna, artifact_store=artifact_store(artifacts, storage.database)
     )
-    return app if writable else read_only(app)
-
-
-def read_only(app: WSGIApplication) -> WSGIApplication:
-    """Refuses every method that could change something."""
-
-    def guarded(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
-        if environ["REQUEST_METHOD"] in READING:
-            return app(environ, start_response)
-        headers = [("Content-Type", "application/json"), ("Content-Length", str(len(REFUSAL)))]
-        start_response("405 Method Not Allowed", headers)
-        return [REFUSAL]
-
-    return guarded
+    return access.guarded(app, token=token, writable=writable)
 
 
 def serve(
@@ -51,14 +50,22 @@ def serve(
     port: int,
     artifacts: str | None = None,
     writable: bool = False,
+    token: str | None = None,
     on_ready: Callable[[str], Any] = lambda url: None,
 ) -> None:
-    """Serves until it is interrupted, on 127.0.0.1 only. Raises OSError if the port is taken."""
-    app = application(storage, artifacts=artifacts, writable=writable)
+    """Serves until it is interrupted, on 127.0.0.1 only; `on_ready` gets the link. Raises OSError
+    if the port is taken."""
+    app = application(storage, artifacts=artifacts, writable=writable, token=token)
     import waitress
 
-    server = waitress.create_server(app, host=HOST, port=port, threads=8)
-    on_ready(f"http://{HOST}:{server.effective_port}/dashboard/")
+    server = waitress.create_server(
+        app,
+        host=HOST,
+        port=port,
+        threads=8,
+        max_request_body_size=LARGEST_UPLOAD if writable else LARGEST_BODY,
+    )
+    on_ready(f"http://{HOST}:{server.effective_port}{access.home(token)}")
     try:
         server.run()
     finally:

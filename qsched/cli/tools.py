@@ -72,13 +72,18 @@ def dashboard(
         typer.Option(help="Folder or s3://bucket of the contact sheets.", show_default=False),
     ] = None,
     writable: Annotated[bool, typer.Option("--writable", help="Allow changes.")] = False,
+    no_token: Annotated[
+        bool, typer.Option("--no-token", help="Let every user of this machine look.")
+    ] = False,
 ) -> None:
     """Look at all studies in optuna-dashboard, on 127.0.0.1 only, read-only unless asked.
 
-    From elsewhere: ssh -L 8080:127.0.0.1:8080 HOST, then the same address.
+    The printed link lets in; the browser keeps it in a cookie until the command ends. From
+    elsewhere: ssh -L 8080:127.0.0.1:8080 HOST, then the same link.
 
     Example: [bold]qsched dashboard --port 8080[/]
     """
+    from qsched.cli import access
     from qsched.cli import dashboard as pages
 
     try:
@@ -87,7 +92,10 @@ def dashboard(
             port=port,
             artifacts=artifacts,
             writable=writable,
-            on_ready=lambda url: console.print(Text(f"dashboard {url}  (Ctrl-C ends it)")),
+            token=None if no_token else access.new_token(),
+            on_ready=lambda url: console.print(
+                Text(f"dashboard {url}  (Ctrl-C ends it)"), soft_wrap=True
+            ),
         )
     except OSError as error:
         raise StudyError(f"--port {port}: {error.strerror}; choose another one") from error

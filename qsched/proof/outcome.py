@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 
-from qsched import __version__
 from qsched.errors import CoefficientsError, StudyError, in_one_line
 from qsched.evidence.guards import Guard
 from qsched.schedule.coefficients import Coefficients
@@ -481,7 +480,7 @@ def grid_images(definition: Study) -> int:
 def versions_of(study: Study) -> dict[str, str | None]:
     """Those of qsched and of the packages that the study's values depend on, here and now."""
     used = versions(study.tables)
-    return {"qsched": __version__, **{k.removeprefix("versions."): v for k, v in used.items()}}
+    return {name.removeprefix("versions."): version for name, version in used.items()}
 
 
 def _interval(found: Mapping[str, Any] | None) -> Interval | None:

@@ -13,10 +13,12 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -181,15 +183,25 @@ class Ended:
 def crew_of(
     study: StoredStudy, count: int, logs: Path, *options: str, spread: bool = False
 ) -> Crew:
-    """`count` workers of a study; `options`: of `qsched work`."""
+    """`count` workers of a study; `options`: of `qsched work`. They import from where this process
+    does, and not from the folder that they happen to run in."""
     url = study.storage.database.url.render_as_string(hide_password=False)
     return Crew(
-        command=(sys.executable, "-m", "qsched", "work", study.name, *options),
-        environment={ENVIRONMENT: url},
+        command=(sys.executable, "-P", "-m", "qsched", "work", study.name, *options),
+        environment={ENVIRONMENT: url, "PYTHONPATH": os.pathsep.join(own_places())},
         count=count,
         logs=logs,
         spread=spread,
     )
+
+
+def own_places() -> list[str]:
+    """Where this process looks for modules before it looks into the standard library: what another
+    one of the same Python doesn't know by itself. Absolute, so that they are the same elsewhere."""
+    library = Path(sysconfig.get_path("stdlib"))
+    version = f"python{sys.version_info.major}{sys.version_info.minor}.zip"
+    begins = {str(library), str(library.with_name(version))}
+    return [os.path.abspath(place) for place in takewhile(lambda p: p not in begins, sys.path)]  # noqa: PTH100
 
 
 def work(

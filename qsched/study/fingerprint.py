@@ -26,6 +26,7 @@ def versions(tables: StudyFile) -> dict[str, str | None]:
     """{"versions.PACKAGE": its version} of all that a study's values and proposals depend on."""
     names = {
         "numpy",
+        "qsched",
         *packages_of_model(tables.model),
         *tables.quantization.resolved()[0].packages,
         *packages_of_sampler(tables.search.sampler, tables.space.dimension),

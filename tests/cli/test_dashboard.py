@@ -44,10 +44,12 @@ def finished(tmp_path: Path, url: str) -> StoredStudy:
     return study
 
 
-def call(app: Any, method: str, path: str) -> tuple[str, bytes]:
+def call(app: Any, method: str, path: str, cookie: str = "") -> tuple[str, bytes]:
     """One request: (status, body)."""
     seen: list[str] = []
     environ = {
+        "HTTP_HOST": "localhost",
+        "HTTP_COOKIE": cookie,
         "REQUEST_METHOD": method,
         "PATH_INFO": path,
         "QUERY_STRING": "",
@@ -107,9 +109,11 @@ def test_the_dashboard_shows_and_changes_nothing(finished: StoredStudy, tmp_path
 
 
 def test_a_writable_dashboard_changes(finished: StoredStudy, tmp_path: Path) -> None:
-    app = application(finished.storage, artifacts=str(tmp_path / "artifacts"), writable=True)
+    app = application(
+        finished.storage, artifacts=str(tmp_path / "artifacts"), writable=True, token="key"
+    )
     number = finished.trials.study._study_id
-    status, _ = call(app, "DELETE", f"/api/studies/{number}")
+    status, _ = call(app, "DELETE", f"/api/studies/{number}", "qsched_80=key")
     assert status.startswith("2")
     assert finished.storage.database.optuna.get_all_studies() == []
 

@@ -2,7 +2,9 @@
 
 import os
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -155,8 +157,39 @@ def crew(study: StoredStudy, folder: Path, count: int = 2) -> Crew:
 
 def test_a_crew_works_on_its_study(study: StoredStudy, tmp_path: Path) -> None:
     made = crew(study, tmp_path)
-    assert made.command[1:] == ("-m", "qsched", "work", "fake", "--idle-exit")
-    assert made.environment == {"QSCHED_STORAGE": f"sqlite:///{tmp_path}/q.db"}
+    assert made.command[1:] == ("-P", "-m", "qsched", "work", "fake", "--idle-exit")
+    assert made.environment["QSCHED_STORAGE"] == f"sqlite:///{tmp_path}/q.db"
+
+
+def test_workers_import_from_where_their_parent_does_and_from_nowhere_else(
+    study: StoredStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places, current = tmp_path / "places", tmp_path / "current"
+    for folder in (places, current / "qsched"):
+        folder.mkdir(parents=True)
+    (places / "mine.py").write_text("here = 1")
+    for trap in ("secrets.py", "mine.py", "qsched/__init__.py"):
+        (current / trap).write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(places)
+    monkeypatch.chdir(current)
+    made = crew(study, tmp_path, count=1)
+    program = "import secrets, mine, qsched.__main__; assert mine.here"
+    for rest in (("-c", program), ("-m", "qsched", "work", "--help")):
+        fleet = Local(list).start(replace(made, command=(*made.command[:2], *rest), logs=tmp_path))
+        while fleet.codes() == [None]:
+            time.sleep(0.05)
+        assert fleet.codes() == [0]
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_module_is_run_as_the_command_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "secrets.py").write_text("open('ran', 'w')")
+    (tmp_path / "typer.py").write_text("open('ran', 'w')")
+    said = subprocess.run([sys.executable, "-m", "qsched", "--version"], cwd=tmp_path, check=True)
+    assert said.returncode == 0
+    assert not (tmp_path / "ran").exists()
 
 
 def test_it_ends_with_its_workers_and_their_codes(study: StoredStudy, tmp_path: Path) -> None:

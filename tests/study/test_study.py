@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+import qsched
 from qsched import plugins
 from qsched.digests import first_and_last
 from qsched.errors import ConfigError
@@ -183,6 +184,7 @@ def test_the_fingerprint_knows_weights_and_versions(tmp_path: Path) -> None:
     assert len(fingerprint["model.weights"]) == 32
     assert fingerprint["versions.torch"]
     assert fingerprint["versions.diffusers"].startswith("0.42")
+    assert fingerprint["versions.qsched"] == qsched.__version__
 
 
 @pytest.mark.parametrize(
