@@ -227,10 +227,10 @@ def test_a_schema_that_is_missing_or_closed_is_one_line(postgres: str) -> None:
 
 
 def first(url: str, name: str, gate: Any, said: Any) -> None:
-    """The process of a first command."""
+    """The process of a first command; it repeats nothing."""
     gate.wait(60)
     try:
-        storage = Storage(url)
+        storage = Storage(Database(url, patience=0))
         optuna.create_study(study_name=name, storage=storage.database.optuna)
         said.put("")
     except Exception as error:  # noqa: BLE001 - for whoever waits
