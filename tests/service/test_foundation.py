@@ -210,7 +210,7 @@ def test_the_first_schema_of_the_urls_search_path_is_the_place(
     assert Storage(url).database.optuna.get_study_id_from_name("mirror") == 1
 
 
-def test_a_schema_that_is_missing_or_closed_is_one_line(postgres: str) -> None:
+def test_a_role_needs_what_it_uses_and_no_more(postgres: str) -> None:
     server = new_database(postgres)
     url = with_options(server, "team_c")
     with pytest.raises(StorageError, match="no schema of search_path = team_c is there"):
@@ -221,6 +221,13 @@ def test_a_schema_that_is_missing_or_closed_is_one_line(postgres: str) -> None:
     guest = sa.make_url(server).set(username=role).render_as_string(hide_password=False)
     with pytest.raises(StorageError, match="permission denied for schema public; GRANT CREATE"):
         Storage(Database(guest, patience=60))
+
+    Storage(server).add_study("one", "{}", {})
+    with connected(server) as connection:
+        connection.execute(sa.text(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"))
+    looking = Storage(Database(guest, patience=60))
+    assert looking.study_names() == ["one"]
+    assert looking.database.optuna.get_all_studies() == []
 
 
 # At once.
