@@ -19,9 +19,19 @@ from typing import Any
 from qsched.documents import is_file, is_folder, json_object
 from qsched.errors import DocumentError, ModelError
 from qsched.pipelines import catalog
-from qsched.pipelines.table import Model, Sampling, source_of
+from qsched.pipelines.agreement.kinds import denoisers, refusal
+from qsched.pipelines.folders import part_of
+from qsched.pipelines.table import (
+    LoraTable,
+    Model,
+    Sampling,
+    WeightsTable,
+    layout_of,
+    source_of,
+)
 from qsched.schedule.parametrisations import Parametrisation
-from qsched.schedule.schedulers import AVERAGING, WORKING, predicts_x0, refusal
+from qsched.schedule.schedulers import AVERAGING, WORKING, predicts_x0
+from qsched.schedule.schedulers import refusal as refusal_of_scheduler
 from qsched.signatures import (
     ClassSource,
     Parameter,
@@ -30,7 +40,7 @@ from qsched.signatures import (
     of_diffusers,
 )
 
-NAMED = ("guidance_scale", "height", "width", "sigmas")
+NAMED = ("guidance_scale", "height", "width", "sigmas", "timesteps")
 """The keys of `[sampling]` that are arguments of the pipeline, as `sampling.call` holds others."""
 
 _EVALUATED = {"len": len, "getattr": getattr, "hasattr": hasattr}
@@ -50,11 +60,38 @@ def problems(model: Model, sampling: Sampling) -> Iterator[str]:
             f"model.scheduler.class = {declared!r}; expected a scheduler of diffusers"
             f"{_did_you_mean(declared, known)}"
         )
-    name = catalog.class_in(source_of(model)) or model.pipeline
-    kind = of_diffusers(name) if name else None
-    if kind is not None:
-        yield from _problems_of_call(kind, sampling, scheduler[0] if scheduler else None)
-        yield from _problems_of_size(kind, sampling, _stand_in(kind, source_of(model)))
+    kind = _pipeline(model)
+    if kind is None or refusal(kind):
+        return
+    if scheduler is not None:
+        yield from _problems_of_pair(kind, *scheduler, _config(scheduler[0], model))
+    yield from _problems_of_part(kind, model.part)
+    yield from _problems_of_call(kind, sampling, scheduler[0] if scheduler else None)
+    yield from _problems_of_size(kind, sampling, _stand_in(kind, layout_of(model)))
+
+
+def unread(model: Model, sampling: Sampling) -> Iterator[str]:
+    """What a study sets that its classes take and nothing reads: no error, and worth saying."""
+    kind, found = _pipeline(model), _scheduler(model)
+    for key in (model.scheduler or {}).keys() - {"class"}:
+        if kind and found and not (found[0].reads(key) or kind.reads(key)):
+            yield f"model.scheduler.{key} does nothing: {found[0].name} doesn't read it"
+    if kind and not model.twin and (why := _deaf(kind, Path(layout_of(model)), sampling)):
+        yield (
+            f"sampling.guidance_scale = {sampling.guidance_scale:g} does nothing: {why}; set it to "
+            "0.0"
+        )
+
+
+def _deaf(kind: ClassSource, folder: Path, sampling: Sampling) -> str | None:
+    """Why guidance has no effect on a folder's pipeline; None if it has one, or nothing tells."""
+    index, guidance = _json(folder / "model_index.json"), sampling.guidance_scale or 0.0
+    if index.get("is_distilled") and guidance > 1:
+        return "the model was distilled to draw without (is_distilled in its index)"
+    config = _json(folder / (part_of(index) or "") / "config.json")
+    if guidance and config.get("guidance_embeds") is False and kind.reads("guidance_embeds"):
+        return "its network takes none (guidance_embeds is false in its config)"
+    return None
 
 
 def problems_of_space(model: Model, space: Parametrisation) -> Iterator[str]:
@@ -68,13 +105,21 @@ def problems_of_space(model: Model, space: Parametrisation) -> Iterator[str]:
 
 
 def require_taken(pipeline: Any, sampling: Sampling) -> None:
-    """Raises ModelError with the first setting that this pipeline, loaded, doesn't take."""
+    """Raises ModelError for a pipeline that can't be calibrated, or with the first setting that
+    it doesn't take."""
     kind, scheduler = of_class(type(pipeline)), of_class(type(pipeline.scheduler))
+    require_text_to_image(kind)
     for problem in (
         *_problems_of_call(kind, sampling, scheduler),
         *_problems_of_size(kind, sampling, pipeline),
     ):
         raise ModelError(problem)
+
+
+def require_text_to_image(kind: ClassSource) -> None:
+    """Raises ModelError for a class of which no pipeline can be calibrated."""
+    if (why := refusal(kind)) is not None:
+        raise ModelError(f"{kind.name}: {why}")
 
 
 def require_declared(scheduler: type, declared: Mapping[str, Any]) -> None:
@@ -95,42 +140,98 @@ def _problems_of_places(model: Model) -> Iterator[str]:
         return
     source = source_of(model)
     key = "model.source" if model.source and model.source != model.name else "model.name"
-    here = catalog.is_folder(source)
-    if not here and (
-        is_folder(Path(source)) or is_file(Path(source)) or source.startswith((".", "/", "~"))
-    ):
-        yield (
-            f"{key} = {source!r}; expected a folder with a model_index.json; correct the path, "
-            "which is relative to the study file"
-        )
-    elif model.revision and (here or catalog.is_function(source)):
-        yield f"model.revision = {model.revision!r}: {source} has no revisions; leave it out"
+    if catalog.is_checkpoint(source):
+        yield from _problems_of_file(model, key)
+    else:
+        here = catalog.is_folder(source)
+        if not here and (
+            is_folder(Path(source)) or is_file(Path(source)) or source.startswith((".", "/", "~"))
+        ):
+            yield (
+                f"{key} = {source!r}; expected a folder with a model_index.json; correct the path, "
+                "which is relative to the study file"
+            )
+        elif model.revision and (here or catalog.is_function(source)):
+            yield f"model.revision = {model.revision!r}: {source} has no revisions; leave it out"
+        if model.config is not None:
+            yield f"model.config = {model.config!r}: {source} has configs of its own; leave it out"
+    if model.weights is not None:
+        yield from _problems_of_added("model.weights", model.weights)
     for lora in model.loras:
-        folder = Path(lora.source)
-        local = is_folder(folder) or lora.source.startswith((".", "/", "~"))
-        if local and not is_file(folder / lora.file):
-            yield f"model.lora.file = {lora.file!r}: not in {lora.source}; correct it"
-        elif local and lora.revision:
-            yield f"model.lora.revision = {lora.revision!r}: {folder} is a folder; leave it out"
+        yield from _problems_of_added("model.lora", lora)
+
+
+def _problems_of_file(model: Model, key: str) -> Iterator[str]:
+    """A single file that isn't here, or that nothing describes."""
+    source = source_of(model)
+    if source.endswith(".gguf"):
+        yield (
+            f"{key} = {source!r}: a GGUF file holds one network; name a function that builds the "
+            "pipeline"
+        )
+        return
+    if catalog.file_in_repository(source) is None:
+        if not is_file(Path(source)):
+            yield f"{key} = {source!r}: no such file; correct the path"
+        elif model.revision:
+            yield f"model.revision = {model.revision!r}: {source} has no revisions; leave it out"
+    if model.config is None:
+        yield catalog.CONFIG_MISSING
+    elif model.pipeline is None:
+        yield "model.pipeline is missing; set it to the diffusers class of the single file"
+    layout = layout_of(model)
+    if layout.startswith((".", "/", "~")) and not catalog.is_folder(layout):
+        yield f"model.config = {layout!r}; expected a folder with a model_index.json"
+
+
+def _problems_of_added(name: str, table: LoraTable | WeightsTable) -> Iterator[str]:
+    """A file of `[model.lora]` or `[model.weights]` that should be here and isn't."""
+    folder = Path(table.source)
+    local = is_folder(folder) or table.source.startswith((".", "/", "~"))
+    if local and not is_file(folder / table.file):
+        yield f"{name}.file = {table.file!r}: not in {table.source}; correct it"
+    elif local and table.revision:
+        yield f"{name}.revision = {table.revision!r}: {folder} is a folder; leave it out"
 
 
 def _problems_of_class(model: Model) -> Iterator[str]:
-    """A pipeline class that doesn't exist, or isn't the folder's."""
+    """A pipeline class that doesn't exist, isn't the folder's, or can't be calibrated."""
     name, known = model.pipeline, names_in_diffusers("Pipeline")
-    own = catalog.class_in(source_of(model))
-    if name is None or not known:
+    own = catalog.class_in(layout_of(model))
+    if name is not None and known:
+        if own is not None and name not in (own, catalog.model_entry(model.name).pipeline):
+            yield f"model.pipeline = {name!r}: the folder's is {own}; leave it out"
+            return
+        if own is None and name not in known:
+            hint = _did_you_mean(name, known)
+            yield f"model.pipeline = {name!r}; expected a pipeline of diffusers{hint}"
+    kind = _pipeline(model)
+    if kind is not None and (why := refusal(kind)) is not None:
+        says = f"the folder's {own}" if own else f"model.pipeline = {name!r}"
+        yield f"{says}: {why}"
+
+
+def _pipeline(model: Model) -> ClassSource | None:
+    """The class of the pipeline that the model will have; None if unknown."""
+    name = catalog.class_in(layout_of(model)) or model.pipeline
+    return of_diffusers(name) if name else None
+
+
+def _problems_of_part(kind: ClassSource, part: str | None) -> Iterator[str]:
+    """A denoiser that the class doesn't have, or doesn't call at each step."""
+    components, called = kind.parameters("__init__"), denoisers(kind)
+    if part is None or part in called or not components:
         return
-    if own is not None and name not in (own, catalog.model_entry(model.name).pipeline):
-        yield f"model.pipeline = {name!r}: the folder's is {own}; leave it out"
-    elif own is None and name not in known:
-        hint = _did_you_mean(name, known)
-        yield f"model.pipeline = {name!r}; expected a pipeline of diffusers{hint}"
+    if called:
+        yield f"model.part = {part!r}: the steps of {kind.name} call {called[0]}; leave it out"
+    elif part not in components:
+        yield f"model.part = {part!r}: {kind.name} has no {part!r}{_nearest(part, components)}"
 
 
 def _scheduler(model: Model) -> tuple[ClassSource, str] | None:
     """The class of the scheduler that the model will have, and who says so; None if unknown."""
     declared = model.scheduler or catalog.model_entry(model.name).scheduler
-    name = declared["class"] if declared else _scheduler_in(source_of(model)).get("_class_name")
+    name = declared["class"] if declared else _scheduler_in(layout_of(model)).get("_class_name")
     kind = of_diffusers(str(name))
     says = f"model.scheduler.class = {name!r}" if declared else f"the folder's {name}"
     return (kind, says) if kind is not None else None
@@ -152,14 +253,78 @@ def _config(kind: ClassSource, model: Model) -> Mapping[str, Any]:
     """The whole config: the class's defaults, the folder's, what is declared."""
     defaults = {name: each.default for name, each in kind.parameters("__init__").items()}
     declared = model.scheduler or catalog.model_entry(model.name).scheduler or {}
-    return defaults | dict(_scheduler_in(source_of(model))) | dict(declared)
+    return defaults | dict(_scheduler_in(layout_of(model))) | dict(declared)
 
 
 def _problems_of_scheduler(kind: ClassSource, says: str, model: Model) -> Iterator[str]:
-    reason = refusal(kind.names, list(kind.parameters("step")), kind.constant("order") or 1)
+    reason = refusal_of_scheduler(
+        kind.names, list(kind.parameters("step")), kind.constant("order") or 1
+    )
     if reason:
         yield f"{says}: {reason}; set model.scheduler to one of {WORKING}"
     yield from _problems_of_declared(kind, model.scheduler or {})
+
+
+def _problems_of_pair(
+    kind: ClassSource, scheduler: ClassSource, says: str, config: Mapping[str, Any]
+) -> Iterator[str]:
+    """What the pipeline gives the scheduler at every call, which that one has to take."""
+    taken = scheduler.parameters("set_timesteps")
+    given = _given(kind, config)
+    missing = [name for name in given if taken and name not in taken]
+    if missing:
+        yield (
+            f"{says}: {kind.name} gives it {' and '.join(missing)}, which it doesn't take; leave "
+            "model.scheduler out, or set it to one that does"
+        )
+    this = SimpleNamespace(config=SimpleNamespace(**config))
+    for name, test in _demands(scheduler):
+        if name in given and _evaluated(test, this) is False:
+            yield (
+                f"{says}: {kind.name} gives it {name}, for which it expects "
+                f"{ast.unparse(test).replace('self.config.', '')}; set that in model.scheduler"
+            )
+
+
+def _given(kind: ClassSource, config: Mapping[str, Any]) -> list[str]:
+    """The arguments beside the number of steps that `__call__` always passes to set_timesteps."""
+    function = next(kind.methods("__call__"), None)
+    nodes = list(ast.walk(function)) if function else []
+    assigned = [
+        (ast.unparse(target), node.value)
+        for node in nodes
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+    ]
+    flow = {
+        ast.unparse(target)
+        for node in nodes
+        if isinstance(node, ast.If) and "use_flow_sigmas" in ast.unparse(node.test)
+        for line in node.body
+        if isinstance(line, ast.Assign)
+        for target in line.targets
+    }
+    made = {name for name, _ in assigned}
+    perhaps = {name for name, value in assigned if ast.unparse(value) == "None"} - flow
+    without = flow if config.get("use_flow_sigmas") else set()
+    passed = {
+        str(keyword.arg): ast.unparse(keyword.value)
+        for node in nodes
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "retrieve_timesteps"
+        for keyword in node.keywords
+        if keyword.arg in ("mu", "sigmas", "timesteps")
+    }
+    return [name for name, value in passed.items() if value in made - perhaps - without]
+
+
+def _demands(scheduler: ClassSource) -> Iterator[tuple[str, ast.expr]]:
+    """(argument, what its set_timesteps asserts where the argument is given)."""
+    for function in scheduler.methods("set_timesteps"):
+        for node in ast.walk(function):
+            test = ast.unparse(node.test) if isinstance(node, ast.If) else ""
+            if isinstance(node, ast.If) and test.endswith(" is not None"):
+                name = test.removesuffix(" is not None")
+                yield from ((name, line.test) for line in node.body if isinstance(line, ast.Assert))
 
 
 def _problems_of_declared(kind: ClassSource, declared: Mapping[str, Any]) -> Iterator[str]:
@@ -187,6 +352,9 @@ def _problems_of_call(
     known = kind.parameters("__call__")
     if not known:
         return
+    for key, parameter in known.items():
+        if parameter.required and key not in {"prompt", *sampling.arguments()}:
+            yield f"sampling.call.{key} is missing; {kind.name} draws nothing without it"
     for key, value in sampling.arguments().items():
         place = f"sampling.{key}" if key in NAMED else f"sampling.call.{key}"
         place = "sampling.none" if value is None else place
@@ -210,7 +378,7 @@ def _problems_of_schedule(
     taken = scheduler.parameters("set_timesteps") if scheduler else {}
     if taken and key not in taken and scheduler:
         yield f"{place}: {scheduler.name} takes no {key} of one's own; leave it out"
-    elif sampling.call.get("timesteps") is not None and sampling.sigmas is not None:
+    elif sampling.timesteps and sampling.sigmas:
         yield f"{place}: both sigmas and timesteps; expected one of them"
     elif len(value) < sampling.steps:
         yield f"{place} has {len(value)} numbers; expected one a step, {sampling.steps}"
