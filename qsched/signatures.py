@@ -8,8 +8,9 @@ source.parameters("__call__").get("negative_promt")       # None: it takes no su
 import ast
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +28,9 @@ _OF_VALUE: tuple[tuple[type, frozenset[str]], ...] = (
     (dict, frozenset({"dict"})),
 )
 """What an annotation says of each type that a study file can hold."""
+
+_EVALUATED = {"len": len, "getattr": getattr, "hasattr": hasattr}
+"""What an expression of diffusers may call where it is evaluated."""
 
 _PLAIN = frozenset({"None"}).union(*(kinds for _, kinds in _OF_VALUE))
 
@@ -280,3 +284,20 @@ def _passed_on(function: ast.FunctionDef, mapping: str) -> bool:
         and any(each.arg is None and ast.unparse(each.value) == mapping for each in node.keywords)
         for node in ast.walk(function)
     )
+
+
+def evaluated(expression: ast.expr, this: Any) -> Any:
+    """The value of an expression of a class's source about `self`; None if it needs what `this`
+    doesn't have."""
+    code = compile(ast.Expression(expression), "diffusers", "eval")
+    try:
+        return eval(code, {"__builtins__": {}, "self": this, **_EVALUATED})
+    except Exception:  # noqa: BLE001 - whatever it is, it isn't known without the object itself
+        return None
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """How a sentence ends about a name that a class doesn't have: with the nearest one of `known`,
+    or as `otherwise` says."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else otherwise

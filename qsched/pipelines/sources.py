@@ -170,16 +170,15 @@ def _given(
 def _from_file(model: Model, source: str) -> Assembled:
     """A single file, laid out as its authors did, with the configs and tokenizers of another
     model."""
-    layout = _layout(model)
-    index = _index(layout)
-    kind: Any = getattr(diffusers, model.pipeline or index["_class_name"])
-    if not hasattr(kind, "from_single_file"):
-        raise ModelError(f"{source}: diffusers loads no single file of a {kind.__name__}")
-    file = _checkpoint(model, source)
-    given, added = _given(model, layout, index)
-    cannot = f"{model.name}: diffusers can't make a {kind.__name__} of {file}"
+    layout, file = _layout(model), _checkpoint(model, source)
+    cannot = f"{model.name}: diffusers can't load {file} as {layout}"
     remedy = "copy it again, or set model.config to a model of the same architecture"
     with explained(ModelError, cannot, remedy):
+        index = _index(layout)
+        kind: Any = getattr(diffusers, model.pipeline or index["_class_name"])
+        if not hasattr(kind, "from_single_file"):
+            raise ModelError(f"{source}: diffusers loads no single file of a {kind.__name__}")
+        given, added = _given(model, layout, index)
         pipeline = kind.from_single_file(
             str(file), config=str(layout), dtype=dtype_of(model), local_files_only=True, **given
         )
