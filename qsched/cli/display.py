@@ -194,7 +194,7 @@ def models(entries: Sequence[ModelEntry]) -> Group:
     """`qsched models`: a line a model, and where it comes from below."""
     parts: list[Text] = [
         Text(
-            f"{'model':<17}{'steps':<13}{'guidance':<10}{'size':<7}{'download':>8}{'GPU':>8}",
+            f"{'model':<22}{'steps':<13}{'guidance':<10}{'size':<7}{'download':>8}{'GPU':>8}",
             "bold",
         )
     ]
@@ -204,10 +204,10 @@ def models(entries: Sequence[ModelEntry]) -> Group:
         download = f"{entry.download_gb:.1f} GB" if entry.download_gb else "-"
         gpu = f"{entry.gpu_gb:.0f} GB" if entry.gpu_gb else "-"
         line = f"{steps:<13}{guidance:<10}{entry.height or '':<7}{download:>8}{gpu:>8}"
-        parts.append(Text.assemble((f"{entry.name:<17}", "bold cyan"), line))
+        parts.append(Text.assemble((f"{entry.name:<22}", "bold cyan"), line))
         parts.append(Text(f"  {entry.description}"))
         source = entry.source if entry.download_gb else ""
-        source += f" + {entry.lora.source}" if entry.lora else ""
+        source += "".join(f" + {each.source}" for each in (entry.weights, entry.lora) if each)
         gated = "; gated: accept it on the hub" if entry.gated else ""
         parts.append(Text("  " + "; ".join(filter(None, (source, entry.licence))) + gated, "dim"))
     return Group(*parts)

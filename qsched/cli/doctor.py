@@ -15,7 +15,13 @@ import sqlalchemy as sa
 from qsched import __version__, hub
 from qsched.errors import QschedError, first_line
 from qsched.libraries import installed_version
-from qsched.pipelines.catalog import is_folder, is_function, model_entry
+from qsched.pipelines.catalog import (
+    file_in_repository,
+    is_checkpoint,
+    is_folder,
+    is_function,
+    model_entry,
+)
 from qsched.pipelines.table import backend_of_encoders, source_of
 from qsched.plugins import beside
 from qsched.quantization.backend import Backend
@@ -162,9 +168,10 @@ def _needs(definition: Study) -> Iterator[Finding]:
         else f"all that the study needs: {', '.join(modules) or 'nothing more'}",
     )
     entry, source = model_entry(tables.model.name), source_of(tables.model)
-    if is_folder(source) or is_function(source):
+    remote = file_in_repository(source) if is_checkpoint(source) else (source, "model_index.json")
+    if is_folder(source) or is_function(source) or remote is None:
         yield Finding("model", True, f"{source} is here")
-    elif hub.cached(source, "model_index.json", tables.model.revision):
+    elif hub.cached(*remote, tables.model.revision):
         yield Finding("model", True, f"{source} is in the hub's cache")
     else:
         words = hub.explain(None, source, entry.download_gb)

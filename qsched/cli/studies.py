@@ -54,18 +54,18 @@ def init(
         Path | None, typer.Option("--out", help="The file to write.", show_default="NAME.toml")
     ] = None,
 ) -> None:
-    """Write a commented study file for a model, with the paper's settings; for a folder or a
-    repository with the class, scheduler, size and dtype that its files tell.
+    """Write a commented study file for a model, with the paper's settings; for a folder, a single
+    file or a repository with the class, scheduler, size and dtype that its files tell.
 
     Example: [bold]qsched init flux-schnell --quantization nf4[/]
     """
     from qsched.errors import ConfigError
-    from qsched.pipelines.catalog import is_folder
+    from qsched.pipelines.catalog import is_checkpoint, is_folder
     from qsched.report import files
     from qsched.study.template import own_study_text, study_text
 
     name = out.stem if out else None
-    if is_folder(model) or ("/" in model and ":" not in model):
+    if is_folder(model) or is_checkpoint(model) or ("/" in model and ":" not in model):
         text = own_study_text(model, scheme=quantization, steps=steps, name=name)
     else:
         text = study_text(model, scheme=quantization or "w4a8", steps=steps, name=name)
@@ -99,7 +99,11 @@ def check(
         try:
             study = _checked(path)
             tables = study.tables.model, study.tables.sampling
-            told = {"effective": effective(*tables).to_dict(), "warnings": warnings(*tables)}
+            told = {
+                "weights": study.weights,
+                "effective": effective(*tables).to_dict(),
+                "warnings": warnings(*tables),
+            }
             costs.append({"file": str(path), **cost(study), **told})
             drawn.append(_drawn(study))
         except QschedError as error:
@@ -109,6 +113,7 @@ def check(
     else:
         for row, words in zip(costs, drawn, strict=True):
             console.print(Text.assemble(("ok", "green"), f"  {row['file']}"), soft_wrap=True)
+            console.print(Text(f"    weights {row['weights']}"), soft_wrap=True)
             console.print(Text(f"    draws   {words}"), soft_wrap=True)
             _warn(row["warnings"])
             console.print(

@@ -37,7 +37,7 @@ from torch import Tensor
 
 from qsched.errors import GenerationError, QschedError
 from qsched.libraries import quiet
-from qsched.pipelines.agreement import NAMED, require_taken
+from qsched.pipelines.agreement.settings import NAMED, require_taken
 from qsched.pipelines.devices import free_memory
 from qsched.pipelines.failures import explained
 from qsched.pipelines.interception import (

@@ -53,9 +53,10 @@ def made(name: str, make: Callable[[Path], None]) -> Path:
     return place
 
 
-def pipeline_twin(pipeline: str, *, lora: bool = False) -> Path:
-    """A folder with `pipeline`/, a twin of this diffusers pipeline class, and with `lora`/ beside
-    it, `twin.safetensors`, if asked for.
+def pipeline_twin(pipeline: str, *, lora: bool = False, weights: bool = False) -> Path:
+    """A folder with `pipeline`/, a twin of this diffusers pipeline class, and beside it, if asked
+    for, `lora`/ with `twin.safetensors`, and `weights`/ with other weights of its denoiser, as
+    `twin.safetensors` and `twin.bin`.
 
     Raises ModelError for a class that has no twin.
     """
@@ -69,10 +70,13 @@ def pipeline_twin(pipeline: str, *, lora: bool = False) -> Path:
             twin.save_pretrained(folder / "pipeline")
             if lora:
                 _save_lora(twin, folder / "lora")
+            if weights:
+                _save_weights(folder / "pipeline", folder / "weights")
         for leftover in ("words", "pieces"):
             shutil.rmtree(folder / leftover, ignore_errors=True)
 
-    return made(f"{pipeline}-lora" if lora else pipeline, make)
+    kinds = [pipeline, *(["lora"] if lora else []), *(["weights"] if weights else [])]
+    return made("-".join(kinds), make)
 
 
 def _seed(name: str) -> int:
@@ -293,6 +297,20 @@ def _stable_diffusion_3(folder: Path) -> Any:
         text_encoder_3=None,
         tokenizer_3=None,
     )
+
+
+def _save_weights(pipeline: Path, folder: Path) -> None:
+    """Weights of the denoiser that are not the twin's, by safetensors and by torch."""
+    import diffusers
+    from safetensors.torch import save_file
+
+    index = json.loads((pipeline / "model_index.json").read_text(encoding="utf-8"))
+    part = "unet" if "unet" in index else "transformer"
+    network_class = getattr(diffusers, index[part][1])
+    network = network_class.from_config(network_class.load_config(pipeline, subfolder=part))
+    folder.mkdir()
+    save_file(network.state_dict(), folder / "twin.safetensors")
+    torch.save(network.state_dict(), folder / "twin.bin")
 
 
 def _save_lora(pipeline: Any, folder: Path) -> None:

@@ -8,11 +8,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from qsched import hub
 from qsched.pipelines import catalog
-from qsched.pipelines.table import LoraTable, Model, source_of
+from qsched.pipelines.agreement.kinds import denoisers
+from qsched.pipelines.folders import part_of
+from qsched.pipelines.table import LoraTable, Model, layout_of, source_of
 from qsched.plugins import beside
 from qsched.quantization.schemes import FIRST_AND_LAST, Scheme
 from qsched.quantization.table import Quantization
+from qsched.signatures import of_diffusers
 from qsched.study.study import Study
 
 
@@ -63,21 +67,74 @@ def _loading(model: Model, imports: set[str], folder: str | None) -> list[str]:
         return [*path, f"pipeline = {build}()", *_lora(model)]
     kind = model.pipeline or "DiffusionPipeline"
     imports.add(f"from diffusers import {kind}")
-    place = _quoted(source)
+    dtype = {"dtype": f"torch.{model.dtype or 'float32'}"}
+    if catalog.is_checkpoint(source) and not model.twin:
+        load = _call(f"{kind}.from_single_file", ["file"], {"config": "config"} | dtype)
+        lines = [f"file = {_file(source, model.revision, imports)}"]
+        lines += [f"config = {_layout(model, imports)}"]
+    else:
+        place, arguments = _source(model, kind, imports)
+        load, lines = _call(f"{kind}.from_pretrained", [place], arguments | dtype), []
+    return [*lines, f"pipeline = {load}", *_weights(model, imports), *_lora(model)]
+
+
+def _source(model: Model, kind: str, imports: set[str]) -> tuple[str, dict[str, str]]:
+    """The place of a diffusers folder and the loader's other arguments, as expressions."""
+    source = source_of(model)
     if model.twin:
         imports.add("from qsched.pipelines.twins import pipeline_twin")
-        place = f'pipeline_twin("{kind}") / "pipeline"'
-    elif model.source is None and catalog.is_folder(source):
-        imports.add("from qsched.pipelines.catalog import MODELS")  # it ships with qsched
-        place = f"MODELS[{_quoted(model.name)}].source"
+        return f'pipeline_twin("{kind}") / "pipeline"', {}
     arguments = {
         key: _quoted(value)
         for key, value in (("revision", model.revision), ("variant", model.variant))
-        if value and not model.twin
+        if value
     }
     arguments |= dict.fromkeys(_missing(source), "None")
-    arguments["dtype"] = f"torch.{model.dtype or 'float32'}"
-    return [f"pipeline = {_call(f'{kind}.from_pretrained', [place], arguments)}", *_lora(model)]
+    if model.source is None and catalog.is_folder(source):
+        imports.add("from qsched.pipelines.catalog import MODELS")  # it ships with qsched
+        return f"MODELS[{_quoted(model.name)}].source", arguments
+    return _quoted(source), arguments
+
+
+def _file(source: str, revision: str | None, imports: set[str]) -> str:
+    """The place of a single file, here or on the hub."""
+    remote = catalog.file_in_repository(source)
+    if remote is None:
+        return _quoted(source)
+    imports.add("from huggingface_hub import hf_hub_download")
+    options = {"revision": _quoted(revision)} if revision else {}
+    return _call("hf_hub_download", [_quoted(part) for part in remote], options)
+
+
+def _layout(model: Model, imports: set[str]) -> str:
+    """The folder with the configs and tokenizers of a single file."""
+    if catalog.is_folder(layout_of(model)) or model.config is None:
+        return _quoted(layout_of(model))
+    imports.add("from huggingface_hub import snapshot_download")
+    entry = catalog.layout_named(model.config)
+    options = {"revision": _quoted(entry.revision)} if entry.revision else {}
+    options["allow_patterns"] = _literal(list(hub.LAYOUT))
+    return _call("snapshot_download", [_quoted(entry.source)], options)
+
+
+def _weights(model: Model, imports: set[str]) -> list[str]:
+    """Puts the denoiser's own weights into the pipeline of another model."""
+    table = model.weights
+    if table is None:
+        return []
+    if model.twin:
+        suffix = Path(table.file).suffix
+        twin = f'pipeline_twin("{model.pipeline}", weights=True)'
+        place = f'{twin} / "weights" / "twin{suffix}"'
+    elif Path(table.source).is_dir():
+        place = _quoted(str(Path(table.source) / table.file))
+    else:
+        place = _file(f"{table.source}/{table.file}", table.revision, imports)
+    tensors = 'torch.load(weights, map_location="cpu", weights_only=True)'
+    if table.file.endswith(".safetensors"):
+        imports.add("from safetensors.torch import load_file")
+        tensors = "load_file(weights)"
+    return [f"weights = {place}", f"{_network(model)}.load_state_dict({tensors})"]
 
 
 def _missing(source: str) -> list[str]:
@@ -117,11 +174,12 @@ def _index(folder: str) -> dict[str, Any]:
 
 def _network(model: Model) -> str:
     """The denoiser, as an expression. Without `part` the folder tells, or the pipeline itself."""
-    source = source_of(model)
+    source = layout_of(model)
     part: str | None = model.part
     if part is None and catalog.is_folder(source) and not model.twin:
-        index = _index(source)
-        part = next((name for name in catalog.PARTS if index.get(name, [None])[0]), None)
+        part = part_of(_index(source))
+    kind = of_diffusers(model.pipeline) if part is None and model.pipeline else None
+    part = part or next(iter(denoisers(kind)) if kind else iter(()), None)
     return f"pipeline.{part}" if part else "denoiser"
 
 

@@ -7,7 +7,7 @@ from pydantic import Field, ValidationInfo, model_validator
 from qsched.errors import QschedError
 from qsched.evidence.table import Validation
 from qsched.pictures.table import Gallery
-from qsched.pipelines.agreement import averages
+from qsched.pipelines.agreement.settings import averages
 from qsched.pipelines.table import Execution, Model, Sampling
 from qsched.prompts import Prompts
 from qsched.quantization.table import Quantization

@@ -19,7 +19,8 @@ from qsched.digests import first_and_last
 from qsched.documents import from_toml, read
 from qsched.errors import ConfigError, DocumentError, QschedError, one_line
 from qsched.evidence.table import with_reference
-from qsched.pipelines import agreement, catalog
+from qsched.pipelines import catalog
+from qsched.pipelines.agreement import settings
 from qsched.pipelines.table import placed, sampling_of, weights_of, with_entry
 from qsched.plugins import beside
 from qsched.prompts import Prompt, Prompts, choose, is_remote, locate, split, stand_ins, with_seeds
@@ -193,8 +194,8 @@ def _read(content: Mapping[str, Any], path: Path, fetch: bool) -> Study:
     tables = None
     try:
         tables = _with_defaults(StudyFile.model_validate(content), path.parent)
-        problems += agreement.problems(tables.model, tables.sampling)
-        problems += agreement.problems_of_space(tables.model, tables.space)
+        problems += settings.problems(tables.model, tables.sampling)
+        problems += settings.problems_of_space(tables.model, tables.space)
     except ValidationError as error:
         problems += [in_words(dict(problem), StudyFile) for problem in error.errors()]
     except QschedError as error:

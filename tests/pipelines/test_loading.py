@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from huggingface_hub import errors as hub_errors
+from safetensors.torch import load_file
 from torchao.quantization import Int8WeightOnlyConfig
 
 from qsched import hub
@@ -56,10 +57,13 @@ def images(pipeline: DiffusionPipeline, name: str, steps: int) -> torch.Tensor:
 def by_diffusers(name: str) -> DiffusionPipeline:
     """What the model's own page says to do, on the twin's files."""
     entry = MODELS[name]
-    folder = pipeline_twin(entry.pipeline or "", lora=entry.lora is not None)
+    wanted = {"lora": entry.lora is not None, "weights": entry.weights is not None}
+    folder = pipeline_twin(entry.pipeline or "", **wanted)
     pipeline = getattr(diffusers, entry.pipeline or "").from_pretrained(folder / "pipeline")
     if getattr(pipeline, "safety_checker", None) is not None:
         pipeline.safety_checker = None
+    if entry.weights:
+        pipeline.unet.load_state_dict(load_file(folder / "weights" / "twin.safetensors"))
     if entry.scheduler:
         arguments = dict(entry.scheduler)
         kind = getattr(diffusers, arguments.pop("class"))
