@@ -162,7 +162,7 @@ def run(
         launcher = launchers.launcher_named(name) if workers > 1 or name != LOCAL else None
     database = storage if isinstance(storage, Storage) else Storage(storage)
     stored = create(database, definition, accept=accept)
-    folder = _folder(stored, out)
+    folder = files.ready(_folder(stored, out))
     if launcher:
         finished = _by_crew(stored, workers, launcher, folder / "workers", observer)
     else:
@@ -185,7 +185,8 @@ def _by_crew(
     if status.complete:
         return True
     anywhere = study.definition.tables.execution.device == "auto"
-    crew = launchers.crew_of(study, workers, logs, "--idle-exit", "--grace", "0", spread=anywhere)
+    options = ("--idle-exit", "--grace", "0", "--log", str(logs))
+    crew = launchers.crew_of(study, workers, logs, *options, spread=anywhere)
     ended = launchers.work(study, crew, launcher, on_look=observer.working)
     if ended.stopped:
         return False
@@ -325,6 +326,7 @@ def validate(
             f"study {study.name!r}: {status.done} of {status.budget} trials are done; "
             f"finish it first with qsched run"
         )
+    folder = files.ready(_folder(study, out))
     for name in companions.chosen(study.definition, controls):
         companion = companions.companion(study, name)
         observer.control(companion.name, companions.phrases(study.definition)[name])
@@ -354,7 +356,6 @@ def validate(
     )
     outcome.keep(study, proof)
     artifacts.keep(study, pictures)
-    folder = _folder(study, out)
     writing.write(folder, study, status, proof, pictures)
     take_away(study, folder)
     gallery.publish(study)
@@ -390,9 +391,7 @@ def preview(study: Study, out: Path | None = None) -> tuple[list[Path], dict[str
     with quiet():
         from qsched.proof.preview import draw
 
-    folder = (out or Path("runs") / study.name).resolve()
-    with files.written():  # now, and not after all was drawn
-        folder.mkdir(parents=True, exist_ok=True)
+    folder = files.ready((out or Path("runs") / study.name).resolve())
     found = draw(study)
     paths = previews.write(folder, study, found.pictures, found.impressions, found.network)
     drawn = effective(study.tables.model, study.tables.sampling)

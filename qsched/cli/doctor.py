@@ -13,12 +13,14 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from qsched import __version__, hub
+from qsched.cli.options import begun, nothing_in
 from qsched.errors import QschedError, first_line
 from qsched.libraries import installed_version
 from qsched.pipelines.catalog import is_folder, is_function, model_entry
 from qsched.pipelines.table import backend_of_encoders, source_of
 from qsched.plugins import beside
 from qsched.quantization.backend import Backend
+from qsched.report import artifacts
 from qsched.scoring.catalog import metric_entry
 from qsched.service.database import Database, now
 from qsched.service.schema import SCHEMA_VERSION
@@ -67,6 +69,9 @@ def examine(url: str | None, study: Path | None = None) -> Iterator[Finding]:
         except QschedError as error:
             yield Finding("study", False, str(error))
     try:
+        if not begun(url):
+            yield Finding("database", True, nothing_in(url))
+            return
         storage = Storage(Database(url, patience=PATIENCE))
     except QschedError as error:
         yield Finding("database", False, str(error))
@@ -78,6 +83,7 @@ def examine(url: str | None, study: Path | None = None) -> Iterator[Finding]:
         yield from check(storage)
     if definition is not None:
         yield from _fingerprint(storage, definition)
+        yield from _pictures(storage, definition)
 
 
 def device(
@@ -306,3 +312,14 @@ def _fingerprint(storage: Storage, definition: Study) -> Iterator[Finding]:
         not differing,
         "; ".join(differing.values()) or f"{definition.name} goes on where it is",
     )
+
+
+def _pictures(storage: Storage, definition: Study) -> Iterator[Finding]:
+    """Whether pictures can be kept where the study says, and those that it has are there."""
+    place = artifacts.place_of(definition.tables.gallery.store, storage.database)
+    complaint = artifacts.complaint(place)
+    if complaint is None and storage.study(definition.name) is not None:
+        kept, lost = artifacts.inventory(load(storage, definition.name))
+        if lost:
+            complaint = f"{place}: {lost} of {kept + lost} pictures are gone"
+    yield Finding("pictures", complaint is None, complaint or f"are kept in {place}")

@@ -5,14 +5,19 @@ it again changes nothing. A trial that was made by a worker that died before it 
 the slot belongs to nobody; `sweep` marks it as failed.
 """
 
+import json
+import mimetypes
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.artifacts import get_all_artifact_meta, upload_artifact
+from optuna.artifacts import ArtifactMeta, get_all_artifact_meta
+from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX, DEFAULT_MIME_TYPE
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
@@ -91,21 +96,14 @@ class Trials:
         self._write(lambda: self._database.optuna.set_trial_intermediate_value(trial, step, value))
 
     def attach(self, trial: int, path: Path, store: "ArtifactStore") -> None:
-        """Uploads a file as the trial's artifact, unless it has one of that name."""
-
-        def attach() -> None:
-            storage = self._database.optuna
-            frozen = storage.get_trial(trial)
-            present = get_all_artifact_meta(frozen, storage=storage)
-            if path.name not in {meta.filename for meta in present}:
-                upload_artifact(
-                    artifact_store=store,
-                    file_path=str(path),
-                    study_or_trial=frozen,
-                    storage=storage,
-                )
-
-        self._write(attach)
+        """Stores a file as the trial's artifact, unless it has one of that name. Raises the store's
+        own errors."""
+        storage = self._database.optuna
+        frozen = self._database.patiently(lambda: storage.get_trial(trial))
+        present = get_all_artifact_meta(frozen, storage=storage)
+        if path.name not in {meta.filename for meta in present}:
+            key, value = uploaded(path, store)
+            self._write(lambda: storage.set_trial_system_attr(trial, key, value))
 
     def complete(self, trial: int, value: float, attributes: Mapping[str, Any]) -> None:
         """The trial's value and attributes; nothing if it is complete already."""
@@ -177,6 +175,20 @@ class Trials:
     def _write(self, write: Callable[[], None]) -> None:
         with suppress(UpdateFinishedTrialError):  # an earlier attempt got so far, by these scores
             self._database.patiently(write)
+
+
+def uploaded(path: Path, store: "ArtifactStore") -> tuple[str, str]:
+    """Writes a file to a store; key and value of the system attribute that makes it an artifact.
+
+    Optuna's upload_artifact sets the attribute first: where the store fails then, its dashboard has
+    a broken picture. Raises the store's own errors.
+    """
+    identity = str(uuid.uuid4())
+    kind, encoding = mimetypes.guess_type(path.name)
+    artifact = ArtifactMeta(identity, path.name, kind or DEFAULT_MIME_TYPE, encoding)
+    with path.open("rb") as file:
+        store.write(identity, file)
+    return ARTIFACTS_ATTR_PREFIX + identity, json.dumps(asdict(artifact))
 
 
 def _made_by(trial: FrozenTrial) -> tuple[Any, Any]:
