@@ -36,7 +36,7 @@ from qsched.service.status import Status
 from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy, create, load
 from qsched.study.fingerprint import require_same_plugins
-from qsched.study.study import Study, load_study
+from qsched.study.study import Study, is_file, load_study
 
 __all__ = [
     "Observer",
@@ -83,6 +83,9 @@ def _with_plugins(
 
 class Observer:
     """Told what happens while a study runs; every method does nothing here. Override some."""
+
+    def extended(self, asked: int, budget: int) -> None:
+        """The study has a larger budget than was asked for: it was extended."""
 
     def loading(self, what: str) -> None:
         """Something slow is being loaded."""
@@ -150,26 +153,36 @@ def run(
 ) -> Outcome:
     """Creates or resumes a study, works until its budget is spent, validates and reports.
 
-    `study`: a study file's path, or what `load_study` returned. `storage`: a URL; None is the
+    `study`: a study file's path, a name in the database, or what `load_study` returned. One that is
+    extended in the meantime goes on. `storage`: a URL; None is the
     default. `workers`: so many processes, started by the study's launcher; the local one puts them
     on this machine, one after the other on its GPUs. `accept`: keys of the fingerprint that may
     differ. `out`: the folder of the results, by default runs/<study>. Raises QschedError.
     """
     observer = observer or Observer()
-    definition = study if isinstance(study, Study) else load_study(study)
+    if not isinstance(study, Study) and is_file(study):
+        study = load_study(study)
+    database = storage if isinstance(storage, Storage) else Storage(storage)
+    definition = study if isinstance(study, Study) else load(database, str(study)).definition
     name = definition.tables.execution.launcher
     with beside(definition.folder):
         launcher = launchers.launcher_named(name) if workers > 1 or name != LOCAL else None
-    database = storage if isinstance(storage, Storage) else Storage(storage)
     stored = create(database, definition, accept=accept)
     folder = files.ready(_folder(stored, out))
-    if launcher:
-        finished = _by_crew(stored, workers, launcher, folder / "workers", observer)
-    else:
-        finished = work(stored, observer=observer)
-    if not finished:
-        return Outcome(stored.status(), finished=False, grid_images=outcome.grid_images(definition))
-    return validate(stored, out=folder, observer=observer)
+    budget = stored.status().budget
+    if budget > definition.trials:
+        observer.extended(definition.trials, budget)
+    while True:
+        if launcher:
+            finished = _by_crew(stored, workers, launcher, folder / "workers", observer)
+        else:
+            finished = work(stored, observer=observer)
+        if not finished:
+            return Outcome(stored.status(), False, outcome.grid_images(definition))
+        if stored.status().complete:
+            result = validate(stored, out=folder, observer=observer)
+            if stored.status().complete or not result.finished:
+                return result
 
 
 def _by_crew(
@@ -410,7 +423,7 @@ def preview(study: Study, out: Path | None = None) -> tuple[list[Path], dict[str
 def write_report(study: StoredStudy, folder: Path) -> tuple[list[Path], dict[str, Any]]:
     """Writes report.html and report.json of a study by what its database and artifacts hold; their
     paths, and the content of report.json. Before the validation it says that nothing is proven."""
-    status = study.status()
+    folder, status = files.ready(folder), study.status()
     proof = outcome.outcome_of(study, status)
     pictures = artifacts.kept(study, proof)
     return writing.write_page(folder, study, status, proof, pictures), proof.report()

@@ -163,7 +163,10 @@ def _downloads(row: dict[str, Any]) -> str:
 
 
 def run(
-    study: StudyPath,
+    study: Annotated[
+        Path,
+        typer.Argument(help="A study file, or a study of the database.", show_default=False),
+    ],
     name: Name = None,
     storage: StorageUrl = None,
     trials: Trials = None,
@@ -176,6 +179,8 @@ def run(
 ) -> None:
     """Create or resume a study, spend its budget, prove the result, write it down.
 
+    Of a study that was extended the larger budget is spent, also if it is extended meanwhile.
+
     Ctrl-C stops after the batch in hand; the same command goes on from there.
 
     Example: [bold]qsched run studies/demo.toml --trials 96 --workers 2[/]
@@ -183,8 +188,15 @@ def run(
     from qsched import api
     from qsched.cli import display
     from qsched.pipelines.effective import warnings
+    from qsched.study.study import is_file
 
-    definition = api.load_study(study, fetch=not twin).changed(name=name, trials=trials)
+    file = is_file(study)
+    found = (
+        api.load_study(study, fetch=not twin)
+        if file
+        else api.load(open_storage(storage), str(study)).definition
+    )
+    definition = found.changed(name=name, trials=trials)
     if twin:
         definition = definition.twin()
     database = open_storage(storage, new=True)
@@ -228,6 +240,7 @@ def create(
     Example: [bold]qsched create studies/demo.toml --storage postgresql://me@host/qsched[/]
     """
     from qsched import api
+    from qsched.cli import display
 
     definition = api.load_study(study).changed(name=name, trials=trials)
     database = open_storage(storage, new=True)
@@ -236,6 +249,8 @@ def create(
         console.print_json(json.dumps(status.to_dict()))
         return
     console.print(Text(f"study     {status.study} in {database}"), soft_wrap=True)
+    if status.budget > definition.trials:
+        display.LiveProgress(console).extended(definition.trials, status.budget)
     console.print(f"trials    {status.done}/{status.budget}, {status.waiting} waiting")
     console.print(Text(f"next      qsched work {status.study}, on every machine"))
 
@@ -381,6 +396,10 @@ def extend(
 
     study = api.load(open_storage(storage), name)
     console.print(f"trials    {study.extend(trials)}")
+    if not study.status().alive:
+        console.print(
+            Text(f"nobody works on it; go on with qsched run {name}, or qsched work {name}")
+        )
 
 
 def pause(name: StudyName, storage: StorageUrl = None) -> None:

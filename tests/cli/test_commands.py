@@ -14,7 +14,7 @@ import torch
 import typer
 from diffusers import DiffusionPipeline
 
-from qsched import __version__
+from qsched import __version__, api
 from qsched.cli import main as cli
 from qsched.pipelines.twins import pipeline_twin
 from qsched.proof.outcome import keep
@@ -22,6 +22,7 @@ from qsched.schedule.coefficients import Coefficients
 from qsched.service import stored_study as studies
 from qsched.service.evaluator import Evaluator
 from qsched.service.storage import Storage
+from qsched.service.stored_study import StoredStudy
 from qsched.service.worker import Worker
 from qsched.study.study import load_study
 from tests.support import fakes
@@ -245,6 +246,50 @@ def test_a_study_is_managed(qsched: Qsched, finished: Path) -> None:
     assert "deleted   fake" in qsched("delete", "fake", "--yes")[1]
     assert json.loads(qsched("status", "--json")[1]) == []
     assert Storage(f"sqlite:///{finished}").database.optuna.get_all_studies() == []
+
+
+def test_a_study_that_was_extended_goes_on(
+    qsched: Qsched, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its file as it was and by its name; also if it is extended while it is being proven."""
+    proven: list[int] = []
+
+    def work(study: StoredStudy, **_: object) -> bool:
+        prompts = study.definition.calibration
+        return Worker(study, Evaluator(fakes.FakeGenerator(), fakes.FakeScorers(), prompts)).run()
+
+    def validate(study: StoredStudy, **_: object) -> api.Outcome:
+        proven.append(study.status().done)
+        if len(proven) == 1:
+            study.extend("+1")
+        return api.Outcome(study.status(), True, 0)
+
+    monkeypatch.setattr(api, "work", work)
+    monkeypatch.setattr(api, "validate", validate)
+    file = str(fakes.study_file(tmp_path / "files"))
+    assert "go on with qsched run fake" in qsched("extend", "fake", "--trials", "+2")[1]
+    code, out, _ = qsched("run", file)
+    assert code == 0
+    assert "budget    8 trials: the study was extended from 6" in out
+    assert proven == [8, 9]
+    assert "budget    9 trials" in qsched("create", file)[1]
+    qsched("extend", "fake", "--trials", "10")
+    assert qsched("run", "fake")[0] == 0
+    assert proven == [8, 9, 10]
+    code, _, err = qsched("run", file, "--trials", "7")
+    assert code == 2
+    assert "has 10 trials; a budget of 7 would drop some" in one_line(err)
+    assert "'other' is not in" in one_line(qsched("run", "other")[2])
+
+
+def test_a_study_that_is_worked_on_is_extended_without_more_words(
+    qsched: Qsched, tmp_path: Path
+) -> None:
+    stored = studies.create(
+        Storage(f"sqlite:///{tmp_path}/storage/qsched.db"), fakes.study(tmp_path / "files")
+    )
+    stored.storage.enter("fake", "w", machine="", host="h", pid=1, hardware={})
+    assert qsched("extend", "fake", "--trials", "+2")[1] == "trials    8\n"
 
 
 def test_delete_asks_first(qsched: Qsched, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,7 +190,7 @@ def test_a_picture_that_fails_loses_no_trial(
     evaluator = Evaluator(OneChannel(), fakes.FakeScorers(), study.definition.calibration)
     assert Worker(study, evaluator, gallery=gallery.Gallery(study)).run()
     assert study.status().done == 6
-    assert "no contact sheet of trial 0: ValueError: " in caplog.text
+    assert "no contact sheet of trial 0: TypeError: " in caplog.text
     assert "Traceback" not in caplog.text
 
 

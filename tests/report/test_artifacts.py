@@ -96,9 +96,7 @@ def shown(study: StoredStudy) -> set[str]:
     return {meta.artifact_id for each in listed for meta in each}
 
 
-def test_pictures_lie_in_the_bucket_and_go_with_their_study(
-    bucket: Bucket, tmp_path: Path
-) -> None:
+def test_pictures_lie_in_the_bucket_and_go_with_their_study(bucket: Bucket, tmp_path: Path) -> None:
     study = finished(tmp_path, f"sqlite:///{tmp_path}/q.db")
     assert len(bucket.keys) >= 2
     assert shown(study) == bucket.keys

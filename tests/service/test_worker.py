@@ -416,8 +416,10 @@ def test_a_budget_may_grow_but_not_shrink(tmp_path: Path) -> None:
     larger = studies.create(study.storage, fakes.study(tmp_path, trials=7))
     worker(larger).run()
     assert larger.status().done == 7
-    with pytest.raises(StudyError, match="has 7 trials; a budget of 4"):
-        studies.create(study.storage, fakes.study(tmp_path, trials=4))
+    with pytest.raises(StudyError, match="has 7 trials; a budget of 5"):
+        studies.create(study.storage, fakes.study(tmp_path, trials=5))
+    as_before = studies.create(study.storage, fakes.study(tmp_path, trials=4))
+    assert as_before.status().budget == 7
 
 
 def test_an_unknown_study_names_those_that_exist(tmp_path: Path) -> None:
