@@ -69,21 +69,21 @@ def examine(url: str | None, study: Path | None = None) -> Iterator[Finding]:
         except QschedError as error:
             yield Finding("study", False, str(error))
     try:
-        if not begun(url):
-            yield Finding("database", True, nothing_in(url))
-            return
-        storage = Storage(Database(url, patience=PATIENCE))
+        database = Database(url, patience=PATIENCE)
+        storage = Storage(database) if begun(url) else None
     except QschedError as error:
         yield Finding("database", False, str(error))
         return
-    yield Finding(
-        "database", True, f"{storage}, schema {SCHEMA_VERSION}, {storage.database.server()}"
-    )
-    for check in (_clock, _connections, _disk, _orphans):
-        yield from check(storage)
+    if storage is None:
+        yield Finding("database", True, nothing_in(url))
+    else:
+        yield Finding("database", True, f"{storage}, schema {SCHEMA_VERSION}, {database.server()}")
+        for check in (_clock, _connections, _disk, _orphans):
+            yield from check(storage)
+        if definition is not None:
+            yield from _fingerprint(storage, definition)
     if definition is not None:
-        yield from _fingerprint(storage, definition)
-        yield from _pictures(storage, definition)
+        yield _pictures(definition, database, storage)
 
 
 def device(
@@ -314,12 +314,12 @@ def _fingerprint(storage: Storage, definition: Study) -> Iterator[Finding]:
     )
 
 
-def _pictures(storage: Storage, definition: Study) -> Iterator[Finding]:
+def _pictures(definition: Study, database: Database, storage: Storage | None) -> Finding:
     """Whether pictures can be kept where the study says, and those that it has are there."""
-    place = artifacts.place_of(definition.tables.gallery.store, storage.database)
+    place = artifacts.place_of(definition.tables.gallery.store, database)
     complaint = artifacts.complaint(place)
-    if complaint is None and storage.study(definition.name) is not None:
+    if complaint is None and storage and storage.study(definition.name):
         kept, lost = artifacts.inventory(load(storage, definition.name))
         if lost:
             complaint = f"{place}: {lost} of {kept + lost} pictures are gone"
-    yield Finding("pictures", complaint is None, complaint or f"are kept in {place}")
+    return Finding("pictures", complaint is None, complaint or f"are kept in {place}")

@@ -137,6 +137,12 @@ def test_without_its_store_a_study_goes_on_and_shows_no_broken_picture(
     assert "Traceback" not in caplog.text
 
 
+@pytest.fixture(autouse=True)
+def no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What else the doctor looks at takes seconds."""
+    monkeypatch.setattr("qsched.cli.doctor._device", lambda: ())
+
+
 def found(folder: Path, url: str) -> tuple[bool, str]:
     """What the doctor finds of the pictures."""
     (finding,) = [each for each in examine(url, folder / "study.toml") if each.name == "pictures"]
@@ -168,10 +174,9 @@ def test_doctor_looks_at_the_store_and_at_what_it_holds(
 
 def test_doctor_makes_no_folder_for_pictures(tmp_path: Path) -> None:
     fakes.study_file(tmp_path)
-    (tmp_path / "db").mkdir()
     url = f"sqlite:///{tmp_path}/db/q.db"
-    Storage(url)
     assert found(tmp_path, url) == (True, f"are kept in {tmp_path}/db/artifacts")
-    assert not (tmp_path / "db" / "artifacts").exists()
+    assert not (tmp_path / "db").exists()
+    (tmp_path / "db").mkdir()
     (tmp_path / "db" / "artifacts").write_text("a file")
     assert not found(tmp_path, url)[0]
