@@ -271,6 +271,7 @@ def work(
     execution = tables.execution.model_copy(update={"device": device} if device else {})
     where, twin = device_for(tables.model, execution), tables.model.twin
     # What can't be had is an error now, not at the first image and not at the end.
+    pictures = gallery.Gallery(study)
     scorers = load_scorers(definition.scorers, where, twin=twin)
     load_scorers(tables.validation.metrics, twin=twin)
     loaded = load_model(tables.model, tables.quantization, execution=execution)
@@ -306,7 +307,7 @@ def work(
         on_batch=lambda slot, scored: observer.batch(slot, scored, prompts),
         on_trial=on_trial,
         on_wait=lambda: observer.waiting(study.status()),
-        gallery=gallery.Gallery(study),
+        gallery=pictures,
     )
     try:
         finished = worker.run(max_trials=max_trials, stay=stay)

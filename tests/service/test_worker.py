@@ -394,6 +394,14 @@ def test_a_budget_is_extended_in_words_and_numbers(tmp_path: Path) -> None:
         study.extend("many")
 
 
+def test_a_worker_goes_on_with_a_budget_that_grows(tmp_path: Path) -> None:
+    study = stored(tmp_path, trials=2)
+    one = worker(study)
+    one.on_trial = lambda: study.queue.grow(3)
+    assert one.run()
+    assert study.status().done == 3
+
+
 def test_a_differing_key_is_accepted_by_name_and_recorded(tmp_path: Path) -> None:
     study = stored(tmp_path, seed=0)
     changed = fakes.study(tmp_path, seed=5)
