@@ -36,7 +36,7 @@ from qsched.service.status import Status
 from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy, create, load
 from qsched.study.fingerprint import require_same_plugins
-from qsched.study.study import Study, load_study
+from qsched.study.study import Study, is_file, load_study
 
 __all__ = [
     "Observer",
@@ -83,6 +83,9 @@ def _with_plugins(
 
 class Observer:
     """Told what happens while a study runs; every method does nothing here. Override some."""
+
+    def extended(self, asked: int, budget: int) -> None:
+        """The study has a larger budget than was asked for: it was extended."""
 
     def loading(self, what: str) -> None:
         """Something slow is being loaded."""
@@ -150,26 +153,36 @@ def run(
 ) -> Outcome:
     """Creates or resumes a study, works until its budget is spent, validates and reports.
 
-    `study`: a study file's path, or what `load_study` returned. `storage`: a URL; None is the
+    `study`: a study file's path, a name in the database, or what `load_study` returned. One that is
+    extended in the meantime goes on. `storage`: a URL; None is the
     default. `workers`: so many processes, started by the study's launcher; the local one puts them
     on this machine, one after the other on its GPUs. `accept`: keys of the fingerprint that may
     differ. `out`: the folder of the results, by default runs/<study>. Raises QschedError.
     """
     observer = observer or Observer()
-    definition = study if isinstance(study, Study) else load_study(study)
+    if not isinstance(study, Study) and is_file(study):
+        study = load_study(study)
+    database = storage if isinstance(storage, Storage) else Storage(storage)
+    definition = study if isinstance(study, Study) else load(database, str(study)).definition
     name = definition.tables.execution.launcher
     with beside(definition.folder):
         launcher = launchers.launcher_named(name) if workers > 1 or name != LOCAL else None
-    database = storage if isinstance(storage, Storage) else Storage(storage)
     stored = create(database, definition, accept=accept)
-    folder = _folder(stored, out)
-    if launcher:
-        finished = _by_crew(stored, workers, launcher, folder / "workers", observer)
-    else:
-        finished = work(stored, observer=observer)
-    if not finished:
-        return Outcome(stored.status(), finished=False, grid_images=outcome.grid_images(definition))
-    return validate(stored, out=folder, observer=observer)
+    folder = files.ready(_folder(stored, out))
+    budget = stored.status().budget
+    if budget > definition.trials:
+        observer.extended(definition.trials, budget)
+    while True:
+        if launcher:
+            finished = _by_crew(stored, workers, launcher, folder / "workers", observer)
+        else:
+            finished = work(stored, observer=observer)
+        if not finished:
+            return Outcome(stored.status(), False, outcome.grid_images(definition))
+        if stored.status().complete:
+            result = validate(stored, out=folder, observer=observer)
+            if stored.status().complete or not result.finished:
+                return result
 
 
 def _by_crew(
@@ -185,7 +198,8 @@ def _by_crew(
     if status.complete:
         return True
     anywhere = study.definition.tables.execution.device == "auto"
-    crew = launchers.crew_of(study, workers, logs, "--idle-exit", "--grace", "0", spread=anywhere)
+    options = ("--idle-exit", "--grace", "0", "--log", str(logs))
+    crew = launchers.crew_of(study, workers, logs, *options, spread=anywhere)
     ended = launchers.work(study, crew, launcher, on_look=observer.working)
     if ended.stopped:
         return False
@@ -257,6 +271,7 @@ def work(
     execution = tables.execution.model_copy(update={"device": device} if device else {})
     where, twin = device_for(tables.model, execution), tables.model.twin
     # What can't be had is an error now, not at the first image and not at the end.
+    pictures = gallery.Gallery(study)
     scorers = load_scorers(definition.scorers, where, twin=twin)
     load_scorers(tables.validation.metrics, twin=twin)
     loaded = load_model(tables.model, tables.quantization, execution=execution)
@@ -292,7 +307,7 @@ def work(
         on_batch=lambda slot, scored: observer.batch(slot, scored, prompts),
         on_trial=on_trial,
         on_wait=lambda: observer.waiting(study.status()),
-        gallery=gallery.Gallery(study),
+        gallery=pictures,
     )
     try:
         finished = worker.run(max_trials=max_trials, stay=stay)
@@ -325,6 +340,7 @@ def validate(
             f"study {study.name!r}: {status.done} of {status.budget} trials are done; "
             f"finish it first with qsched run"
         )
+    folder = files.ready(_folder(study, out))
     for name in companions.chosen(study.definition, controls):
         companion = companions.companion(study, name)
         observer.control(companion.name, companions.phrases(study.definition)[name])
@@ -354,7 +370,6 @@ def validate(
     )
     outcome.keep(study, proof)
     artifacts.keep(study, pictures)
-    folder = _folder(study, out)
     writing.write(folder, study, status, proof, pictures)
     take_away(study, folder)
     gallery.publish(study)
@@ -390,9 +405,7 @@ def preview(study: Study, out: Path | None = None) -> tuple[list[Path], dict[str
     with quiet():
         from qsched.proof.preview import draw
 
-    folder = (out or Path("runs") / study.name).resolve()
-    with files.written():  # now, and not after all was drawn
-        folder.mkdir(parents=True, exist_ok=True)
+    folder = files.ready((out or Path("runs") / study.name).resolve())
     found = draw(study)
     paths = previews.write(folder, study, found.pictures, found.impressions, found.network)
     drawn = effective(study.tables.model, study.tables.sampling)
@@ -411,7 +424,7 @@ def preview(study: Study, out: Path | None = None) -> tuple[list[Path], dict[str
 def write_report(study: StoredStudy, folder: Path) -> tuple[list[Path], dict[str, Any]]:
     """Writes report.html and report.json of a study by what its database and artifacts hold; their
     paths, and the content of report.json. Before the validation it says that nothing is proven."""
-    status = study.status()
+    folder, status = files.ready(folder), study.status()
     proof = outcome.outcome_of(study, status)
     pictures = artifacts.kept(study, proof)
     return writing.write_page(folder, study, status, proof, pictures), proof.report()

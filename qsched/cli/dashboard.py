@@ -6,7 +6,7 @@ from wsgiref.types import WSGIApplication
 
 from qsched.cli import access
 from qsched.errors import StudyError
-from qsched.report.artifacts import artifact_store
+from qsched.report.artifacts import artifact_store, place_of
 from qsched.service.storage import Storage
 
 HOST = "127.0.0.1"
@@ -38,9 +38,8 @@ def application(
         raise StudyError(
             "the dashboard is not installed; pip install 'qsched[dashboard]'"
         ) from error
-    app = optuna_dashboard.wsgi(
-        storage.database.optuna, artifact_store=artifact_store(artifacts, storage.database)
-    )
+    store = artifact_store(place_of(artifacts, storage.database))
+    app = optuna_dashboard.wsgi(storage.database.optuna, artifact_store=store)
     return access.guarded(app, token=token, writable=writable)
 
 
@@ -53,18 +52,21 @@ def serve(
     token: str | None = None,
     on_ready: Callable[[str], Any] = lambda url: None,
 ) -> None:
-    """Serves until it is interrupted, on 127.0.0.1 only; `on_ready` gets the link. Raises OSError
-    if the port is taken."""
+    """Serves until it is interrupted, on 127.0.0.1 only; `on_ready` gets the link. Raises
+    StudyError if the port is taken."""
     app = application(storage, artifacts=artifacts, writable=writable, token=token)
     import waitress
 
-    server = waitress.create_server(
-        app,
-        host=HOST,
-        port=port,
-        threads=8,
-        max_request_body_size=LARGEST_UPLOAD if writable else LARGEST_BODY,
-    )
+    try:
+        server = waitress.create_server(
+            app,
+            host=HOST,
+            port=port,
+            threads=8,
+            max_request_body_size=LARGEST_UPLOAD if writable else LARGEST_BODY,
+        )
+    except OSError as error:
+        raise StudyError(f"--port {port}: {error.strerror}; choose another one") from error
     on_ready(f"http://{HOST}:{server.effective_port}{access.home(token)}")
     try:
         server.run()

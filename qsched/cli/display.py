@@ -47,6 +47,10 @@ class LiveProgress(Observer):
         with self._progress:
             yield self
 
+    def extended(self, asked: int, budget: int) -> None:
+        """Says which budget holds."""
+        self._console.print(f"budget    {budget} trials: the study was extended from {asked}")
+
     def loading(self, what: str) -> None:
         """Says what takes a moment."""
         self._console.print(Text(f"loading   {what}", style="dim"))
@@ -100,7 +104,7 @@ class LiveProgress(Observer):
             return
         tasks = {task.description: task.id for task in self._progress.tasks}
         if what in tasks:
-            self._progress.update(tasks[what], completed=done, note=note)
+            self._progress.update(tasks[what], completed=done, total=total, note=note)
         else:
             self._progress.add_task(what, total=total, completed=int(done), note=note)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from qsched import __version__, hub
+from qsched.cli.options import begun, nothing_in
 from qsched.errors import QschedError, first_line
 from qsched.libraries import installed_version
 from qsched.pipelines.catalog import (
@@ -25,6 +26,7 @@ from qsched.pipelines.catalog import (
 from qsched.pipelines.table import backend_of_encoders, source_of
 from qsched.plugins import beside
 from qsched.quantization.backend import Backend
+from qsched.report import artifacts
 from qsched.scoring.catalog import metric_entry
 from qsched.service.database import Database, now
 from qsched.service.schema import SCHEMA_VERSION
@@ -73,17 +75,21 @@ def examine(url: str | None, study: Path | None = None) -> Iterator[Finding]:
         except QschedError as error:
             yield Finding("study", False, str(error))
     try:
-        storage = Storage(Database(url, patience=PATIENCE))
+        database = Database(url, patience=PATIENCE)
+        storage = Storage(database) if begun(url) else None
     except QschedError as error:
         yield Finding("database", False, str(error))
         return
-    yield Finding(
-        "database", True, f"{storage}, schema {SCHEMA_VERSION}, {storage.database.server()}"
-    )
-    for check in (_clock, _connections, _disk, _orphans):
-        yield from check(storage)
+    if storage is None:
+        yield Finding("database", True, nothing_in(url))
+    else:
+        yield Finding("database", True, f"{storage}, schema {SCHEMA_VERSION}, {database.server()}")
+        for check in (_clock, _connections, _disk, _orphans):
+            yield from check(storage)
+        if definition is not None:
+            yield from _fingerprint(storage, definition)
     if definition is not None:
-        yield from _fingerprint(storage, definition)
+        yield _pictures(definition, database, storage)
 
 
 def device(
@@ -313,3 +319,14 @@ def _fingerprint(storage: Storage, definition: Study) -> Iterator[Finding]:
         not differing,
         "; ".join(differing.values()) or f"{definition.name} goes on where it is",
     )
+
+
+def _pictures(definition: Study, database: Database, storage: Storage | None) -> Finding:
+    """Whether pictures can be kept where the study says, and those that it has are there."""
+    place = artifacts.place_of(definition.tables.gallery.store, database)
+    complaint = artifacts.complaint(place)
+    if complaint is None and storage and storage.study(definition.name):
+        kept, lost = artifacts.inventory(load(storage, definition.name))
+        if lost:
+            complaint = f"{place}: {lost} of {kept + lost} pictures are gone"
+    return Finding("pictures", complaint is None, complaint or f"are kept in {place}")

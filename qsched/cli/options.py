@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from qsched.errors import StudyError
+
 if TYPE_CHECKING:
     from qsched.service.storage import Storage
 
@@ -48,9 +50,30 @@ Accept = Annotated[
 ]
 
 
-def open_storage(url: str | None, *, patience: float | None = None) -> "Storage":
-    """The database of a URL, or of QSCHED_STORAGE, or the default one."""
+def begun(url: str | None) -> bool:
+    """Whether there is a database, as far as that can be told without opening it: a file."""
+    from qsched.service.database import Database
+
+    path = Database(url).path
+    return path is None or path.exists()
+
+
+def nothing_in(url: str | None) -> str:
+    """What is said of a database without studies."""
+    from qsched.service.database import Database
+
+    return f"no studies yet in {Database(url)}; start one with qsched run STUDY.toml"
+
+
+def open_storage(url: str | None, *, patience: float | None = None, new: bool = False) -> "Storage":
+    """The database of a URL, or of QSCHED_STORAGE, or the default one.
+
+    `new`: a file is made where it is missing; without, StudyError says that there are no studies.
+    """
     from qsched.service.database import Database
     from qsched.service.storage import Storage
 
-    return Storage(Database(url) if patience is None else Database(url, patience=patience))
+    database = Database(url) if patience is None else Database(url, patience=patience)
+    if not new and not begun(url):
+        raise StudyError(nothing_in(url))
+    return Storage(database)

@@ -22,7 +22,9 @@ from qsched.cli.options import (
     StudyPath,
     Trials,
     Twin,
+    begun,
     console,
+    nothing_in,
     open_storage,
 )
 from qsched.errors import QschedError, StudyError
@@ -30,6 +32,7 @@ from qsched.plugins import beside
 from qsched.redaction import Redacting
 
 if TYPE_CHECKING:
+    from qsched.service.status import Status
     from qsched.service.stored_study import StoredStudy
     from qsched.study.study import Study
 
@@ -165,7 +168,10 @@ def _downloads(row: dict[str, Any]) -> str:
 
 
 def run(
-    study: StudyPath,
+    study: Annotated[
+        Path,
+        typer.Argument(help="A study file, or a study of the database.", show_default=False),
+    ],
     name: Name = None,
     storage: StorageUrl = None,
     trials: Trials = None,
@@ -178,6 +184,8 @@ def run(
 ) -> None:
     """Create or resume a study, spend its budget, prove the result, write it down.
 
+    Of a study that was extended the larger budget is spent, also if it is extended meanwhile.
+
     Ctrl-C stops after the batch in hand; the same command goes on from there.
 
     Example: [bold]qsched run studies/demo.toml --trials 96 --workers 2[/]
@@ -185,11 +193,18 @@ def run(
     from qsched import api
     from qsched.cli import display
     from qsched.pipelines.effective import warnings
+    from qsched.study.study import is_file
 
-    definition = api.load_study(study, fetch=not twin).changed(name=name, trials=trials)
+    file = is_file(study)
+    found = (
+        api.load_study(study, fetch=not twin)
+        if file
+        else api.load(open_storage(storage), str(study)).definition
+    )
+    definition = found.changed(name=name, trials=trials)
     if twin:
         definition = definition.twin()
-    database = open_storage(storage)
+    database = open_storage(storage, new=True)
     console.print(Text(f"study     {definition.name} in {database}"), soft_wrap=True)
     console.print(Text(f"draws     {_drawn(definition)}"), soft_wrap=True)
     _warn(warnings(definition.tables.model, definition.tables.sampling))
@@ -230,14 +245,17 @@ def create(
     Example: [bold]qsched create studies/demo.toml --storage postgresql://me@host/qsched[/]
     """
     from qsched import api
+    from qsched.cli import display
 
     definition = api.load_study(study).changed(name=name, trials=trials)
-    database = open_storage(storage)
+    database = open_storage(storage, new=True)
     status = api.create(database, definition, accept=accept or ()).status()
     if as_json:
         console.print_json(json.dumps(status.to_dict()))
         return
     console.print(Text(f"study     {status.study} in {database}"), soft_wrap=True)
+    if status.budget > definition.trials:
+        display.LiveProgress(console).extended(definition.trials, status.budget)
     console.print(f"trials    {status.done}/{status.budget}, {status.waiting} waiting")
     console.print(Text(f"next      qsched work {status.study}, on every machine"))
 
@@ -262,11 +280,15 @@ def work(
     grace: Annotated[
         float, typer.Option(help="Seconds that the trial in hand may take when asked to stop.")
     ] = 60.0,
+    log: Annotated[
+        Path | None,
+        typer.Option(help="The log's file, or a folder for it.", show_default="runs/NAME/workers/"),
+    ] = None,
 ) -> None:
     """Work on a study as one worker, or as one on each GPU of this machine; on any machine.
 
     SIGTERM or Ctrl-C: no more work, the trial in hand is finished within the grace or given back,
-    exit 0. Ctrl-C again: it is given back at once. A log is kept in runs/NAME/workers/.
+    exit 0. Ctrl-C again: it is given back at once. A log is kept, with --all-devices one a worker.
 
     With --all-devices this command ends with its workers, which get its signals, and fails with the
     exit code of the first that failed.
@@ -280,13 +302,11 @@ def work(
     if all_devices:
         if device:
             raise StudyError(f"--device {device} and --all-devices: expected one; drop the other")
-        _work_on_all_devices(study, *_options(max_trials, idle_exit, grace))
+        _work_on_all_devices(study, log, *_options(max_trials, idle_exit, grace))
         return
-    log = Path("runs") / name / "workers" / f"{socket.gethostname()}-{os.getpid()}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    _log_to(log)
+    kept = _log_to(log, name)
     console.print(Text(f"study     {name} in {study.storage}"), soft_wrap=True)
-    console.print(Text(f"log       {log.resolve()}"), soft_wrap=True)
+    console.print(Text(f"log       {kept.resolve()}"), soft_wrap=True)
     with display.LiveProgress(console).live() as observer:
         api.work(
             study,
@@ -306,13 +326,15 @@ def _options(max_trials: int | None, idle_exit: bool, grace: float) -> list[str]
     return [*trials, *["--idle-exit"] * idle_exit, "--grace", str(grace)]
 
 
-def _work_on_all_devices(study: "StoredStudy", *options: str) -> None:
+def _work_on_all_devices(study: "StoredStudy", log: Path | None, *options: str) -> None:
     from qsched.cli import display
     from qsched.pipelines.devices import gpus
+    from qsched.report import files
     from qsched.service import launchers
 
     devices = gpus()
-    logs = Path("runs") / study.name / "workers"
+    logs = files.ready(log or _logs(study.name), "--log")
+    options = (*options, "--log", str(logs))
     crew = launchers.crew_of(study, len(devices) or 1, logs, *options, spread=True)
     console.print(Text(f"study     {study.name} in {study.storage}"), soft_wrap=True)
     console.print(Text(f"workers   {', '.join(devices) or '1'}"), soft_wrap=True)
@@ -342,19 +364,19 @@ def status(
     from qsched import api
     from qsched.cli import display
 
-    database = open_storage(storage)
-    names = [name] if name else database.study_names()
-    rows = []
-    for each in names:
-        study = api.load(database, each)
-        study.tidy()
-        rows.append(study.status())
+    rows: list[Status] = []
+    if name or begun(storage):
+        database = open_storage(storage)
+        for each in [name] if name else database.study_names():
+            study = api.load(database, each)
+            study.tidy()
+            rows.append(study.status())
     if as_json:
         documents = [row.to_dict() for row in rows]
         console.print_json(json.dumps(documents[0] if name else documents))
         return
     if not rows:
-        console.print(Text(f"no study in {database}; start one with qsched run STUDY.toml"))
+        console.print(Text(nothing_in(storage)), soft_wrap=True)
         return
     console.print(display.studies(rows))
     for row in rows:
@@ -379,6 +401,10 @@ def extend(
 
     study = api.load(open_storage(storage), name)
     console.print(f"trials    {study.extend(trials)}")
+    if not study.status().alive:
+        console.print(
+            Text(f"nobody works on it; go on with qsched run {name}, or qsched work {name}")
+        )
 
 
 def pause(name: StudyName, storage: StorageUrl = None) -> None:
@@ -429,9 +455,11 @@ def delete(
             abort=True,
         )
     study.require_rest()
-    artifacts.clear(study)
+    remains = artifacts.clear(study)
     study.delete()
     console.print(Text(f"deleted   {name}"))
+    if remains:
+        console.print(Text(f"remains   {remains}"), style="yellow", soft_wrap=True)
 
 
 def _pause(name: str, storage: str | None, *, paused: bool) -> None:
@@ -444,13 +472,29 @@ def _pause(name: str, storage: str | None, *, paused: bool) -> None:
     console.print(Text(f"{name}     {word}"))
 
 
-def _log_to(path: Path) -> None:
-    """qsched's log goes to a file as well, with times."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+def _logs(study: str) -> Path:
+    """The folder of a study's workers' logs."""
+    return Path("runs") / study / "workers"
+
+
+def _log_to(path: Path | None, study: str) -> Path:
+    """qsched's log goes to a file as well, with times; its path. `path`: of it, or of its folder.
+
+    Raises StudyError if it can't be written.
+    """
+    from qsched.report import files
+
+    if path is None or path.is_dir():
+        folder = files.ready(path or _logs(study), "--log")
+        path = folder / f"{socket.gethostname()}-{os.getpid()}.log"
+    with files.written("--log"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(Redacting("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("qsched")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
+    return path
 
 
 COMMANDS = (init, check, run, create, work, status, extend, pause, unpause, retry, delete)

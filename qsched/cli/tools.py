@@ -13,7 +13,6 @@ from qsched.cli.options import (
     console,
     open_storage,
 )
-from qsched.errors import StudyError
 
 
 def models(as_json: AsJson = False) -> None:
@@ -86,19 +85,16 @@ def dashboard(
     from qsched.cli import access
     from qsched.cli import dashboard as pages
 
-    try:
-        pages.serve(
-            open_storage(storage),
-            port=port,
-            artifacts=artifacts,
-            writable=writable,
-            token=None if no_token else access.new_token(),
-            on_ready=lambda url: console.print(
-                Text(f"dashboard {url}  (Ctrl-C ends it)"), soft_wrap=True
-            ),
-        )
-    except OSError as error:
-        raise StudyError(f"--port {port}: {error.strerror}; choose another one") from error
+    pages.serve(
+        open_storage(storage),
+        port=port,
+        artifacts=artifacts,
+        writable=writable,
+        token=None if no_token else access.new_token(),
+        on_ready=lambda url: console.print(
+            Text(f"dashboard {url}  (Ctrl-C ends it)"), soft_wrap=True
+        ),
+    )
 
 
 COMMANDS = (models, doctor, dashboard)

@@ -1,7 +1,9 @@
 """The names of what a study leaves: in its folder, and among its artifacts."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from qsched.errors import StudyError
 
@@ -22,11 +24,26 @@ HELD_OUT = "held-out.png"
 
 
 @contextmanager
-def written() -> Iterator[None]:
-    """What can't be written while the context lasts raises StudyError with its path."""
+def written(option: str = "--out") -> Iterator[None]:
+    """What can't be written while the context lasts raises StudyError with its path, and with the
+    `option` that names another place."""
     try:
         yield
     except OSError as error:
         raise StudyError(
-            f"{error.filename}: cannot be written: {error.strerror}; give another --out"
+            f"{error.filename}: cannot be written: {error.strerror}; give another {option}"
         ) from error
+
+
+def ready(folder: Path, option: str = "--out") -> Path:
+    """The absolute path of a folder that can be written to, made where it is missing. Raises
+    StudyError now, and not after the work whose results it is for."""
+    folder = folder.resolve()
+    with written(option):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with tempfile.TemporaryFile(dir=folder):
+                return folder
+        except OSError as error:
+            error.filename = folder
+            raise

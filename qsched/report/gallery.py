@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from qsched.errors import in_one_line
 from qsched.pictures.pixels import eight_bit
 from qsched.pictures.sheets import font
 from qsched.proof import outcome
@@ -53,8 +54,8 @@ class Gallery:
                 path = Path(folder) / f"trial-{slot.number:05}.png"
                 contact_sheet(images, title).save(path, optimize=True)
                 self._study.trials.attach(trial, path, self._store)
-        except Exception:
-            logger.warning("no contact sheet of trial %d", slot.number, exc_info=True)
+        except Exception as error:  # noqa: BLE001 - any store's own errors
+            logger.warning("no contact sheet of trial %d: %s", slot.number, in_one_line(error))
 
     def _worth_it(self, number: int, value: float) -> bool:
         if number <= self._first:
@@ -103,8 +104,8 @@ def publish(study: StoredStudy) -> None:
             )
             graph = re.sub(r"\W+", "-", "landscape" + one.removeprefix("c_eps")).strip("-")
             save_plotly_graph_object(mirror, figure, graph_object_id=graph)
-    except Exception:
-        logger.warning("the study's note for the dashboard was not written", exc_info=True)
+    except Exception as error:  # noqa: BLE001 - a note is no reason to end
+        logger.warning("the study's note for the dashboard was not written: %s", in_one_line(error))
 
 
 def note(study: StoredStudy, status: Status) -> str:

@@ -184,6 +184,32 @@ class Queue:
         self._hold(session, slot, lease, vector=list(vector), trial=trial)
 
     @transaction
+    def adopt(
+        self,
+        session: Session,
+        slot: Slot,
+        lease: float,
+        *,
+        vector: Sequence[float],
+        trial: int,
+    ) -> Slot | None:
+        """As `begin`, with a trial that somebody enqueued, unless another slot has it or tries its
+        vector: that slot is returned, and nothing is changed. One worker at a time gets here, so
+        none is taken twice. Raises LeaseLost."""
+        session.get_one(StudyTable, self.study, with_for_update=True)
+        begun = sa.select(SlotTable).where(
+            SlotTable.study == self.study,
+            SlotTable.number != slot.number,
+            SlotTable.vector.is_not(None),
+        )
+        for row in session.scalars(begun.order_by(SlotTable.number)):
+            other = row.frozen()
+            if other.trial == trial or other.vector == tuple(vector):
+                return other
+        self._hold(session, slot, lease, vector=list(vector), trial=trial)
+        return None
+
+    @transaction
     def record(self, session: Session, slot: Slot, lease: float, scores: Sequence[Score]) -> None:
         """Commits a batch of scores, all or none; one that is there stays. Raises LeaseLost."""
         self._hold(session, slot, lease, lost=0)

@@ -1,8 +1,11 @@
 """A study in the database: created or resumed under its fingerprint, and where it stands."""
 
+import logging
 from collections.abc import Collection, Sequence
 from functools import cached_property
 from typing import Any
+
+from optuna.trial import FrozenTrial
 
 from qsched.errors import StudyError
 from qsched.schedule.coefficients import Coefficients
@@ -21,6 +24,8 @@ OVERLAP = 5.0
 """Seconds that each look at the news goes back: transactions don't commit in their order."""
 
 UNFINISHED = ("waiting", "running", "parked")
+
+logger = logging.getLogger(__name__)
 
 
 class StoredStudy:
@@ -70,6 +75,29 @@ class StoredStudy:
         if slot and self.definition.tables.search.sampler not in BLIND:
             self._catch_up()
         return self._proposer.vector(slot)
+
+    def adopt(self, slot: Slot, lease: float, worker: str) -> tuple[tuple[float, ...], int] | None:
+        """Makes the first trial that was enqueued in Optuna a slot's; vector and trial, None if
+        none waits. What can't be tried, or is tried already, is failed, with the reason. Raises
+        LeaseLost."""
+        for enqueued in self.trials.enqueued():
+            trial = enqueued._trial_id
+            try:
+                vector = self.trials.asked(enqueued)
+            except StudyError as error:
+                self._refuse(enqueued, str(error))
+                continue
+            other = self.queue.adopt(slot, lease, vector=vector, trial=trial)
+            if other is None:
+                self.trials.start(trial, slot, vector, worker)
+                return vector, trial
+            if other.trial != trial:
+                self._refuse(enqueued, f"slot {other.number} has the same parameters")
+        return None
+
+    def _refuse(self, enqueued: FrozenTrial, reason: str) -> None:
+        logger.warning("enqueued trial %d is refused: %s", enqueued.number, reason)
+        self.trials.abandon(enqueued._trial_id, reason)
 
     def _catch_up(self) -> None:
         """Tells the proposer the trials it doesn't know yet, in the order of their ends."""
@@ -258,7 +286,8 @@ class StoredStudy:
 def create(storage: Storage, definition: Study, *, accept: Collection[str] = ()) -> StoredStudy:
     """Creates a study with its slots, or resumes the one of the same name and fingerprint.
 
-    A larger budget adds slots; a smaller one is refused. `accept`: keys of the fingerprint that may
+    A larger budget adds slots; a smaller one is refused, but for the one that the study was begun
+    with: it may have been extended since. `accept`: keys of the fingerprint that may
     differ; the study records both values. Raises StudyError, naming each other key that differs
     with both values.
     """
@@ -268,8 +297,8 @@ def create(storage: Storage, definition: Study, *, accept: Collection[str] = ())
         storage.add_study(definition.name, definition.to_json(), definition.fingerprint())
     else:
         _agree(storage, definition, stored.fingerprint, accept)
-        have = sum(study.queue.counts().values())
-        if definition.trials < have:
+        have, entered = sum(study.queue.counts().values()), Study.from_json(stored.definition)
+        if definition.trials < have and definition.trials != entered.trials:
             raise StudyError(
                 f"study {definition.name!r} has {have} trials; a budget of {definition.trials} "
                 f"would drop some: set search.trials (or --trials) to {have} or more"

@@ -149,11 +149,9 @@ class Worker:
         study, queue = self.study, self.study.queue
         vector, trial = slot.vector, slot.trial
         if vector is None or trial is None:
-            if slot.attempt > 1:
-                study.tidy()
-            vector = vector or study.vector(slot.number)
-            trial = study.trials.make(slot, vector, self.id)
-            queue.begin(slot, self.lease, vector=vector, trial=trial)
+            vector, trial = self._begin(slot)
+        elif slot.attempt > 1:
+            study.trials.start(trial, slot, vector, self.id)
         scores = queue.scores(slot.number) if slot.attempt > 1 else []
         done = frozenset(score.prompt for score in scores)
         made: list[Batch] = []
@@ -183,6 +181,21 @@ class Worker:
                 return False
         self._finish(slot, trial, vector, scores, made)
         return True
+
+    def _begin(self, slot: Slot) -> tuple[tuple[float, ...], int]:
+        """Vector and trial of a slot that lacks them: its own vector, the next that somebody
+        enqueued, or what the sampler proposes."""
+        study = self.study
+        if slot.attempt > 1:
+            study.tidy()
+        if slot.number and slot.vector is None:
+            adopted = study.adopt(slot, self.lease, self.id)
+            if adopted is not None:
+                return adopted
+        vector = slot.vector or study.vector(slot.number)
+        trial = study.trials.make(slot, vector, self.id)
+        study.queue.begin(slot, self.lease, vector=vector, trial=trial)
+        return vector, trial
 
     def _hopeless(
         self, slot: Slot, trial: int, scores: Sequence[Score], vector: Sequence[float]

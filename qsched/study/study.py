@@ -171,6 +171,11 @@ class Study:
         )
 
 
+def is_file(study: str | Path) -> bool:
+    """Whether a study file is meant, and not the name of a study in a database."""
+    return Path(study).suffix == ".toml" or Path(study).is_file()
+
+
 def load_study(path: str | Path, *, fetch: bool = True) -> Study:
     """Reads and validates a study file.
 
