@@ -25,7 +25,7 @@ from qsched.pipelines.failures import explained
 from qsched.pipelines.folders import part_of
 from qsched.pipelines.lora import FusedLora, fuse
 from qsched.pipelines.table import LoraTable, Model, WeightsTable, source_of
-from qsched.pipelines.weights import PutWeights, network_of
+from qsched.pipelines.weights import PutWeights, network_of, twin_weights
 from qsched.plugins import referenced
 from qsched.quantization.quantize import loading_config
 from qsched.quantization.table import Quantization
@@ -313,11 +313,10 @@ def _lora(table: LoraTable, pipeline: DiffusionPipeline, *, twin: bool) -> LoraT
 def _twin_weights(model: Model) -> WeightsTable:
     """The denoiser's weights of the twin, in a file of the same kind."""
     file = f"twin{Path(model.weights.file).suffix}" if model.weights else ""
-    return WeightsTable(source=str(_twin_folder(model) / "weights"), file=file)
+    return WeightsTable(source=str(twin_weights(str(model.pipeline))), file=file)
 
 
 def _twin_folder(model: Model) -> Path:
     if model.pipeline is None:
         raise ModelError(f"{model.name} has no twin; set model.pipeline to its diffusers class")
-    wanted = {"lora": bool(model.loras), "weights": model.weights is not None}
-    return twins.pipeline_twin(model.pipeline, **wanted)
+    return twins.pipeline_twin(model.pipeline, lora=bool(model.loras))

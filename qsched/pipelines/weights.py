@@ -7,6 +7,7 @@ The file has to hold each tensor of the network in its shape, and no other: what
 leave out with a warning at most is an error here.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,9 @@ from qsched.documents import is_file, is_folder
 from qsched.errors import HubError, ModelError
 from qsched.pipelines import catalog
 from qsched.pipelines.failures import explained
+from qsched.pipelines.folders import part_of
 from qsched.pipelines.table import LoraTable, WeightsTable
+from qsched.pipelines.twins import made, pipeline_twin
 
 _LORA = ("lora_", ".lora.", "lora.down", "lora.up")
 """What names of LoRA weights have in them, in any naming."""
@@ -57,6 +60,25 @@ def network_of(
     _require_match(file, network.state_dict(), tensors)
     network.load_state_dict(tensors, assign=True)
     return network.to(dtype).eval(), PutWeights(file.name, len(tensors))
+
+
+def twin_weights(twin: str) -> Path:
+    """A folder with other weights for the denoiser of a pipeline's twin, as `twin.safetensors` and
+    `twin.bin`. Raises ModelError if there is no such twin."""
+    import diffusers
+    from safetensors.torch import save_file
+
+    pipeline = pipeline_twin(twin) / "pipeline"
+
+    def make(folder: Path) -> None:
+        index = json.loads((pipeline / "model_index.json").read_text(encoding="utf-8"))
+        part = str(part_of(index))
+        network_class = getattr(diffusers, index[part][1])
+        network = network_class.from_config(network_class.load_config(pipeline, subfolder=part))
+        save_file(network.state_dict(), folder / "twin.safetensors")
+        torch.save(network.state_dict(), folder / "twin.bin")
+
+    return made(f"{twin}-weights", make)
 
 
 def file_of(table: LoraTable | WeightsTable, key: str) -> Path:

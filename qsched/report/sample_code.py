@@ -123,9 +123,8 @@ def _weights(model: Model, imports: set[str]) -> list[str]:
     if table is None:
         return []
     if model.twin:
-        suffix = Path(table.file).suffix
-        twin = f'pipeline_twin("{model.pipeline}", weights=True)'
-        place = f'{twin} / "weights" / "twin{suffix}"'
+        imports.add("from qsched.pipelines.weights import twin_weights")
+        place = f'twin_weights("{model.pipeline}") / "twin{Path(table.file).suffix}"'
     elif Path(table.source).is_dir():
         place = _quoted(str(Path(table.source) / table.file))
     else:

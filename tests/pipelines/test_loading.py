@@ -31,6 +31,7 @@ from qsched.pipelines.table import (
     with_entry,
 )
 from qsched.pipelines.twins import pipeline_twin
+from qsched.pipelines.weights import twin_weights
 from qsched.quantization.table import Quantization
 
 REAL = [name for name in MODELS if name != "demo"]
@@ -57,13 +58,14 @@ def images(pipeline: DiffusionPipeline, name: str, steps: int) -> torch.Tensor:
 def by_diffusers(name: str) -> DiffusionPipeline:
     """What the model's own page says to do, on the twin's files."""
     entry = MODELS[name]
-    wanted = {"lora": entry.lora is not None, "weights": entry.weights is not None}
-    folder = pipeline_twin(entry.pipeline or "", **wanted)
+    folder = pipeline_twin(entry.pipeline or "", lora=entry.lora is not None)
     pipeline = getattr(diffusers, entry.pipeline or "").from_pretrained(folder / "pipeline")
     if getattr(pipeline, "safety_checker", None) is not None:
         pipeline.safety_checker = None
     if entry.weights:
-        pipeline.unet.load_state_dict(load_file(folder / "weights" / "twin.safetensors"))
+        pipeline.unet.load_state_dict(
+            load_file(twin_weights(entry.pipeline or "") / "twin.safetensors")
+        )
     if entry.scheduler:
         arguments = dict(entry.scheduler)
         kind = getattr(diffusers, arguments.pop("class"))

@@ -25,6 +25,7 @@ from qsched.pipelines.table import (
     with_entry,
 )
 from qsched.pipelines.twins import pipeline_twin
+from qsched.pipelines.weights import twin_weights
 from qsched.study.study import load_study
 from qsched.study.template import own_study_text
 from tests.support.single_files import in_one_file
@@ -167,7 +168,7 @@ def test_check_names_what_a_file_lacks(keys: Mapping[str, object], words: str) -
 
 @pytest.mark.parametrize("ending", [".safetensors", ".bin"])
 def test_weights_take_the_denoisers_place(ending: str, base: Path) -> None:
-    folder = pipeline_twin(SDXL, weights=True) / "weights"
+    folder = twin_weights(SDXL)
     found = loaded(name=str(base), weights={"source": str(folder), "file": f"twin{ending}"})
     assert found.summary.endswith(f"weights twin{ending}: 212 tensors")
     plain = diffusers.StableDiffusionXLPipeline.from_pretrained(base)
@@ -207,7 +208,7 @@ Tensors = dict[str, Tensor]
 def test_weights_that_do_not_fit_are_refused(
     change: Callable[[Tensors], Tensors], words: str, base: Path, tmp_path: Path
 ) -> None:
-    tensors = load_file(pipeline_twin(SDXL, weights=True) / "weights" / "twin.safetensors")
+    tensors = load_file(twin_weights(SDXL) / "twin.safetensors")
     changed = {name: value.clone() for name, value in change(tensors).items()}
     save_file(changed, tmp_path / "own.safetensors")
     with pytest.raises(ModelError, match=rf"^model\.weights: .*{words}") as raised:
@@ -232,7 +233,7 @@ def test_a_base_in_the_cache_lacks_the_denoisers_own_weights(
         file.unlink()
     own = snapshot(entry.weights.source, entry.weights.revision)
     own.mkdir(parents=True)
-    shutil.copy(pipeline_twin(SDXL, weights=True) / "weights/twin.bin", own / entry.weights.file)
+    shutil.copy(twin_weights(SDXL) / "twin.bin", own / entry.weights.file)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     table = with_entry(Model(name="dmd2-sdxl", dtype="float32"), 4)

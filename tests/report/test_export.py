@@ -181,6 +181,7 @@ def scored(study: Study, coefficients: Coefficients) -> np.ndarray:
         "sdxl-turbo-w8a8",
         "flux-schnell-w4a8",
         "pcm-sdxl-4step-w4a8",
+        "dmd2-sdxl-4step-w4a8",
         "flux-schnell-nf4",
         "int8",
         "w4",
@@ -271,6 +272,8 @@ def test_the_code_of_every_study_names_what_it_loads(path: Path) -> None:
     named = {model.source or model.name, model.revision, model.variant, definition.held_out[0].text}
     for lora in model.loras:
         named |= {lora.source, lora.file, lora.revision}
+    if model.weights:
+        named |= {model.weights.source, model.weights.file, model.weights.revision}
     assert named - {None} <= strings
     assert f"{model.pipeline}.from_pretrained(" in code
     assert f"dtype=torch.{model.dtype or 'float32'}" in code

@@ -24,7 +24,7 @@ _MEDIA = {
 }
 """What fields of an output hold, in words; of any other its name tells."""
 
-_OF_IMAGES = ("strength", "mask_image", "control_image", "reference_image", "gligen_boxes")
+_OF_IMAGES = ("mask_image", "control_image", "reference_image", "gligen_boxes")
 """Arguments of pipelines that begin from an image, or are told where things stand."""
 
 _OF_FRAMES = ("num_frames", "video_length", "frame_size")
@@ -34,7 +34,7 @@ _GUIDING = ("controlnet", "adapter")
 """Networks that read an image beside the denoiser."""
 
 _CHANGES = ("Edit", "Pix2Pix", "Upscale", "SuperResolution", "Refiner", "Layered", "Img2Img")
-"""Parts of the names of classes whose `image` has no use as None."""
+"""Parts of the names of diffusers' classes whose `image` has no use as None."""
 
 _OTHER_SCHEDULERS = ("low_res_scheduler", "image_noising_scheduler", "inverse_scheduler")
 """Schedulers that add noise to what a pipeline is given; it samples with another one."""
@@ -156,11 +156,14 @@ def _stages(kind: ClassSource) -> list[str]:
 
 def _needed(kind: ClassSource, call: Mapping[str, Parameter]) -> str | None:
     """An argument, or a component, that makes nothing of a caption alone."""
-    found = [name for name in _OF_IMAGES if name in call]
+    found = ["strength"] if {"strength", "image"} <= call.keys() else []
+    found += [name for name in _OF_IMAGES if name in call]
     found += [name for name in kind.parameters("__init__") if name in _GUIDING]
+    known = [name for name in kind.names if of_diffusers(name)]  # one's own has any name
+    changes = any(part in name for name in known for part in _CHANGES)
     for name, parameter in call.items():
         if parameter.required and any(part in name for part in ("image", "video", "embed")):
             found.append(name)
-        if name in ("image", "images") and any(part in kind.name for part in _CHANGES):
+        if changes and name in ("image", "images"):
             found.append(name)
     return found[0] if found else None
