@@ -5,7 +5,6 @@ outcome.verdict, outcome.sentence, outcome.coefficients, outcome.folder
 """
 
 import functools
-import json
 import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from qsched.libraries import quiet
 from qsched.pipelines.catalog import TWIN_SIDE, model_entry
 from qsched.pipelines.effective import effective
 from qsched.pipelines.table import LOCAL, Execution, Model, Sampling, model_named, sampling_of
-from qsched.plugins import beside
 from qsched.prompts import choose, locate, with_seeds
 from qsched.proof import controls as companions
 from qsched.proof import outcome
@@ -28,7 +26,7 @@ from qsched.quantization.table import Quantization
 from qsched.report import artifacts, files, gallery, writing
 from qsched.report import preview as previews
 from qsched.report.card import model_card
-from qsched.report.export import export, provenance, stock_of
+from qsched.report.export import export, provenance, scheduler_config, stock_of
 from qsched.schedule.coefficients import Coefficients
 from qsched.scoring.catalog import metric_entry
 from qsched.service import launchers
@@ -75,7 +73,7 @@ def _with_plugins(
     @functools.wraps(verb)
     def called(study: Subject, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         definition = study if isinstance(study, Study) else study.definition
-        with beside(definition.folder):
+        with definition.code():
             return verb(study, *args, **kwargs)
 
     return called
@@ -165,7 +163,7 @@ def run(
     database = storage if isinstance(storage, Storage) else Storage(storage)
     definition = study if isinstance(study, Study) else load(database, str(study)).definition
     name = definition.tables.execution.launcher
-    with beside(definition.folder):
+    with definition.code():
         launcher = launchers.launcher_named(name) if workers > 1 or name != LOCAL else None
     stored = create(database, definition, accept=accept)
     folder = files.ready(_folder(stored, out))
@@ -376,6 +374,7 @@ def validate(
     return Outcome(status, True, proof.grid_images, folder, proof)
 
 
+@_with_plugins
 def take_away(study: StoredStudy, folder: Path, *, force: bool = False) -> list[Path]:
     """Writes coefficients.json, scheduler/ and README.md of a validated study; returns their paths.
 
@@ -385,7 +384,7 @@ def take_away(study: StoredStudy, folder: Path, *, force: bool = False) -> list[
     """
     proof = outcome.outcome_of(study, study.status())
     taken = proof.taken(force=force)
-    stock = stock_of(json.loads(proof.scheduler))
+    stock = stock_of(scheduler_config(proof.scheduler))
     return export(
         folder,
         taken.coefficients,
@@ -421,6 +420,7 @@ def preview(study: Study, out: Path | None = None) -> tuple[list[Path], dict[str
     }
 
 
+@_with_plugins
 def write_report(study: StoredStudy, folder: Path) -> tuple[list[Path], dict[str, Any]]:
     """Writes report.html and report.json of a study by what its database and artifacts hold; their
     paths, and the content of report.json. Before the validation it says that nothing is proven."""

@@ -8,10 +8,17 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
 
 from qsched.documents import located, shown
-from qsched.errors import QschedError
+from qsched.errors import QschedError, first_line, in_one_line
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
@@ -81,6 +88,15 @@ def in_words(problem: Mapping[str, Any], root: type[Section]) -> str:
         return rule
     here = f"{key} = {shown(given, LONGEST_SHOWN)}; "
     return f"{key}: {rule}" if isinstance(given, dict) else here + rule.removeprefix(here)
+
+
+def unreadable(error: Exception) -> str:
+    """Why a stored value can't be read, in a line and without the value, which may be anything."""
+    if not isinstance(error, ValidationError):
+        return in_one_line(error)
+    first = error.errors()[0]
+    where = ".".join(map(str, (error.title, *first["loc"])))
+    return first_line(ValueError(f"{where}: {first['msg']}"))
 
 
 def _keys(place: Iterable[str | int], root: type[Section]) -> list[str]:

@@ -1,5 +1,6 @@
 """optuna-dashboard on a qsched database: for one's own machine, and read-only unless asked."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 from wsgiref.types import WSGIApplication
@@ -39,8 +40,16 @@ def application(
             "the dashboard is not installed; pip install 'qsched[dashboard]'"
         ) from error
     store = artifact_store(place_of(artifacts, storage.database))
-    app = optuna_dashboard.wsgi(storage.database.optuna, artifact_store=store)
+    app: Any = optuna_dashboard.wsgi(storage.database.optuna, artifact_store=store)
+    app.catchall = False  # what a stored value breaks is said in a line, by `access` or so:
+    logging.getLogger("optuna_dashboard._bottle_util").addFilter(_in_a_line)
     return access.guarded(app, token=token, writable=writable)
+
+
+def _in_a_line(record: logging.LogRecord) -> bool:
+    """Its log message holds a whole traceback."""
+    record.msg, record.args = record.getMessage().partition("\n")[0], ()
+    return True
 
 
 def serve(

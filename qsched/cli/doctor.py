@@ -24,7 +24,6 @@ from qsched.pipelines.catalog import (
     model_entry,
 )
 from qsched.pipelines.table import backend_of_encoders, source_of
-from qsched.plugins import beside
 from qsched.quantization.backend import Backend
 from qsched.report import artifacts
 from qsched.scoring.catalog import metric_entry
@@ -68,7 +67,7 @@ def examine(url: str | None, study: Path | None = None) -> Iterator[Finding]:
         try:
             definition = load_study(study, fetch=False)
             yield Finding("study", True, f"{study} is valid")
-            with beside(definition.folder):
+            with definition.code():
                 needs = list(_needs(definition))
             yield from needs
             definition = load_study(study)

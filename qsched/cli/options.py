@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
+from qsched.cli.terminal import Plain
 from qsched.errors import StudyError
 
 if TYPE_CHECKING:
     from qsched.service.storage import Storage
+    from qsched.service.stored_study import StoredStudy
 
-console = Console(highlight=False)
+console = Plain()
 
 INTERRUPTED = 130
 """The exit code of a command that a signal stopped; the same command goes on from there."""
@@ -39,6 +40,24 @@ Twin = Annotated[
     bool,
     typer.Option("--twin", help="A tiny model of the same class with random weights; offline."),
 ]
+StudyOrFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="A study of the database; or its file at hand, whose plug-ins may run.",
+        show_default=False,
+    ),
+]
+AllowCode = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-code",
+        metavar="MODULE",
+        help="A module of plug-ins that a stored study may run without its file at hand; or a "
+        "scorer that may run code of the hub's, such as pyiqa:qalign.",
+        show_default=False,
+    ),
+]
 Accept = Annotated[
     list[str] | None,
     typer.Option(
@@ -63,6 +82,21 @@ def nothing_in(url: str | None) -> str:
     from qsched.service.database import Database
 
     return f"no studies yet in {Database(url)}; start one with qsched run STUDY.toml"
+
+
+def open_study(
+    storage: "Storage", subject: str, *, name: str | None = None, allow: list[str] | None = None
+) -> "StoredStudy":
+    """The stored study that a person means by its name, or by its file and perhaps another name
+    than the file's; with what code it may run."""
+    from qsched import api
+    from qsched.study.study import is_file
+
+    file = api.load_study(subject, fetch=False) if is_file(subject) else None
+    if name and file is None:
+        raise StudyError(f"--name {name}: expected a study file before it; drop one of both names")
+    stored = name or (file.name if file else subject)
+    return api.load(storage, stored, file=file, allow=allow or ())
 
 
 def open_storage(url: str | None, *, patience: float | None = None, new: bool = False) -> "Storage":

@@ -10,20 +10,26 @@ from rich.text import Text
 
 from qsched.cli.options import (
     INTERRUPTED,
+    AllowCode,
     AsJson,
+    Name,
     OutFolder,
     StorageUrl,
     StudyName,
+    StudyOrFile,
     StudyPath,
     Twin,
     console,
     open_storage,
+    open_study,
 )
 
 
 def validate(
-    name: StudyName,
+    study: StudyOrFile,
+    name: Name = None,
     storage: StorageUrl = None,
+    allow_code: AllowCode = None,
     controls: Annotated[
         str | None,
         typer.Option(
@@ -47,11 +53,11 @@ def validate(
     from qsched.report import files
 
     database = open_storage(storage)
-    study = api.load(database, name)
+    stored = open_study(database, study, name=name, allow=allow_code)
     wanted = [part.strip() for part in (controls or "").split(",") if part.strip()]
     live = nullcontext(api.Observer()) if as_json else display.LiveProgress(console).live()
     with live as observer:
-        result = api.validate(study, controls=wanted, out=out, observer=observer)
+        result = api.validate(stored, controls=wanted, out=out, observer=observer)
     if not as_json:
         display.outcome(console, result, str(database))
     elif result.folder:
@@ -88,6 +94,7 @@ def export(
     name: StudyName,
     out: Annotated[Path, typer.Option("--out", help="Where to write.", show_default=False)],
     storage: StorageUrl = None,
+    allow_code: AllowCode = None,
     force: Annotated[
         bool, typer.Option("--force", help="The best found even if it is not proven.")
     ] = False,
@@ -103,7 +110,7 @@ def export(
     from qsched.cli import display
     from qsched.proof.outcome import outcome_of
 
-    study = api.load(open_storage(storage), name)
+    study = open_study(open_storage(storage), name, allow=allow_code)
     paths = api.take_away(study, out, force=force)
     if as_json:
         written = json.loads(paths[0].read_text(encoding="utf-8"))

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import socket
 import tomllib
 from pathlib import Path
@@ -14,11 +15,13 @@ from rich.text import Text
 from qsched.cli.options import (
     INTERRUPTED,
     Accept,
+    AllowCode,
     AsJson,
     Name,
     OutFolder,
     StorageUrl,
     StudyName,
+    StudyOrFile,
     StudyPath,
     Trials,
     Twin,
@@ -26,10 +29,10 @@ from qsched.cli.options import (
     console,
     nothing_in,
     open_storage,
+    open_study,
 )
+from qsched.cli.terminal import Formatter
 from qsched.errors import QschedError, StudyError
-from qsched.plugins import beside
-from qsched.redaction import Redacting
 
 if TYPE_CHECKING:
     from qsched.service.status import Status
@@ -79,7 +82,7 @@ def init(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     console.print(Text(f"{path}"), soft_wrap=True)
-    console.print(Text(f"next      qsched check {path}"), soft_wrap=True)
+    console.print(Text(f"next      qsched check {shlex.quote(str(path))}"), soft_wrap=True)
 
 
 def check(
@@ -152,7 +155,7 @@ def _checked(path: Path) -> "Study":
 
     study = load_study(path, fetch=False)
     try:
-        with beside(study.folder):
+        with study.code():
             launchers.launcher_named(study.tables.execution.launcher)
     except QschedError as error:
         raise QschedError(f"{path}: {error}") from error
@@ -181,6 +184,7 @@ def run(
     accept: Accept = None,
     out: OutFolder = None,
     twin: Twin = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Create or resume a study, spend its budget, prove the result, write it down.
 
@@ -199,11 +203,12 @@ def run(
     found = (
         api.load_study(study, fetch=not twin)
         if file
-        else api.load(open_storage(storage), str(study)).definition
+        else open_study(open_storage(storage), str(study), allow=allow_code).definition
     )
     definition = found.changed(name=name, trials=trials)
     if twin:
         definition = definition.twin()
+    definition = definition.allowing(allow_code or ())
     database = open_storage(storage, new=True)
     console.print(Text(f"study     {definition.name} in {database}"), soft_wrap=True)
     console.print(Text(f"draws     {_drawn(definition)}"), soft_wrap=True)
@@ -261,8 +266,10 @@ def create(
 
 
 def work(
-    name: StudyName,
+    study: StudyOrFile,
+    name: Name = None,
     storage: StorageUrl = None,
+    allow_code: AllowCode = None,
     device: Annotated[
         str | None,
         typer.Option(help="Another device than the study's, such as cuda:1.", show_default=False),
@@ -290,6 +297,8 @@ def work(
     SIGTERM or Ctrl-C: no more work, the trial in hand is finished within the grace or given back,
     exit 0. Ctrl-C again: it is given back at once. A log is kept, with --all-devices one a worker.
 
+    What a study names as module:name runs with the study file in NAME's place, or --allow-code.
+
     With --all-devices this command ends with its workers, which get its signals, and fails with the
     exit code of the first that failed.
 
@@ -298,25 +307,26 @@ def work(
     from qsched import api
     from qsched.cli import display
 
-    study = api.load(open_storage(storage, patience=WORKER_PATIENCE), name)
+    database = open_storage(storage, patience=WORKER_PATIENCE)
+    stored = open_study(database, study, name=name, allow=allow_code)
     if all_devices:
         if device:
             raise StudyError(f"--device {device} and --all-devices: expected one; drop the other")
-        _work_on_all_devices(study, log, *_options(max_trials, idle_exit, grace))
+        _work_on_all_devices(stored, log, *_options(max_trials, idle_exit, grace))
         return
-    kept = _log_to(log, name)
-    console.print(Text(f"study     {name} in {study.storage}"), soft_wrap=True)
+    kept = _log_to(log, stored.name)
+    console.print(Text(f"study     {stored.name} in {database}"), soft_wrap=True)
     console.print(Text(f"log       {kept.resolve()}"), soft_wrap=True)
     with display.LiveProgress(console).live() as observer:
         api.work(
-            study,
+            stored,
             device=device,
             max_trials=max_trials,
             stay=not idle_exit,
             grace=grace,
             observer=observer,
         )
-    status = study.status()
+    status = stored.status()
     console.print(f"trials    {status.done}/{status.budget}")
 
 
@@ -490,7 +500,7 @@ def _log_to(path: Path | None, study: str) -> Path:
     with files.written("--log"):
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(Redacting("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("qsched")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)

@@ -68,7 +68,11 @@ def dashboard(
     port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 8080,
     artifacts: Annotated[
         str | None,
-        typer.Option(help="Folder or s3://bucket of the contact sheets.", show_default=False),
+        typer.Option(
+            help="Folder or s3://bucket of the pictures.",
+            envvar="QSCHED_ARTIFACTS",
+            show_default=False,
+        ),
     ] = None,
     writable: Annotated[bool, typer.Option("--writable", help="Allow changes.")] = False,
     no_token: Annotated[

@@ -109,7 +109,9 @@ def ready(study: StoredStudy) -> list[Control]:
         if wanted.name not in stored:
             continue
         found = load(study.storage, wanted.name)
-        if found.definition.changed(trials=1) != wanted.changed(trials=1):
+        own = study.definition
+        there = replace(found.definition, file=own.file, allowed=own.allowed, allow=own.allow)
+        if there.changed(trials=1) != wanted.changed(trials=1):
             logger.warning(
                 "study %r is left out: it is no control of %r as this one is now; delete it, and "
                 "make it again with --controls %s",

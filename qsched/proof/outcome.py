@@ -5,22 +5,30 @@ is stored beside them together with the version of the form.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
-from qsched.errors import CoefficientsError, StudyError, in_one_line
+from qsched.errors import CoefficientsError, StudyError
 from qsched.evidence.guards import Guard
 from qsched.schedule.coefficients import Coefficients
 from qsched.service.status import Candidate, Status
 from qsched.service.stored_study import StoredStudy
 from qsched.statistics import Interval, Values, paired_interval
+from qsched.study.file import is_name
 from qsched.study.fingerprint import versions
 from qsched.study.study import Study
+from qsched.tables import unreadable
 
 T = TypeVar("T")
+
+FINITE = ConfigDict(allow_inf_nan=False)
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", max_length=2000)]
+"""Text of one line, without control characters."""
 
 VERSION = 1
 """Of the stored form. qsched 0.1 wrote the same one without a number."""
@@ -79,7 +87,7 @@ PENDING = Badge("…", "not validated", "calm", "")
 """The badge of a study without a verdict."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FINITE)
 class HeldOut:
     """One metric on the held-out images: means, and paired differences.
 
@@ -154,7 +162,7 @@ class HeldOut:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FINITE)
 class Distance:
     """A distance of image sets to real images, lower is better. `gain`: calibrated - identity;
     `repair`: that less what full precision gains. `independent`: counts in the verdict."""
@@ -192,7 +200,7 @@ class Distance:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FINITE)
 class Judged:
     """A candidate after the held-out prompts: its gains by metric, its guards, its verdict.
 
@@ -234,7 +242,7 @@ class Gained(NamedTuple):
     gain: Interval
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FINITE)
 class Control:
     """A companion search's best trial, and what it came to on the held-out images, by metric.
 
@@ -242,12 +250,12 @@ class Control:
     belongs to and is proven on; else it is the quantized one.
     """
 
-    name: str
-    what: str
-    study: str
+    name: Line
+    what: Line
+    study: Line
     candidate: Candidate
     full_precision: bool
-    held_out: Mapping[str, Gained] = field(default_factory=dict)
+    held_out: Mapping[Line, Gained] = field(default_factory=dict)
 
     @property
     def network(self) -> str:
@@ -291,7 +299,7 @@ class Taken(NamedTuple):
     forced: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FINITE)
 class Proof:
     """A study's outcome. Before the first validation it is pending: `verdict` is None, and what
     only a validation knows is empty.
@@ -306,7 +314,7 @@ class Proof:
 
     study: str
     verdict: Verdict | None
-    sentence: str
+    sentence: Line
     budget: int
     trials: int
     stopped_early: int
@@ -317,14 +325,14 @@ class Proof:
     best: Candidate | None
     fingerprint: Mapping[str, Any]
     coefficients: Coefficients | None = None
-    held_out: Mapping[str, HeldOut] = field(default_factory=dict)
-    repair_against: str = SAME_COEFFICIENTS
+    held_out: Mapping[Line, HeldOut] = field(default_factory=dict)
+    repair_against: Line = SAME_COEFFICIENTS
     candidates: tuple[Judged, ...] = ()
     controls: tuple[Control, ...] = ()
     guards: tuple[Guard, ...] = ()
-    distances: Mapping[str, Distance] = field(default_factory=dict)
-    network: str = ""
-    versions: Mapping[str, str | None] = field(default_factory=dict)
+    distances: Mapping[Line, Distance] = field(default_factory=dict)
+    network: Line = ""
+    versions: Mapping[Line, Line | None] = field(default_factory=dict)
     scheduler: str = ""
 
     @classmethod
@@ -418,11 +426,12 @@ class Proof:
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
         """What `to_dict` wrote, or qsched 0.1; what an older outcome lacks is empty. Raises
         StudyError for a newer form and for what is none."""
-        study = stored.get("study", "?")
+        study = stored["study"] if is_name(stored.get("study")) else "?"
         again = f"qsched validate {study} makes it anew"
-        if stored.get("version", VERSION) > VERSION:
+        version = stored.get("version", VERSION)
+        if isinstance(version, int) and version > VERSION:
             raise StudyError(
-                f"study {study!r}: its outcome has version {stored['version']}; expected at most "
+                f"study {study!r}: its outcome has version {version}; expected at most "
                 f"{VERSION}; upgrade qsched, or {again}"
             )
         try:
@@ -450,9 +459,9 @@ class Proof:
                 versions=stored.get("versions", {}),
                 scheduler=stored["scheduler"],
             )
-        except (CoefficientsError, KeyError, TypeError, ValueError) as error:
+        except (CoefficientsError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise StudyError(
-                f"study {study!r}: its outcome can't be read: {in_one_line(error)}; {again}"
+                f"study {study!r}: its outcome can't be read: {unreadable(error)}; {again}"
             ) from error
 
 
@@ -464,7 +473,15 @@ def keep(study: StoredStudy, proof: Proof) -> None:
 def kept(study: StoredStudy) -> Proof | None:
     """The outcome of a study's last validation; None before the first. Raises StudyError."""
     stored = study.storage.outcome(study.name)
-    return None if stored is None else Proof.from_dict(stored)
+    if stored is None:
+        return None
+    proof = Proof.from_dict(stored)
+    if proof.study != study.name:
+        raise StudyError(
+            f"study {study.name!r}: its stored outcome is one of {proof.study!r}; "
+            f"qsched validate {study.name} makes it anew"
+        )
+    return proof
 
 
 def outcome_of(study: StoredStudy, status: Status) -> Proof:

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import tempfile
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from qsched.report import files
 from qsched.service.database import Database
 from qsched.service.stored_study import StoredStudy
 from qsched.service.trials import uploaded
+from qsched.study.study import ARTIFACTS
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
@@ -106,12 +108,19 @@ def complaint(place: str) -> str | None:
 
 
 def store_of(study: StoredStudy) -> "ArtifactStore":
-    """The store that a study names."""
+    """The store of a study's pictures. Raises ConfigError."""
     return artifact_store(_place(study))
 
 
 def _place(study: StoredStudy) -> str:
-    return place_of(study.definition.tables.gallery.store, study.storage.database)
+    definition, named = study.definition, study.definition.tables.gallery.store
+    if named is not None and definition.store is None:
+        logger.warning(
+            "study %r: its pictures are elsewhere, at gallery.store = %r by the database alone; "
+            "set %s to it if that is right",
+            *(study.name, named, ARTIFACTS),
+        )
+    return place_of(definition.store, study.storage.database)
 
 
 def keep(study: StoredStudy, pictures: Pictures) -> None:
@@ -206,7 +215,14 @@ def _attributes(study: StoredStudy) -> dict[str, Any]:
 
 
 def _listed(attributes: Mapping[str, Any]) -> dict[str, str]:
-    """{artifact: file name}; optuna-dashboard leaves null where a person has removed one, which
-    Optuna's own listing can't read."""
-    found = (json.loads(v) for k, v in attributes.items() if k.startswith(ARTIFACTS_ATTR_PREFIX))
-    return {meta["artifact_id"]: meta["filename"] for meta in found if meta}
+    """{artifact: file name}, as Optuna writes them; what others wrote there is left alone: an id
+    becomes a path in the store. optuna-dashboard leaves null where a person has removed one."""
+    texts = (value for key, value in attributes.items() if key.startswith(ARTIFACTS_ATTR_PREFIX))
+    found = {}
+    for text in texts:
+        with suppress(TypeError, ValueError, LookupError):
+            meta = json.loads(text)
+            number = str(uuid.UUID(str(meta["artifact_id"])))
+            if number == meta["artifact_id"]:
+                found[number] = str(meta["filename"])
+    return found

@@ -5,11 +5,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from qsched.errors import StudyError
+from qsched.plugins import is_reference, may_run
 from qsched.proof.outcome import Proof
 from qsched.report import files
 from qsched.schedule import standalone
 from qsched.schedule.coefficients import Coefficients
+from qsched.signatures import of_diffusers
+from qsched.tables import unreadable
 
+DIFFUSERS = "diffusers"
 _STATED = ("study", "verdict", "forced")
 """What scheduler_config.json says of where its coefficients come from."""
 
@@ -30,13 +37,13 @@ def export(
     file, and config.json, which leads to it. Returns the paths written, the coefficients' first.
     Raises StudyError if they can't be.
     """
-    config = json.loads(scheduler) | {
+    config = scheduler_config(scheduler) | {
         "model_coefficients": list(coefficients.model),
         "sample_coefficients": list(coefficients.sample),
         "average_weights": list(coefficients.average) or None,
         "_calibration": {key: provenance[key] for key in _STATED if key in provenance},
     }
-    package = config.pop("_stock_module", "diffusers")
+    package = config.pop("_stock_module", DIFFUSERS)
     stock = stock_of(config)
     target = folder / files.SCHEDULER
     texts = {
@@ -69,6 +76,29 @@ def provenance(proof: Proof, *, forced: bool) -> dict[str, Any]:
     }
 
 
+def scheduler_config(stored: str) -> dict[str, Any]:
+    """The config of a preconditioned scheduler, as an outcome has it. Its class becomes a line of
+    code: it has to be a scheduler of diffusers, or of a module that may run here. Raises
+    StudyError.
+    """
+    try:
+        config: dict[str, Any] = TypeAdapter(dict[str, Any]).validate_json(stored)
+    except ValidationError as error:
+        raise StudyError(f"the stored scheduler can't be read: {unreadable(error)}") from error
+    stock, package = stock_of(config), str(config.get("_stock_module", DIFFUSERS))
+    if package == DIFFUSERS:
+        known = of_diffusers(stock)
+        fitting = known is not None and "SchedulerMixin" in known.names
+    else:
+        fitting = is_reference(f"{package}:{stock}") and may_run(package)
+    if not fitting:
+        raise StudyError(
+            f"the stored scheduler is {stock[:100]!r} of {package[:100]!r}; expected one of "
+            "diffusers, or of a module that --allow-code names"
+        )
+    return config
+
+
 def stock_of(config: Mapping[str, Any]) -> str:
     """The stock class of a preconditioned scheduler's config."""
-    return str(config["_class_name"]).removeprefix(standalone.PREFIX)
+    return str(config.get("_class_name")).removeprefix(standalone.PREFIX)

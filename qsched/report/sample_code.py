@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from qsched import hub
+from qsched.errors import QuantizationError
 from qsched.pipelines import catalog
 from qsched.pipelines.agreement.kinds import denoisers
 from qsched.pipelines.folders import part_of
 from qsched.pipelines.table import LoraTable, Model, layout_of, source_of
-from qsched.plugins import beside
+from qsched.quantization.backend import Snippet
 from qsched.quantization.schemes import FIRST_AND_LAST, Scheme
 from qsched.quantization.table import Quantization
 from qsched.signatures import of_diffusers
@@ -30,7 +31,7 @@ def sample_code(study: Study) -> str:
     imports = {"import torch", "from diffusers import AutoModel"}
     body = _loading(tables.model, imports, study.folder)
     device = 'device = "cuda" if torch.cuda.is_available() else "cpu"'
-    with beside(study.folder):
+    with study.code():
         quantizing, late = _quantizing(tables.model, tables.quantization, imports)
     if tables.model.attention or any("denoiser" in line for line in quantizing):
         body += _denoiser(tables.model)
@@ -202,9 +203,7 @@ def _quantizing(model: Model, table: Quantization, imports: set[str]) -> tuple[l
         ]
     if table.scheme == "none" and not table.overrides:
         return lines, True
-    backend, group = table.resolved()
-    scheme = Scheme.parse(table.scheme, backend.name)
-    snippet = None if table.overrides else backend.snippet(network, scheme, group)
+    snippet = None if table.overrides else _snippet(network, table)
     if snippet is None:
         imports.add("from qsched.quantization.quantize import quantize")
         options = {
@@ -216,6 +215,15 @@ def _quantizing(model: Model, table: Quantization, imports: set[str]) -> tuple[l
     imports.update(snippet.imports)
     wanted = _wanted(model, table, snippet.rules, imports)
     return [*wanted, *snippet.lines, *lines], snippet.on_device
+
+
+def _snippet(network: str, table: Quantization) -> Snippet | None:
+    """The backend's own code; None where it has none, or isn't here."""
+    try:
+        backend, group = table.resolved()
+        return backend.snippet(network, Scheme.parse(table.scheme, backend.name), group)
+    except QuantizationError:
+        return None
 
 
 def _wanted(

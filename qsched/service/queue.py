@@ -6,6 +6,7 @@ transaction and renews the lease; a worker that lost its slot gets LeaseLost and
 nothing. Each method is one transaction and may be repeated.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -281,7 +282,10 @@ class Queue:
             study=self.study
         )
         count, seconds = session.execute(query.select_from(ScoreTable)).one()
-        return count, float(seconds or 0.0)
+        total = float(seconds or 0.0)
+        if not math.isfinite(total):
+            raise ValueError("the seconds of the scores are no number")
+        return count, total
 
     # Inside a transaction
 

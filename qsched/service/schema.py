@@ -1,13 +1,23 @@
-"""qsched's own tables in the shared database, and the frozen values that leave them."""
+"""qsched's own tables in the shared database, and the frozen values that leave them.
+
+The database is data that others may write, and SQLite keeps any value in any column: what leaves is
+checked here, and ValueError is raised where it isn't what it should be; `Database` says it in a
+line.
+"""
 
 import datetime as dt
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import sqlalchemy as sa
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 SCHEMA_VERSION = 2
+
+FINITE = ConfigDict(allow_inf_nan=False)
+Count = Annotated[int, Field(ge=0)]
+State = Annotated[str, Field(pattern="^(waiting|running|finished|stopped|parked)$")]
 
 OPEN = sa.text("state IN ('waiting', 'running')")
 """Slots that may be claimed; in words, so that both databases see that their index fits."""
@@ -139,7 +149,7 @@ class WorkerTable(Table):
     seconds: Mapped[float] = mapped_column(default=0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FINITE)
 class StudyRecord:
     """A study as it is stored."""
 
@@ -149,7 +159,7 @@ class StudyRecord:
     paused: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FINITE)
 class Tried:
     """A slot that was finished or stopped, as a sampler sees it; `time`: of its end, by the
     database's clock in seconds since 1970."""
@@ -160,17 +170,17 @@ class Tried:
     value: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FINITE)
 class Slot:
     """A slot as it stood when it was read.
 
     States: waiting, running, finished, stopped (early; the value is an estimate), parked.
     """
 
-    number: int
-    state: str
-    attempt: int
-    failures: int
+    number: Count
+    state: State
+    attempt: Count
+    failures: Count
     worker: str | None
     vector: tuple[float, ...] | None
     trial: int | None
@@ -178,17 +188,17 @@ class Slot:
     reason: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FINITE)
 class Score:
     """A prompt's score under one metric; `seconds` is the prompt's share of its batch."""
 
-    prompt: int
+    prompt: Count
     metric: str
     value: float
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FINITE)
 class WorkerRecord:
     """A worker of a study. `idle`: seconds since it was last heard of."""
 
@@ -198,7 +208,7 @@ class WorkerRecord:
     hardware: dict[str, Any]
     state: str
     idle: float
-    images: int
+    images: Count
     seconds: float
 
     @property
@@ -209,6 +219,7 @@ class WorkerRecord:
     def to_dict(self) -> dict[str, Any]:
         """As `status --json` prints it."""
         return {
+            **self.hardware,
             "id": self.id,
             "host": self.host,
             "pid": self.pid,
@@ -216,5 +227,4 @@ class WorkerRecord:
             "idle_seconds": round(self.idle, 1),
             "images": self.images,
             "images_per_second": round(self.images_per_second, 3),
-            **self.hardware,
         }

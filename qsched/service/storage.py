@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 
 from qsched.errors import StorageError
@@ -55,12 +56,13 @@ class Storage:
         row = session.get(StudyTable, name)
         if row is None:
             return None
-        return StudyRecord(row.definition, dict(row.fingerprint), dict(row.accepted), row.paused)
+        return StudyRecord(row.definition, row.fingerprint, row.accepted, row.paused)
 
     @transaction
     def study_names(self, session: Session) -> list[str]:
         """All studies, by name."""
-        return list(session.scalars(sa.select(StudyTable.name).order_by(StudyTable.name)))
+        names = session.scalars(sa.select(StudyTable.name).order_by(StudyTable.name))
+        return TypeAdapter(list[str]).validate_python(list(names))
 
     @transaction
     def accept(self, session: Session, name: str, accepted: Mapping[str, tuple[Any, Any]]) -> None:
@@ -153,7 +155,7 @@ class Storage:
                 id=row.id,
                 host=row.host,
                 pid=row.pid,
-                hardware=dict(row.hardware),
+                hardware=row.hardware,
                 state=row.state,
                 idle=max(0.0, idle),
                 images=row.images,

@@ -193,6 +193,11 @@ class StoredStudy:
     def _terms(self, scores: Sequence[Score]) -> dict[str, list[float]]:
         terms: dict[str, list[float]] = {scorer: [] for scorer in self.definition.scorers}
         for score in sorted(scores, key=lambda score: score.prompt):
+            if score.metric not in terms:
+                raise StudyError(
+                    f"study {self.name!r}: a score by {score.metric[:100]!r}; expected "
+                    f"{', '.join(terms)}; restore it from a backup"
+                )
             terms[score.metric].append(score.value)
         return terms
 
@@ -239,13 +244,13 @@ class StoredStudy:
             )
 
     def candidate(self, slot: Slot) -> Candidate:
-        """A finished slot's coefficients and value."""
-        vector = slot.vector or ()
-        return Candidate(
-            slot.number,
-            slot.value if slot.value is not None else float("nan"),
-            self.coefficients(vector),
-        )
+        """A finished slot's coefficients and value. Raises StudyError for one that has none."""
+        if slot.value is None or slot.vector is None:
+            raise StudyError(
+                f"study {self.name!r}: trial {slot.number} is finished and has no value or vector; "
+                "restore it from a backup"
+            )
+        return Candidate(slot.number, slot.value, self.coefficients(slot.vector))
 
     def best(self) -> Candidate | None:
         """The finished trial of the highest value, the earlier one among equals."""
@@ -307,13 +312,30 @@ def create(storage: Storage, definition: Study, *, accept: Collection[str] = ())
     return study
 
 
-def load(storage: Storage, name: str) -> StoredStudy:
-    """A study by its name. Raises StudyError with the names that exist."""
+def load(
+    storage: Storage, name: str, *, file: Study | None = None, allow: Collection[str] = ()
+) -> StoredStudy:
+    """A study by its name. Of what its definition names as ``module:name`` nothing is run but what
+    the `file` at hand names too, and the modules in `allow`. Raises StudyError with the names that
+    exist, and for a definition that can't be read.
+    """
     stored = storage.study(name)
     if stored is None:
         names = ", ".join(storage.study_names()) or "none"
         raise StudyError(f"study {name!r} is not in {storage}; there: {names}")
-    return StoredStudy(storage, Study.from_json(stored.definition))
+    allowed = file.modules if file else ()
+    try:
+        definition = Study.from_json(
+            stored.definition, file=file.file if file else None, allowed=allowed
+        )
+    except StudyError as error:
+        raise StudyError(f"study {name!r} in {storage}: {error}") from error
+    if definition.name != name:
+        raise StudyError(
+            f"study {name!r} in {storage}: its stored definition is one of {definition.name!r}; "
+            "restore it from a backup"
+        )
+    return StoredStudy(storage, definition.allowing(allow))
 
 
 def _agree(

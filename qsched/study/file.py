@@ -1,5 +1,6 @@
 """A study file: the rooms' tables in one, and the rules between them."""
 
+import re
 from typing import Self
 
 from pydantic import Field, ValidationInfo, model_validator
@@ -18,11 +19,18 @@ from qsched.search.catalog import resolved
 from qsched.search.table import Search
 from qsched.tables import Section, is_stored
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+def is_name(name: object) -> bool:
+    """Whether a study may have this name: it is part of paths and of commands."""
+    return isinstance(name, str) and re.fullmatch(NAME, name) is not None
+
 
 class StudyFile(Section):
     """The tables of a study file, as written."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=NAME)
     model: Model
     sampling: Sampling
     quantization: Quantization
