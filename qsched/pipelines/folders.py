@@ -145,6 +145,12 @@ def stored_dtype(source: str) -> str | None:
     return contents(Path(source)).dtype if catalog.is_folder(source) else None
 
 
+def predicts_v(file: str) -> bool:
+    """Whether a single file on this machine is marked as trained to predict v, as some of SDXL's
+    are; diffusers doesn't read the mark."""
+    return file.endswith(".safetensors") and "v_pred" in _header(Path(file))
+
+
 def quantized_by(source: str) -> str | None:
     """The library whose bits a folder on this machine holds; None for any other source."""
     return contents(Path(source)).bits if catalog.is_folder(source) else None

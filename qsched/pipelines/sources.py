@@ -285,6 +285,8 @@ def _built(model: Model, source: str) -> Assembled:
             f"{model.name}: returned {type(pipeline).__name__}; expected a DiffusionPipeline"
         )
     require_text_to_image(of_class(type(pipeline)))
+    if model.weights is not None:
+        raise ModelError(f"model.weights: {source} builds its pipeline itself; load them there")
     return Assembled(pipeline)
 
 

@@ -105,6 +105,18 @@ def test_init_writes_a_study_of_a_single_file(one_file: Path, tmp_path: Path) ->
         own_study_text(str(tmp_path / "other.safetensors"))
 
 
+def test_a_single_file_that_predicts_v_needs_a_scheduler_that_does(
+    base: Path, one_file: Path, tmp_path: Path
+) -> None:
+    """Else its images would be noise."""
+    save_file(load_file(one_file) | {"v_pred": torch.ones(1)}, tmp_path / "v.safetensors")
+    table = with_entry(Model(name=str(tmp_path / "v.safetensors"), config=str(base)), 2)
+    (problem,) = problems(table, SAMPLING)
+    assert "it predicts v, and its config doesn't" in problem
+    scheduler = {"class": "EulerDiscreteScheduler", "prediction_type": "v_prediction"}
+    assert list(problems(table.model_copy(update={"scheduler": scheduler}), SAMPLING)) == []
+
+
 def test_what_tells_a_single_file_apart(base: Path, one_file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.safetensors"
     tensors = load_file(one_file)
@@ -159,6 +171,7 @@ def test_a_single_file_that_can_not_be_loaded(base: Path, one_file: Path, tmp_pa
         ({"name": "a/b/c.ckpt", "config": "./gone"}, "expected a folder with a model_index"),
         ({"name": "sdxl-base", "config": "sdxl-base"}, "has configs of its own"),
         ({"name": "sdxl-base", "weights": {"source": "./no", "file": "x.bin"}}, "not in ./no"),
+        ({"name": "a:b", "weights": {"source": "c/d", "file": "x.bin"}}, "builds its pipeline"),
     ],
 )
 def test_check_names_what_a_file_lacks(keys: Mapping[str, object], words: str) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from qsched.documents import is_file, is_folder
 from qsched.pipelines import catalog
+from qsched.pipelines.folders import predicts_v
 from qsched.pipelines.table import LoraTable, Model, WeightsTable, layout_of, source_of
 
 
@@ -31,6 +32,8 @@ def problems_of_places(model: Model) -> Iterator[str]:
             yield f"model.config = {model.config!r}: {source} has configs of its own; leave it out"
     if model.weights is not None:
         yield from _problems_of_added("model.weights", model.weights)
+        if catalog.is_function(source):
+            yield f"model.weights: {source} builds its pipeline itself; load them there"
     for lora in model.loras:
         yield from _problems_of_added("model.lora", lora)
 
@@ -49,6 +52,11 @@ def _problems_of_file(model: Model, key: str) -> Iterator[str]:
             yield f"{key} = {source!r}: no such file; correct the path"
         elif model.revision:
             yield f"model.revision = {model.revision!r}: {source} has no revisions; leave it out"
+        elif predicts_v(source) and (model.scheduler or {}).get("prediction_type") is None:
+            yield (
+                f"{key} = {source!r}: it says that it predicts v, and its config doesn't; set "
+                "model.scheduler with prediction_type = 'v_prediction'"
+            )
     if model.config is None:
         yield catalog.CONFIG_MISSING
     elif model.pipeline is None:
