@@ -198,17 +198,17 @@ def models(entries: Sequence[ModelEntry]) -> Group:
     """`qsched models`: a line a model, and where it comes from below."""
     parts: list[Text] = [
         Text(
-            f"{'model':<22}{'steps':<13}{'guidance':<10}{'size':<7}{'download':>8}{'GPU':>8}",
+            f"{'model':<28}{'steps':<13}{'guidance':<10}{'size':<7}{'download':>8}{'GPU':>8}",
             "bold",
         )
     ]
     for entry in entries:
         steps = " ".join(map(str, entry.steps)) if entry.steps else "any"
-        guidance = "" if entry.guidance_scale is None else f"{entry.guidance_scale:g}"
+        guidance = f"{entry.guidance[1]:g}" if entry.guidance else ""
         download = f"{entry.download_gb:.1f} GB" if entry.download_gb else "-"
         gpu = f"{entry.gpu_gb:.0f} GB" if entry.gpu_gb else "-"
         line = f"{steps:<13}{guidance:<10}{entry.height or '':<7}{download:>8}{gpu:>8}"
-        parts.append(Text.assemble((f"{entry.name:<22}", "bold cyan"), line))
+        parts.append(Text.assemble((f"{entry.name:<28}", "bold cyan"), line))
         parts.append(Text(f"  {entry.description}"))
         source = entry.source if entry.download_gb else ""
         source += "".join(f" + {each.source}" for each in (entry.weights, entry.lora) if each)

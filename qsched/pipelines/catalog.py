@@ -6,6 +6,7 @@ override every field in its `[model]` and `[sampling]` tables. `sources` loads w
 here.
 """
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -24,6 +25,9 @@ TWIN_SIDE = 32
 
 PARTS = ("transformer", "unet")
 """The names of the denoiser in a pipeline."""
+
+GUIDANCE = ("guidance_scale", "true_cfg_scale", "distilled_guidance_scale")
+"""The arguments of pipelines that may set guidance."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,19 @@ PIPELINES: Mapping[str, PipelineClass] = {
     "StableDiffusionXLPipeline": PipelineClass(),
     "StableDiffusion3Pipeline": PipelineClass(linear_ends=("proj_out",)),
     "FluxPipeline": PipelineClass(linear_ends=("x_embedder", "proj_out")),
+    "Flux2KleinPipeline": PipelineClass(linear_ends=("x_embedder", "proj_out")),
+    "ZImagePipeline": PipelineClass(
+        linear_ends=("all_x_embedder.2-1", "all_final_layer.2-1.linear")
+    ),
+    "QwenImagePipeline": PipelineClass(linear_ends=("img_in", "proj_out")),
+    "QwenImage21Pipeline": PipelineClass(
+        linear_ends=("img_in", "proj_out"),
+        remarks=("Images have a fourth channel, transparency; they were scored on white.",),
+    ),
+    "Krea2Pipeline": PipelineClass(linear_ends=("img_in", "final_layer.linear")),
+    "ErnieImagePipeline": PipelineClass(linear_ends=("final_linear",)),
+    "SanaSprintPipeline": PipelineClass(linear_ends=("proj_out",)),
+    "HunyuanImagePipeline": PipelineClass(linear_ends=("proj_out",)),
 }
 """By the class's name; `twins` can make a tiny pipeline of each."""
 
@@ -94,10 +111,11 @@ class ModelEntry:
     and what replaces the config that comes with it. `part`: the denoiser, the module that is called
     once per step and quantized. `weights`: the denoiser's, where they aren't the pipeline's own.
     `steps`: what the checkpoint was distilled for. `timesteps`: those that it is drawn at, by the
-    number of steps. `call`: more arguments of the pipeline's own ``__call__``. `download_gb`,
-    `gpu_gb`: what it takes, in decimal gigabytes; the second is an estimate for a small batch,
-    weights in `dtype`, text encoders freed after use. `hints`: for its study; None for a model
-    without a template.
+    number of steps. `call`: more arguments of the pipeline's own ``__call__``; `call_at`: what of
+    it is another at a number of steps; None among them is passed as None. `download_gb`, `gpu_gb`:
+    what it takes, in decimal gigabytes; the second is an estimate for a small batch, weights in
+    `dtype`, text encoders freed after use. `hints`: for its study; None for a model without a
+    template. `twin`: the name of its tiny twin, where it isn't that of the class.
     """
 
     name: str
@@ -118,10 +136,18 @@ class ModelEntry:
     height: int | None = None
     width: int | None = None
     call: Mapping[str, Any] = field(default_factory=dict)
+    call_at: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
     gated: bool = False
     download_gb: float = 0.0
     gpu_gb: float = 0.0
     hints: Hints | None = None
+    twin: str | None = None
+
+    @property
+    def guidance(self) -> tuple[str, float] | None:
+        """The argument by which it is guided and its value; None if it is left to the pipeline."""
+        given = {**self.call, "guidance_scale": self.guidance_scale}
+        return next(((key, given[key]) for key in GUIDANCE if given.get(key) is not None), None)
 
 
 _PCM_STEPS = (2, 4, 8, 16)
@@ -144,6 +170,18 @@ _HYPER = "ByteDance/Hyper-SD"
 _HYPER_REVISION = "bc08d970a87c74c71209491d64e3525845698863"
 _DMD2 = "tianweiy/DMD2"
 _DMD2_REVISION = "be22767697a1f3ca656b73c776e15fa335c86c6c"
+_FLOW = {"class": "FlowMatchEulerDiscreteScheduler"}
+_QWEN_LIGHTNING = {  # the shift of 3 that they were distilled with, whatever the image's size
+    **_FLOW,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 8192,
+    "base_shift": math.log(3),
+    "max_shift": math.log(3),
+    "shift": 1.0,
+    "shift_terminal": None,
+    "time_shift_type": "exponential",
+    "use_dynamic_shifting": True,
+}
 
 MODELS: Mapping[str, ModelEntry] = {
     entry.name: entry
@@ -461,6 +499,225 @@ MODELS: Mapping[str, ModelEntry] = {
             download_gb=33.7,
             gpu_gb=36.0,
             hints=Hints("flux-schnell", 4, "hps", batch_size=2, held_out=64, held_out_seeds=1),
+        ),
+        ModelEntry(
+            name="flux-dev-hyper",
+            source="black-forest-labs/FLUX.1-dev",
+            revision="3de623fc3c33e44ffbe2bad470d0f45bccf2eb21",
+            description="Hyper-FLUX, an 8-step LoRA on FLUX.1 [dev]",
+            licence="FLUX.1 [dev] Non-Commercial License; the LoRA as its page states it",
+            pipeline="FluxPipeline",
+            dtype="bfloat16",
+            scheduler=_FLOW,
+            lora=Lora(
+                _HYPER,
+                "Hyper-FLUX.1-dev-{steps}steps-lora.safetensors",
+                _HYPER_REVISION,
+                scale=0.125,
+            ),
+            part="transformer",
+            steps=(8, 16),
+            guidance_scale=3.5,
+            height=1024,
+            width=1024,
+            gated=True,
+            download_gb=35.1,
+            gpu_gb=37.0,
+            hints=Hints("flux-dev-hyper", 8, "hps", batch_size=2, held_out=64, held_out_seeds=1),
+            twin="FluxPipeline-guided",
+        ),
+        ModelEntry(
+            name="flux2-klein-4b",
+            source="black-forest-labs/FLUX.2-klein-4B",
+            revision="e7b7dc27f91deacad38e78976d1f2b499d76a294",
+            description="FLUX.2 [klein] 4B, distilled to four steps and without guidance",
+            licence="Apache-2.0",
+            pipeline="Flux2KleinPipeline",
+            dtype="bfloat16",
+            scheduler=_FLOW,
+            part="transformer",
+            steps=(4,),
+            guidance_scale=1.0,
+            height=1024,
+            width=1024,
+            download_gb=16.0,
+            gpu_gb=19.0,
+            hints=Hints("flux2-klein-4b", 4, "hps", batch_size=4),
+        ),
+        ModelEntry(
+            name="flux2-klein-9b",
+            source="black-forest-labs/FLUX.2-klein-9B",
+            revision="92196c8e11f7b6cf2b7493e037d8c5345c559216",
+            description="FLUX.2 [klein] 9B, distilled to four steps and without guidance",
+            licence="FLUX Non-Commercial License",
+            pipeline="Flux2KleinPipeline",
+            dtype="bfloat16",
+            scheduler=_FLOW,
+            part="transformer",
+            steps=(4,),
+            guidance_scale=1.0,
+            height=1024,
+            width=1024,
+            gated=True,
+            download_gb=34.7,
+            gpu_gb=38.0,
+            hints=Hints("flux2-klein-9b", 4, "hps", batch_size=2, held_out=64, held_out_seeds=1),
+        ),
+        ModelEntry(
+            name="z-image-turbo",
+            source="Tongyi-MAI/Z-Image-Turbo",
+            revision="f332072aa78be7aecdf3ee76d5c247082da564a6",
+            description="Z-Image-Turbo, a 6-billion-parameter transformer in eight steps",
+            licence="Apache-2.0",
+            pipeline="ZImagePipeline",
+            dtype="bfloat16",
+            scheduler=_FLOW,
+            part="transformer",
+            steps=(8,),
+            guidance_scale=0.0,
+            height=1024,
+            width=1024,
+            download_gb=32.9,
+            gpu_gb=24.0,
+            hints=Hints("z-image-turbo", 8, "hps", batch_size=4, held_out=64, held_out_seeds=1),
+        ),
+        ModelEntry(
+            name="qwen-image-lightning",
+            source="Qwen/Qwen-Image",
+            revision="75e0b4be04f60ec59a75f475837eced720f823b6",
+            description="Qwen-Image-Lightning, a LoRA of four or eight steps on Qwen-Image",
+            licence="Apache-2.0, the LoRA as well",
+            pipeline="QwenImagePipeline",
+            dtype="bfloat16",
+            scheduler=_QWEN_LIGHTNING,
+            lora=Lora(
+                "lightx2v/Qwen-Image-Lightning",
+                "Qwen-Image-Lightning-{steps}steps-V2.0-bf16.safetensors",
+                "e74da8d4e71a54b341de86aa9f8d2509165aa513",
+            ),
+            part="transformer",
+            steps=(4, 8),
+            height=1024,
+            width=1024,
+            call={"true_cfg_scale": 1.0},
+            download_gb=58.6,
+            gpu_gb=62.0,
+            hints=Hints(
+                "qwen-image-{steps}step", 4, "hps", batch_size=2, held_out=64, held_out_seeds=1
+            ),
+        ),
+        ModelEntry(
+            name="qwen-image-2.1-lightning",
+            source="Qwen/Qwen-Image-2.1",
+            revision="790c92633540aa0cb11d9abf19eb46d861714758",
+            description="Qwen-Image-2.1-Lightning, a 4-step LoRA on Qwen-Image-2.1",
+            licence="Qwen Research License; the LoRA as its page states it",
+            pipeline="QwenImage21Pipeline",
+            dtype="bfloat16",
+            scheduler={**_FLOW, "shift_terminal": None},
+            lora=Lora("lightx2v/Qwen-Image-2.1-Lightning", "pytorch_lora_weights.safetensors"),
+            part="transformer",
+            steps=(4,),
+            height=1024,
+            width=1024,
+            call={"true_cfg_scale": 1.0, "use_kv_cache": False},
+            download_gb=33.1,
+            gpu_gb=37.0,
+            hints=Hints("qwen-image-2.1", 4, "hps", batch_size=2, held_out=64, held_out_seeds=1),
+        ),
+        ModelEntry(
+            name="krea-2-turbo",
+            source="krea/Krea-2-Turbo",
+            revision="98e0fe118d17c9e3547fbb2e25acdbae2cadf7c7",
+            description="Krea 2 Turbo, a 13-billion-parameter transformer in eight steps",
+            licence="Krea 2 Community License; commercial use has conditions",
+            pipeline="Krea2Pipeline",
+            dtype="bfloat16",
+            scheduler=_FLOW,
+            part="transformer",
+            steps=(8,),
+            guidance_scale=0.0,
+            height=1024,
+            width=1024,
+            gated=True,
+            download_gb=35.5,
+            gpu_gb=39.0,
+            hints=Hints("krea-2-turbo", 8, "hps", batch_size=2, held_out=64, held_out_seeds=1),
+        ),
+        ModelEntry(
+            name="sd35-large-turbo",
+            source="stabilityai/stable-diffusion-3.5-large-turbo",
+            revision="ec07796fc06b096cc56de9762974a28f4c632eda",
+            description="Stable Diffusion 3.5 Large Turbo, distilled adversarially",
+            licence="Stability AI Community License; commercial use has conditions",
+            pipeline="StableDiffusion3Pipeline",
+            dtype="bfloat16",
+            scheduler=_FLOW,
+            part="transformer",
+            steps=(4,),
+            guidance_scale=0.0,
+            height=1024,
+            width=1024,
+            gated=True,
+            download_gb=27.6,
+            gpu_gb=30.0,
+            hints=Hints("sd35-large-turbo", 4, "hps", batch_size=4, held_out=64),
+        ),
+        ModelEntry(
+            name="ernie-image-turbo",
+            source="baidu/ERNIE-Image-Turbo",
+            revision="bc68c81e2a1730a394d5fc9fae70713dee940140",
+            description="ERNIE-Image-Turbo, an 8-billion-parameter transformer in eight steps",
+            licence="Apache-2.0",
+            pipeline="ErnieImagePipeline",
+            dtype="bfloat16",
+            scheduler=_FLOW,
+            part="transformer",
+            steps=(8,),
+            guidance_scale=1.0,
+            height=1024,
+            width=1024,
+            call={"use_pe": False},
+            download_gb=31.0,
+            gpu_gb=34.0,
+            hints=Hints("ernie-image-turbo", 8, "hps", batch_size=2, held_out=64, held_out_seeds=1),
+        ),
+        ModelEntry(
+            name="sana-sprint",
+            source="Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
+            revision="19683c58b7ea290e55cedd8950ae1d86ada7ef96",
+            description="SANA-Sprint 1.6B, continuous-time consistency with linear attention",
+            licence="as its page states it; the Gemma terms of its text encoder",
+            pipeline="SanaSprintPipeline",
+            dtype="bfloat16",
+            scheduler={"class": "SCMScheduler"},
+            part="transformer",
+            steps=(1, 2, 4),
+            guidance_scale=4.5,
+            height=1024,
+            width=1024,
+            call={"use_resolution_binning": False, "intermediate_timesteps": None},
+            call_at={2: {"intermediate_timesteps": 1.3}},
+            download_gb=9.7,
+            gpu_gb=12.0,
+            hints=Hints("sana-sprint-{steps}step", 4, "hps", batch_size=8),
+        ),
+        ModelEntry(
+            name="hunyuan-image-2.1-distilled",
+            source="hunyuanvideo-community/HunyuanImage-2.1-Distilled-Diffusers",
+            description="HunyuanImage-2.1-Distilled, 17 billion parameters, in eight steps",
+            licence="Tencent Hunyuan Community License; not for the EU, the UK and South Korea",
+            pipeline="HunyuanImagePipeline",
+            dtype="bfloat16",
+            scheduler=_FLOW,
+            part="transformer",
+            steps=(8,),
+            height=2048,
+            width=2048,
+            call={"distilled_guidance_scale": 3.25},
+            download_gb=54.0,
+            gpu_gb=60.0,
+            hints=Hints("hunyuan-image-2.1", 8, "hps", batch_size=1, held_out=64, held_out_seeds=1),
         ),
         ModelEntry(
             name="sdxl-base",

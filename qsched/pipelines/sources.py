@@ -24,7 +24,7 @@ from qsched.pipelines.agreement.settings import require_declared, require_text_t
 from qsched.pipelines.failures import explained
 from qsched.pipelines.folders import part_of
 from qsched.pipelines.lora import FusedLora, fuse
-from qsched.pipelines.table import LoraTable, Model, WeightsTable, source_of
+from qsched.pipelines.table import LoraTable, Model, WeightsTable, source_of, twin_of
 from qsched.pipelines.weights import PutWeights, network_of, twin_weights
 from qsched.plugins import referenced
 from qsched.quantization.quantize import loading_config
@@ -50,7 +50,7 @@ def assemble(model: Model, straight: Quantization | None = None) -> Assembled:
     pipeline = found.pipeline
     if model.scheduler is not None:
         pipeline.scheduler = _scheduler(pipeline, model.scheduler)
-    fused = tuple(fuse(pipeline, _lora(table, pipeline, twin=model.twin)) for table in model.loras)
+    fused = tuple(fuse(pipeline, _lora(table, model)) for table in model.loras)
     for name in ("safety_checker", "watermark"):
         if getattr(pipeline, name, None) is not None:
             setattr(pipeline, name, None)
@@ -304,21 +304,22 @@ def _scheduler(pipeline: DiffusionPipeline, declared: Any) -> Any:
         return chosen.from_config(pipeline.scheduler.config, **arguments)
 
 
-def _lora(table: LoraTable, pipeline: DiffusionPipeline, *, twin: bool) -> LoraTable:
-    """The LoRA, or that of the pipeline's twin."""
-    if not twin:
+def _lora(table: LoraTable, model: Model) -> LoraTable:
+    """The LoRA, or that of the model's twin."""
+    if not model.twin:
         return table
-    folder = twins.pipeline_twin(type(pipeline).__name__, lora=True) / "lora"
-    return table.model_copy(update={"source": str(folder), "file": "twin.safetensors"})
+    folder = _twin_folder(model) / "lora"
+    return table.model_copy(update={"source": str(folder), "file": twins.LORA})
 
 
 def _twin_weights(model: Model) -> WeightsTable:
     """The denoiser's weights of the twin, in a file of the same kind."""
     file = f"twin{Path(model.weights.file).suffix}" if model.weights else ""
-    return WeightsTable(source=str(twin_weights(str(model.pipeline))), file=file)
+    return WeightsTable(source=str(twin_weights(str(twin_of(model)))), file=file)
 
 
 def _twin_folder(model: Model) -> Path:
-    if model.pipeline is None:
+    name = twin_of(model)
+    if name is None:
         raise ModelError(f"{model.name} has no twin; set model.pipeline to its diffusers class")
-    return twins.pipeline_twin(model.pipeline, lora=bool(model.loras))
+    return twins.pipeline_twin(name, lora=bool(model.loras))

@@ -308,6 +308,12 @@ def layout_of(model: Model) -> str:
     return f"{entry.source}@{entry.revision}" if entry.revision else entry.source
 
 
+def twin_of(model: Model) -> str | None:
+    """The name of the tiny twin of a model; None where its class isn't known."""
+    entry = catalog.model_entry(model.name)
+    return (entry.twin if model.pipeline == entry.pipeline else None) or model.pipeline
+
+
 def weights_of(model: Model, digest: Digest = whole) -> str:
     """What tells this model's weights from others, by a digest of the files that are here."""
     loras = [
@@ -355,6 +361,9 @@ def backend_of_encoders(model: Model) -> Backend | None:
 def sampling_of(name: str, sampling: Sampling) -> Sampling:
     """`sampling` with what it leaves out filled in from the entry of the model `name`."""
     entry = catalog.model_entry(name)
+    own = {**entry.call, **entry.call_at.get(sampling.steps, {})}
+    absent = {key for key, value in own.items() if value is None} - sampling.call.keys()
+    none = (*(sampling.none or ()), *sorted(absent - set(sampling.none or ())))
     return sampling.model_copy(
         update={
             "guidance_scale": _first(sampling.guidance_scale, entry.guidance_scale),
@@ -362,10 +371,9 @@ def sampling_of(name: str, sampling: Sampling) -> Sampling:
             "width": _first(sampling.width, entry.width),
             "timesteps": _first(sampling.timesteps, entry.timesteps.get(sampling.steps)),
             "call": {
-                key: value
-                for key, value in {**entry.call, **sampling.call}.items()
-                if key not in (sampling.none or ())
+                key: value for key, value in {**own, **sampling.call}.items() if key not in none
             },
+            "none": none or None,
         }
     )
 

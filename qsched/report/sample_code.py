@@ -13,7 +13,7 @@ from qsched.errors import QuantizationError
 from qsched.pipelines import catalog
 from qsched.pipelines.agreement.kinds import denoisers
 from qsched.pipelines.folders import part_of
-from qsched.pipelines.table import LoraTable, Model, layout_of, source_of
+from qsched.pipelines.table import LoraTable, Model, layout_of, source_of, twin_of
 from qsched.quantization.backend import Snippet
 from qsched.quantization.schemes import FIRST_AND_LAST, Scheme
 from qsched.quantization.table import Quantization
@@ -84,7 +84,7 @@ def _source(model: Model, kind: str, imports: set[str]) -> tuple[str, dict[str, 
     source = source_of(model)
     if model.twin:
         imports.add("from qsched.pipelines.twins import pipeline_twin")
-        return f'pipeline_twin("{kind}") / "pipeline"', {}
+        return f'pipeline_twin("{twin_of(model) or kind}") / "pipeline"', {}
     arguments = {
         key: _quoted(value)
         for key, value in (("revision", model.revision), ("variant", model.variant))
@@ -153,7 +153,7 @@ def _lora(model: Model) -> list[str]:
 def _fused(model: Model, lora: LoraTable) -> list[str]:
     place, file, options = _quoted(lora.source), lora.file, {}
     if model.twin:
-        place = f'pipeline_twin("{model.pipeline}", lora=True) / "lora"'
+        place = f'pipeline_twin("{twin_of(model)}", lora=True) / "lora"'
         file = "twin.safetensors"
     elif lora.revision:
         options = {"revision": _quoted(lora.revision)}

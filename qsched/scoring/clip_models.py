@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 from qsched.errors import HubError, ScoreError, causes
 from qsched.hub import fetch_file, fetch_files, fetch_url
 from qsched.libraries import quiet
-from qsched.pipelines.twins import clip_words, made
+from qsched.pipelines.twins import made
+from qsched.pipelines.twins.text import clip_words
 from qsched.scoring.catalog import HPS_WEIGHTS, PICKSCORE_PROCESSOR, PICKSCORE_WEIGHTS
 from qsched.scoring.clip import (
     AqMap,

@@ -127,7 +127,7 @@ def study_text(
         "source": f"{entry.source}; {entry.licence}",
         "steps": steps,
         "steps_allowed": f"{', '.join(map(str, entry.steps or ()))} steps",
-        "guidance": entry.guidance_scale,
+        "guidance": _own_guidance(entry),
         "backend": backend.name,
         "backend_space": " " * max(1, 20 - len(backend.name)),
         "backend_says": backend.description,
@@ -142,6 +142,15 @@ def study_text(
         "batch_size": hints.batch_size,
     }
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(values)
+
+
+def _own_guidance(entry: ModelEntry) -> str:
+    """The comment that shows how the model is guided, and where that is set."""
+    key, value = entry.guidance or ("guidance_scale", None)
+    setting, others = f"{key} = {value}", "height, width and call = { ... }"
+    if key != "guidance_scale":
+        setting, others = f"call = {{ {setting} }}", "height and width"
+    return f"# {setting}          the model's own; {others} likewise"
 
 
 def study_name(model: str, scheme: str, steps: int) -> str:
