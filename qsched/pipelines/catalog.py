@@ -662,6 +662,7 @@ MODELS: Mapping[str, ModelEntry] = {
             download_gb=27.6,
             gpu_gb=30.0,
             hints=Hints("sd35-large-turbo", 4, "hps", batch_size=4, held_out=64),
+            twin="StableDiffusion3Pipeline-t5",
         ),
         ModelEntry(
             name="ernie-image-turbo",

@@ -80,8 +80,9 @@ def effective(model: Model, sampling: Sampling) -> Effective:
         default = defaults[key].default if key in defaults else None
         return given.get(key, default)
 
-    guidance, own = value("guidance_scale"), found.side if found else None
-    left_open = "guidance_scale" not in given
+    set_to = [given[key] for key in catalog.GUIDANCE if given.get(key) is not None]
+    guidance = set_to[0] if set_to else value("guidance_scale")
+    own, left_open = found.side if found else None, not set_to
     takes_it = kind is None or "guidance_scale" in defaults
     width, height = value("width") or own, value("height") or own
     scheduler = str(model.scheduler["class"]) if model.scheduler else None

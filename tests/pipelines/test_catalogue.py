@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from qsched.pipelines.catalog import MODELS, PIPELINES
+from qsched.pipelines.effective import effective
 from qsched.pipelines.generator import CACHES, ImageGenerator
-from qsched.pipelines.table import Sampling, sampling_of
+from qsched.pipelines.table import Model, Sampling, sampling_of, with_entry
 from qsched.prompts import Prompt
 from qsched.schedule.coefficients import Coefficients
 from tests.support.twin_pipelines import NO_CACHE, twin
@@ -105,6 +106,16 @@ def test_what_a_model_is_called_with_may_differ_by_its_steps(
     assert sampling_of("sana-sprint", filled) == filled
     own = Sampling(steps=steps, call={"intermediate_timesteps": 1.1})
     assert sampling_of("sana-sprint", own).arguments()["intermediate_timesteps"] == 1.1
+
+
+@pytest.mark.parametrize("name", [name for name, entry in MODELS.items() if entry.hints])
+def test_its_guidance_is_said(name: str) -> None:
+    """By whichever argument its pipeline takes it."""
+    entry, settings = MODELS[name], Sampling(steps=(MODELS[name].steps or (4,))[0])
+    drawn = effective(with_entry(Model(name=name), settings.steps), sampling_of(name, settings))
+    assert entry.guidance
+    assert drawn.guidance == entry.guidance[1]
+    assert not drawn.guidance_open
 
 
 def test_every_class_is_described() -> None:

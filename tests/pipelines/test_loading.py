@@ -61,10 +61,8 @@ def by_diffusers(name: str) -> DiffusionPipeline:
     """What the model's own page says to do, on the twin's files."""
     entry = MODELS[name]
     folder = pipeline_twin(entry.twin or entry.pipeline or "", lora=entry.lora is not None)
-    without_t5 = entry.pipeline == "StableDiffusion3Pipeline"
-    absent = dict.fromkeys(("text_encoder_3", "tokenizer_3") if without_t5 else ())
     kind = getattr(diffusers, entry.pipeline or "")
-    pipeline = kind.from_pretrained(folder / "pipeline", **absent)
+    pipeline = kind.from_pretrained(folder / "pipeline")
     if getattr(pipeline, "safety_checker", None) is not None:
         pipeline.safety_checker = None
     if entry.weights:

@@ -32,6 +32,7 @@ TWINS: Mapping[str, Callable[[Path], Any]] = {
     "LatentConsistencyModelPipeline": stable_diffusion.latent_consistency,
     "StableDiffusionXLPipeline": stable_diffusion.stable_diffusion_xl,
     "StableDiffusion3Pipeline": stable_diffusion.stable_diffusion_3,
+    "StableDiffusion3Pipeline-t5": stable_diffusion.stable_diffusion_3_5,
     "FluxPipeline": flux.flux,
     "FluxPipeline-guided": functools.partial(flux.flux, guided=True),
     "Flux2KleinPipeline": flux.flux_2_klein,

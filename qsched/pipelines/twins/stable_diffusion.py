@@ -8,7 +8,7 @@ import transformers
 
 from qsched.pipelines.catalog import TWIN_SIDE
 from qsched.pipelines.twins import autoencoders
-from qsched.pipelines.twins.text import clip_text, clip_words
+from qsched.pipelines.twins.text import clip_text, clip_words, t5
 
 _NOISE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -53,6 +53,15 @@ def stable_diffusion_xl(folder: Path) -> Any:
 
 def stable_diffusion_3(folder: Path) -> Any:
     """Stable Diffusion 3 without its T5."""
+    return _stable_diffusion_3(folder, None, None)
+
+
+def stable_diffusion_3_5(folder: Path) -> Any:
+    """Stable Diffusion 3.5 with its T5."""
+    return _stable_diffusion_3(folder, *t5(width=64), qk_norm="rms_norm")
+
+
+def _stable_diffusion_3(folder: Path, tokenizer: Any, encoder: Any, **config: Any) -> Any:
     words = clip_words(folder)
     return diffusers.StableDiffusion3Pipeline(
         transformer=diffusers.SD3Transformer2DModel(
@@ -67,6 +76,7 @@ def stable_diffusion_3(folder: Path) -> Any:
             pooled_projection_dim=64,
             out_channels=4,
             pos_embed_max_size=TWIN_SIDE // 2,
+            **config,
         ).eval(),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=autoencoders.flow_kl(),
@@ -74,8 +84,8 @@ def stable_diffusion_3(folder: Path) -> Any:
         tokenizer=words,
         text_encoder_2=clip_text("CLIPTextModelWithProjection"),
         tokenizer_2=words,
-        text_encoder_3=None,
-        tokenizer_3=None,
+        text_encoder_3=encoder,
+        tokenizer_3=tokenizer,
     )
 
 

@@ -50,23 +50,23 @@ def clip_text(kind: str, width: int = 32) -> Any:
     return getattr(transformers, kind)(config).eval()
 
 
-def t5() -> tuple[Any, Any]:
+def t5(width: int = 32) -> tuple[Any, Any]:
     """A T5 tokenizer and its encoder."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
     pieces += [(letter, -1.0) for letter in ("▁", *LETTERS)]
     tokenizer = transformers.T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
-    return tokenizer, _t5_encoder(len(pieces))
+    return tokenizer, _t5_encoder(len(pieces), width)
 
 
 def byt5() -> tuple[Any, Any]:
     """A tokenizer of bytes and its encoder."""
     tokenizer = transformers.ByT5Tokenizer()
-    return tokenizer, _t5_encoder(len(tokenizer))
+    return tokenizer, _t5_encoder(len(tokenizer), 32)
 
 
-def _t5_encoder(size: int) -> Any:
+def _t5_encoder(size: int, width: int) -> Any:
     config = transformers.T5Config(
-        vocab_size=size, d_model=32, d_kv=16, d_ff=64, num_layers=1, num_heads=2
+        vocab_size=size, d_model=width, d_kv=16, d_ff=64, num_layers=1, num_heads=2
     )
     return transformers.T5EncoderModel(config).eval()
 
