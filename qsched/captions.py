@@ -279,7 +279,7 @@ def _structured(content: Any) -> list[str]:
 
 def _coco(images: list[Any]) -> Iterable[str]:
     """The first sentence of each image outside the training split."""
-    splits = {image.get("split") for image in images if isinstance(image, dict)}
+    splits = {str(image.get("split")) for image in images if isinstance(image, dict)}
     left_out = "train" if splits - {"train"} else None
     for number, image in enumerate(images):
         place = f"images[{number}]"

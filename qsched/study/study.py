@@ -262,7 +262,7 @@ def load_study(path: str | Path, *, fetch: bool = True) -> Study:
     try:
         content = from_toml(read(path))
     except DocumentError as error:
-        raise ConfigError(f"{path}: {error}; expected a study file") from error
+        raise ConfigError(one_line(f"{path}: {error}")) from error
     with beside(path.parent):
         return _read(content, path, fetch)
 
