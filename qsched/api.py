@@ -36,6 +36,7 @@ from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy, create, load
 from qsched.study.fingerprint import require_same_plugins
 from qsched.study.study import Study, is_file, load_study
+from qsched.tables import checked
 
 __all__ = [
     "Observer",
@@ -467,7 +468,7 @@ def generate(
         model=table,
         sampling=sampling,
         quantization=scheme,
-        execution=Execution(batch_size=batch_size),
+        execution=checked(Execution, {"batch_size": batch_size}),
     )
 
 
@@ -483,7 +484,7 @@ def _settings(
     if steps is None:
         raise ConfigError("the number of steps is missing; pass --steps or --coefficients")
     table = model_named(model, steps)
-    sampling = sampling_of(model, Sampling(steps=steps))
+    sampling = sampling_of(model, checked(Sampling, {"steps": steps}))
     if twin:
         table = table.model_copy(update={"twin": True, "dtype": "float32"})
         sampling = sampling.model_copy(update={"height": TWIN_SIDE, "width": TWIN_SIDE})

@@ -15,7 +15,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from qsched.errors import OutputError
@@ -32,7 +32,7 @@ def whole(folder: Path) -> Iterator[Path]:
     for a file that there is to be no more. If it ends by an exception, or the process does,
     `folder` is as it was. Others who write there wait. Raises OutputError.
     """
-    with written(folder), _alone(folder):
+    with written(folder, folder / FINISHED), _alone(folder):
         for left in folder.glob(f"{UNFINISHED}*"):
             shutil.rmtree(left)
         _settle(folder)
@@ -52,9 +52,10 @@ def whole(folder: Path) -> Iterator[Path]:
 def settle(folder: Path) -> None:
     """Puts files into their places that a process had finished before it died. Whoever reads a
     folder calls it first. Raises OutputError."""
-    if (folder / FINISHED).is_dir():
-        with written(folder), _alone(folder):
-            _settle(folder)
+    with written(folder, folder / FINISHED):
+        if (folder / FINISHED).is_dir():
+            with _alone(folder):
+                _settle(folder)
 
 
 def write(path: Path, content: str | bytes) -> None:
@@ -102,11 +103,13 @@ def written(place: Path, unfinished: Path | None = None, option: str = "--out") 
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """While the context lasts no other process writes to `folder`, which is made if need be."""
+    """While the context lasts no other process writes to `folder`, which is made if need be; not on
+    every file system."""
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(OSError):  # NFS has no locks of folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

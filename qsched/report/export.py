@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from qsched import outputs
-from qsched.documents import is_file, json_object, shown
+from qsched.documents import is_file, is_folder, json_object, shown
 from qsched.errors import CoefficientsError, DocumentError, StudyError
 from qsched.plugins import is_reference, may_run
 from qsched.proof.outcome import Proof
@@ -57,7 +57,8 @@ def coefficients_of(path: Path) -> Coefficients:
     Raises CoefficientsError, naming the file, for one that can't be read, and for one that another
     run wrote than the scheduler beside it.
     """
-    outputs.settle(path.parent)
+    if is_folder(path.parent):
+        outputs.settle(path.parent)
     found, config = Coefficients.load(path), path.parent / files.CONFIG
     if path.name != files.COEFFICIENTS or not is_file(config):
         return found

@@ -1,13 +1,14 @@
 """What a study leaves in its folder: a page, its numbers, pictures, an export. No torch.
 
-A folder never holds files of two runs: what an earlier one left there is written anew with what is
-asked for, all at once.
+A folder never holds files of two runs of a study: what an earlier one left there is written anew
+with what is asked for, all at once.
 """
 
 import json
 from collections.abc import Callable
 from enum import Flag, auto
 from pathlib import Path
+from typing import Any
 
 from qsched import outputs
 from qsched.documents import json_object
@@ -102,23 +103,24 @@ def _contents(
 
 
 def _outdated(folder: Path, proof: Proof) -> Part:
-    """What a folder holds of another run."""
+    """What a folder holds of another run of the study."""
     found = Part(0)
-    if _other(folder / files.NUMBERS, proof.run, lambda document: document):
+    if _earlier(folder / files.NUMBERS, proof, lambda document: document):
         found |= Part.PAGE
         if any((folder / name).exists() for name in (files.IMAGES, files.COURSE)):
             found |= Part.PICTURES
-    exported = _other(folder / files.COEFFICIENTS, proof.run, lambda each: each["provenance"])
+    exported = _earlier(folder / files.COEFFICIENTS, proof, lambda each: each["provenance"])
     return found | Part.EXPORT if exported and proof.verdict else found
 
 
-def _other(path: Path, run: str, of: Callable[[dict[str, object]], object]) -> bool:
-    """Whether a file is there that isn't of this run, as far as it can be read."""
+def _earlier(path: Path, proof: Proof, of: Callable[[dict[str, Any]], Any]) -> bool:
+    """Whether a file is there that is the study's and not of this run."""
     try:
         stated = of(json_object(path))
     except (DocumentError, KeyError):
-        return path.exists()
-    return not isinstance(stated, dict) or stated.get("run") != run
+        return False
+    ours = isinstance(stated, dict) and stated.get("study") == proof.study
+    return ours and stated.get("run") != proof.run
 
 
 def _text(content: str) -> Writes:

@@ -39,7 +39,7 @@ from qsched.study.fingerprint import (
     versions,
     weights,
 )
-from qsched.tables import STORED, Seed, in_words, unreadable
+from qsched.tables import STORED, Seed, checked, in_words, unreadable
 
 ARTIFACTS = "QSCHED_ARTIFACTS"
 """The variable that says where pictures lie: a folder, or s3://bucket."""
@@ -370,13 +370,8 @@ def _with_defaults(tables: StudyFile, folder: Path) -> StudyFile:
 
 def _checked(study: Study, changes: Mapping[str, Any]) -> Study:
     """`study` with some tables replaced, validated again as a file would be."""
-    try:
-        with study.code():
-            tables = StudyFile.model_validate(study.tables.model_dump() | dict(changes))
-    except ValidationError as error:
-        raise ConfigError(
-            "\n".join(in_words(dict(entry), StudyFile) for entry in error.errors())
-        ) from error
+    with study.code():
+        tables = checked(StudyFile, study.tables.model_dump() | dict(changes))
     return replace(study, tables=tables)
 
 

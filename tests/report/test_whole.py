@@ -218,3 +218,19 @@ def test_an_export_of_two_runs_is_refused(tmp_path: Path, study: StoredStudy) ->
             path.write_text(json.dumps(document))
     with pytest.raises(CoefficientsError, match="run = '0000000000000000', but"):
         coefficients_of(tmp_path / "forced" / "coefficients.json")
+
+
+def test_what_an_earlier_run_left_is_written_anew_and_nothing_else_is(
+    tmp_path: Path, study: StoredStudy, drawn_at_once: None
+) -> None:
+    conclude(study, tmp_path / "out", OLD)
+    conclude(study, tmp_path / "theirs", OLD)
+    theirs = tmp_path / "theirs" / "coefficients.json"
+    theirs.write_text(theirs.read_text().replace('"study": "fake"', '"study": "another"'))
+    kept = theirs.read_text()
+    artifacts.conclude(study, NEW, pictures(coefficients=NEW.candidate.coefficients))
+    for name in ("out", "theirs", "new"):
+        api.write_report(study, tmp_path / name)
+    assert set(runs(tmp_path / "out").values()) == {NEW.run}
+    assert theirs.read_text() == kept
+    assert sorted(runs(tmp_path / "new")) == ["report.html", "report.json"]
