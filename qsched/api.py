@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from qsched import outputs
 from qsched.captions import read_captions
 from qsched.errors import ConfigError, OutputError, StudyError
+from qsched.files import outputs
 from qsched.libraries import quiet
 from qsched.pipelines.catalog import TWIN_SIDE, model_entry
 from qsched.pipelines.effective import effective

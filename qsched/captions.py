@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from qsched.documents import MEBIBYTE, from_json, from_yaml, read, shown
 from qsched.errors import DocumentError, PromptError, in_one_line, one_line
+from qsched.files.documents import MEBIBYTE, from_json, from_yaml, read, shown
 from qsched.plugins import Registry
 
 MOST = 1024 * MEBIBYTE

@@ -16,8 +16,8 @@ from pydantic import Field
 
 from qsched import hub
 from qsched.captions import check_reader
-from qsched.documents import located, shown
 from qsched.errors import DocumentError, HubError, PromptError
+from qsched.files.documents import located, shown
 from qsched.seeds import stable_seed
 from qsched.tables import Section, Seed, accepted_by
 

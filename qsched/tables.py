@@ -17,8 +17,8 @@ from pydantic import (
     ValidationInfo,
 )
 
-from qsched.documents import located, shown
 from qsched.errors import ConfigError, QschedError, first_line, in_one_line, one_line
+from qsched.files.documents import located, shown
 
 Table = TypeVar("Table", bound="Section")
 Seed = Annotated[int, Field(ge=0, lt=2**63)]

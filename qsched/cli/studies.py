@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from qsched import outputs
 from qsched.cli.options import (
     INTERRUPTED,
     Accept,
@@ -34,6 +33,7 @@ from qsched.cli.options import (
 )
 from qsched.cli.terminal import Formatter
 from qsched.errors import QschedError, StudyError
+from qsched.files import outputs
 
 if TYPE_CHECKING:
     from qsched.service.status import Status

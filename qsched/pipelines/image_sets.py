@@ -8,9 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from qsched import __version__, outputs
-from qsched.documents import is_file, json_object, shown
+from qsched import __version__
 from qsched.errors import ConfigError, DocumentError
+from qsched.files import outputs
+from qsched.files.documents import is_file, json_object, shown
 from qsched.libraries import installed_version
 from qsched.pictures.pixels import eight_bit
 from qsched.pipelines.generator import ImageGenerator

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from qsched.digests import Digest, whole
-from qsched.documents import is_file, is_folder, located
 from qsched.errors import ConfigError, ModelError
+from qsched.files.documents import is_file, is_folder, located
 from qsched.pipelines import catalog
 from qsched.pipelines.folders import quantized_by, stored_dtype
 from qsched.plugins import Origin, referenced

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from qsched import outputs
-from qsched.documents import is_file, is_folder, json_object, shown
 from qsched.errors import CoefficientsError, DocumentError, StudyError
+from qsched.files import outputs
+from qsched.files.documents import is_file, is_folder, json_object, shown
 from qsched.plugins import is_reference, may_run
 from qsched.proof.outcome import Proof
 from qsched.report import files

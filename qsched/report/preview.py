@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qsched import outputs
 from qsched.evidence.impression import Impression
+from qsched.files import outputs
 from qsched.pictures.sheets import ROWS, Pictures
 from qsched.pipelines.effective import effective
 from qsched.report import files

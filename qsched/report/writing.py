@@ -10,9 +10,9 @@ from enum import Flag, auto
 from pathlib import Path
 from typing import Any
 
-from qsched import outputs
-from qsched.documents import json_object
 from qsched.errors import DocumentError
+from qsched.files import outputs
+from qsched.files.documents import json_object
 from qsched.pictures.sheets import Pictures
 from qsched.proof import outcome
 from qsched.proof.outcome import Proof

@@ -21,9 +21,9 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any, Self
 
-from qsched import outputs
-from qsched.documents import from_json, read
 from qsched.errors import CoefficientsError, DocumentError, OutputError, one_line
+from qsched.files import outputs
+from qsched.files.documents import from_json, read
 
 FORMAT = "qsched-coefficients"
 VERSION = 2

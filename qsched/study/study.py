@@ -18,9 +18,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from qsched.captions import read_captions
 from qsched.digests import first_and_last
-from qsched.documents import from_toml, read
 from qsched.errors import ConfigError, DocumentError, QschedError, StudyError, one_line
 from qsched.evidence.table import with_reference
+from qsched.files.documents import from_toml, read
 from qsched.pipelines import catalog
 from qsched.pipelines.agreement import settings
 from qsched.pipelines.table import placed, sampling_of, weights_of, with_entry

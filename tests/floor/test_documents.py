@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from qsched import documents
 from qsched.captions import read_captions
 from qsched.errors import DocumentError, PromptError, QschedError
+from qsched.files import documents
 from qsched.schedule.coefficients import Coefficients
 from qsched.study.study import load_study
 from tests.support import fuzz

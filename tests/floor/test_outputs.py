@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from qsched import outputs
 from qsched.errors import OutputError
+from qsched.files import outputs
 
 
 @pytest.fixture

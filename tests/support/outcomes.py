@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from qsched import outputs
 from qsched.evidence.guards import Guard
+from qsched.files import outputs
 from qsched.pictures.sheets import Pictures
 from qsched.pipelines.catalog import DEMO_FOLDER
 from qsched.proof.outcome import JAQ, Control, Distance, Gained, HeldOut, Judged, Proof, Verdict
