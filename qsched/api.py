@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from qsched.captions import read_captions
-from qsched.errors import ConfigError, StudyError
+from qsched.errors import ConfigError, OutputError, StudyError
+from qsched.files import outputs
 from qsched.libraries import quiet
 from qsched.pipelines.catalog import TWIN_SIDE, model_entry
 from qsched.pipelines.effective import effective
@@ -23,10 +24,10 @@ from qsched.proof import outcome
 from qsched.proof.outcome import Proof, Verdict
 from qsched.quantization.schemes import Scheme
 from qsched.quantization.table import Quantization
-from qsched.report import artifacts, files, gallery, writing
+from qsched.report import artifacts, gallery, writing
 from qsched.report import preview as previews
-from qsched.report.card import model_card
-from qsched.report.export import export, provenance, scheduler_config, stock_of
+from qsched.report.export import coefficients_of
+from qsched.report.writing import Part
 from qsched.schedule.coefficients import Coefficients
 from qsched.scoring.catalog import metric_entry
 from qsched.service import launchers
@@ -35,6 +36,7 @@ from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy, create, load
 from qsched.study.fingerprint import require_same_plugins
 from qsched.study.study import Study, is_file, load_study
+from qsched.tables import checked
 
 __all__ = [
     "Observer",
@@ -166,7 +168,7 @@ def run(
     with definition.code():
         launcher = launchers.launcher_named(name) if workers > 1 or name != LOCAL else None
     stored = create(database, definition, accept=accept)
-    folder = files.ready(_folder(stored, out))
+    folder = outputs.ready(_folder(stored, out))
     budget = stored.status().budget
     if budget > definition.trials:
         observer.extended(definition.trials, budget)
@@ -338,7 +340,7 @@ def validate(
             f"study {study.name!r}: {status.done} of {status.budget} trials are done; "
             f"finish it first with qsched run"
         )
-    folder = files.ready(_folder(study, out))
+    folder = outputs.ready(_folder(study, out))
     for name in companions.chosen(study.definition, controls):
         companion = companions.companion(study, name)
         observer.control(companion.name, companions.phrases(study.definition)[name])
@@ -366,10 +368,14 @@ def validate(
         ready,
         on_images=on_images,
     )
-    outcome.keep(study, proof)
-    artifacts.keep(study, pictures)
-    writing.write(folder, study, status, proof, pictures)
-    take_away(study, folder)
+    artifacts.conclude(study, proof, pictures)
+    try:
+        writing.write(folder, study, ~Part(0), pictures=pictures)
+    except OutputError as error:
+        raise OutputError(
+            f"{error}; the verdict is stored: qsched report {study.name} and qsched export "
+            f"{study.name} write it later"
+        ) from error
     gallery.publish(study)
     return Outcome(status, True, proof.grid_images, folder, proof)
 
@@ -382,16 +388,7 @@ def take_away(study: StoredStudy, folder: Path, *, force: bool = False) -> list[
     `force` writes the best candidate all the same, and all three say so. Raises StudyError before
     the first validation.
     """
-    proof = outcome.outcome_of(study, study.status())
-    taken = proof.taken(force=force)
-    stock = stock_of(scheduler_config(proof.scheduler))
-    return export(
-        folder,
-        taken.coefficients,
-        proof.scheduler,
-        provenance(proof, forced=taken.forced),
-        card=model_card(study.definition, proof, taken, stock),
-    )
+    return writing.write(folder, study, Part.EXPORT, force=force)[Part.EXPORT]
 
 
 @_with_plugins
@@ -404,7 +401,7 @@ def preview(study: Study, out: Path | None = None) -> tuple[list[Path], dict[str
     with quiet():
         from qsched.proof.preview import draw
 
-    folder = files.ready((out or Path("runs") / study.name).resolve())
+    folder = outputs.ready((out or Path("runs") / study.name).resolve())
     found = draw(study)
     paths = previews.write(folder, study, found.pictures, found.impressions, found.network)
     drawn = effective(study.tables.model, study.tables.sampling)
@@ -424,10 +421,9 @@ def preview(study: Study, out: Path | None = None) -> tuple[list[Path], dict[str
 def write_report(study: StoredStudy, folder: Path) -> tuple[list[Path], dict[str, Any]]:
     """Writes report.html and report.json of a study by what its database and artifacts hold; their
     paths, and the content of report.json. Before the validation it says that nothing is proven."""
-    folder, status = files.ready(folder), study.status()
-    proof = outcome.outcome_of(study, status)
-    pictures = artifacts.kept(study, proof)
-    return writing.write_page(folder, study, status, proof, pictures), proof.report()
+    folder = outputs.ready(folder)
+    paths = writing.write(folder, study, Part.PAGE)[Part.PAGE]
+    return paths, outcome.outcome_of(study, study.status()).report()
 
 
 def generate(
@@ -455,7 +451,7 @@ def generate(
     with quiet():
         from qsched.pipelines.image_sets import write_image_set
 
-    found = Coefficients.load(coefficients) if coefficients else None
+    found = coefficients_of(Path(coefficients)) if coefficients else None
     table, sampling, scheme = _settings(model, found.steps if found else steps, quantization, twin)
     for asked in (sampling.steps, steps):
         if found and asked not in (None, found.steps):
@@ -472,7 +468,7 @@ def generate(
         model=table,
         sampling=sampling,
         quantization=scheme,
-        execution=Execution(batch_size=batch_size),
+        execution=checked(Execution, {"batch_size": batch_size}),
     )
 
 
@@ -488,7 +484,7 @@ def _settings(
     if steps is None:
         raise ConfigError("the number of steps is missing; pass --steps or --coefficients")
     table = model_named(model, steps)
-    sampling = sampling_of(model, Sampling(steps=steps))
+    sampling = sampling_of(model, checked(Sampling, {"steps": steps}))
     if twin:
         table = table.model_copy(update={"twin": True, "dtype": "float32"})
         sampling = sampling.model_copy(update={"height": TWIN_SIDE, "width": TWIN_SIDE})

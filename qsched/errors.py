@@ -15,6 +15,7 @@
     ├── StorageError          the database
     │   └── LeaseLost         a slot that went to another worker
     └── StudyError            creating, resuming, running or validating a study
+        └── OutputError       what a command leaves, and cannot be written
 
 A message gives place, value, rule and remedy, in that order and on one line:
 "studies/demo.toml: steps = 0; expected 1 to 64; set sampling.steps".
@@ -93,6 +94,10 @@ class LeaseLost(StorageError):  # noqa: N818 - it says what happened
 
 class StudyError(QschedError):
     """A study cannot be created, resumed, run or validated."""
+
+
+class OutputError(StudyError):
+    """What a command leaves cannot be written."""
 
 
 def first_line(error: BaseException) -> str:

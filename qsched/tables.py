@@ -6,7 +6,7 @@ Each room has its own table, beside what uses it; `study.file` composes them.
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -17,9 +17,10 @@ from pydantic import (
     ValidationInfo,
 )
 
-from qsched.documents import located, shown
-from qsched.errors import QschedError, first_line, in_one_line
+from qsched.errors import ConfigError, QschedError, first_line, in_one_line, one_line
+from qsched.files.documents import located, shown
 
+Table = TypeVar("Table", bound="Section")
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -67,6 +68,15 @@ up again, so that a study can be watched where its plug-ins are not."""
 def is_stored(info: ValidationInfo) -> bool:
     """Whether a validator sees what a database holds."""
     return info.context == STORED
+
+
+def checked(kind: type[Table], values: Mapping[str, Any]) -> Table:
+    """A table of these values. Raises ConfigError with every problem, one a line."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = [in_words(dict(problem), kind) for problem in error.errors()]
+        raise ConfigError("\n".join(map(one_line, problems))) from error
 
 
 def in_words(problem: Mapping[str, Any], root: type[Section]) -> str:

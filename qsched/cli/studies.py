@@ -33,6 +33,7 @@ from qsched.cli.options import (
 )
 from qsched.cli.terminal import Formatter
 from qsched.errors import QschedError, StudyError
+from qsched.files import outputs
 
 if TYPE_CHECKING:
     from qsched.service.status import Status
@@ -67,7 +68,6 @@ def init(
     """
     from qsched.errors import ConfigError
     from qsched.pipelines.catalog import is_checkpoint, is_folder
-    from qsched.report import files
     from qsched.study.template import own_study_text, study_text
 
     name = out.stem if out else None
@@ -78,9 +78,7 @@ def init(
     path = out or Path(tomllib.loads(text)["name"] + ".toml")
     if path.exists():
         raise ConfigError(f"{path} exists; give another file with --out")
-    with files.written():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    outputs.write(path, text)
     console.print(Text(f"{path}"), soft_wrap=True)
     console.print(Text(f"next      qsched check {shlex.quote(str(path))}"), soft_wrap=True)
 
@@ -339,11 +337,10 @@ def _options(max_trials: int | None, idle_exit: bool, grace: float) -> list[str]
 def _work_on_all_devices(study: "StoredStudy", log: Path | None, *options: str) -> None:
     from qsched.cli import display
     from qsched.pipelines.devices import gpus
-    from qsched.report import files
     from qsched.service import launchers
 
     devices = gpus()
-    logs = files.ready(log or _logs(study.name), "--log")
+    logs = outputs.ready(log or _logs(study.name), "--log")
     options = (*options, "--log", str(logs))
     crew = launchers.crew_of(study, len(devices) or 1, logs, *options, spread=True)
     console.print(Text(f"study     {study.name} in {study.storage}"), soft_wrap=True)
@@ -492,12 +489,11 @@ def _log_to(path: Path | None, study: str) -> Path:
 
     Raises StudyError if it can't be written.
     """
-    from qsched.report import files
 
     if path is None or path.is_dir():
-        folder = files.ready(path or _logs(study), "--log")
+        folder = outputs.ready(path or _logs(study), "--log")
         path = folder / f"{socket.gethostname()}-{os.getpid()}.log"
-    with files.written("--log"):
+    with outputs.written(path, option="--log"):
         path.parent.mkdir(parents=True, exist_ok=True)
         handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from qsched.digests import Digest, whole
-from qsched.documents import is_file, json_object, shown
-from qsched.documents import is_folder as is_directory
 from qsched.errors import DocumentError, ModelError
+from qsched.files.documents import is_file, json_object, shown
+from qsched.files.documents import is_folder as is_directory
 
 DEMO_FOLDER = Path(__file__).parents[1] / "demo"
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from qsched import hub
-from qsched.documents import from_json, is_file, is_folder, json_object
 from qsched.errors import DocumentError, HubError, ModelError, in_one_line
+from qsched.files.documents import from_json, is_file, is_folder, json_object
 from qsched.pipelines import catalog
 from qsched.pipelines.agreement.kinds import denoisers
 from qsched.signatures import of_diffusers

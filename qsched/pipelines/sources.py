@@ -17,8 +17,8 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 
 from qsched import hub
-from qsched.documents import is_file
 from qsched.errors import HubError, ModelError
+from qsched.files.documents import is_file
 from qsched.pipelines import catalog, twins
 from qsched.pipelines.agreement.settings import require_declared, require_text_to_image
 from qsched.pipelines.failures import explained

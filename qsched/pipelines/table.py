@@ -8,14 +8,23 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from qsched.digests import Digest, whole
-from qsched.documents import is_file, is_folder, located
 from qsched.errors import ConfigError, ModelError
+from qsched.files.documents import is_file, is_folder, located
 from qsched.pipelines import catalog
 from qsched.pipelines.folders import quantized_by, stored_dtype
 from qsched.plugins import Origin, referenced
 from qsched.quantization.backend import Backend, backend_named
 from qsched.quantization.schemes import backend_for
-from qsched.tables import ONE, SEVERAL, Place, Section, accepted_by, is_stored, one_or_several
+from qsched.tables import (
+    ONE,
+    SEVERAL,
+    Place,
+    Section,
+    accepted_by,
+    checked,
+    is_stored,
+    one_or_several,
+)
 
 OWN_KEYS: Mapping[str, str] = {
     "num_inference_steps": "set sampling.steps",
@@ -268,7 +277,7 @@ def model_named(name: str, steps: int, dtype: str | None = None) -> Model:
     """The complete table of a model by its name alone. Raises ModelError for one that isn't known,
     ConfigError for steps that it wasn't distilled for."""
     catalog.model_entry(name)
-    return with_entry(Model.model_validate({"name": name, "dtype": dtype}), steps)
+    return with_entry(checked(Model, {"name": name, "dtype": dtype}), steps)
 
 
 def placed(model: Model, folder: Path) -> Model:

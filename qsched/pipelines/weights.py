@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from qsched import hub
-from qsched.documents import is_file, is_folder
 from qsched.errors import HubError, ModelError
+from qsched.files.documents import is_file, is_folder
 from qsched.pipelines import catalog
 from qsched.pipelines.failures import explained
 from qsched.pipelines.folders import part_of

@@ -1,9 +1,10 @@
 """The outcome of a study: what a validation stores, and all that reports, exports and cards read.
 
-It is a value that knows its JSON. `report.json` has the same keys but the scheduler's config, which
-is stored beside them together with the version of the form.
+It is a value that knows its JSON. `report.json` has the same keys but the scheduler's config, the
+artifact of the pictures and the version of the form, which are stored with them.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field
 from enum import StrEnum
@@ -16,6 +17,7 @@ from pydantic.dataclasses import dataclass
 from qsched.errors import CoefficientsError, StudyError
 from qsched.evidence.guards import Guard
 from qsched.schedule.coefficients import Coefficients
+from qsched.seeds import digest
 from qsched.service.status import Candidate, Status
 from qsched.service.stored_study import StoredStudy
 from qsched.statistics import Interval, Values, paired_interval
@@ -308,8 +310,9 @@ class Proof:
     among them; `grid_images`: what the official grid takes on the same calibration prompts. `best`:
     the candidate that the verdict is of, while it is pending the search's best; `coefficients`:
     what may be taken away. `repair_against`: what full precision was given. `scheduler`: the JSON
-    config of the preconditioned scheduler. `versions`: of qsched and other packages, None for what
-    was not installed.
+    config of the preconditioned scheduler. `pictures`: the artifact of the held-out ones, None
+    where they weren't kept. `versions`: of qsched and other packages, None for what was not
+    installed.
     """
 
     study: str
@@ -334,6 +337,7 @@ class Proof:
     network: Line = ""
     versions: Mapping[Line, Line | None] = field(default_factory=dict)
     scheduler: str = ""
+    pictures: str | None = None
 
     @classmethod
     def pending(cls, definition: Study, status: Status) -> Self:
@@ -387,8 +391,16 @@ class Proof:
             return Taken(best, forced=True)
         return Taken(Coefficients.identity(best.steps), forced=False)
 
+    @property
+    def run(self) -> str:
+        """What all files that show this outcome carry, and no others."""
+        return digest(json.dumps([self._content(), self.scheduler], sort_keys=True))
+
     def report(self) -> dict[str, Any]:
         """The content of report.json."""
+        return {"run": self.run, **self._content()}
+
+    def _content(self) -> dict[str, Any]:
         document = {
             "study": self.study,
             "verdict": self.verdict,
@@ -420,7 +432,12 @@ class Proof:
 
     def to_dict(self) -> dict[str, Any]:
         """As the database has it."""
-        return {"version": VERSION, **self.report(), "scheduler": self.scheduler}
+        return {
+            "version": VERSION,
+            **self.report(),
+            "scheduler": self.scheduler,
+            "pictures": self.pictures,
+        }
 
     @classmethod
     def from_dict(cls, stored: Mapping[str, Any]) -> Self:
@@ -458,6 +475,7 @@ class Proof:
                 network=stored.get("network", ""),
                 versions=stored.get("versions", {}),
                 scheduler=stored["scheduler"],
+                pictures=stored.get("pictures"),
             )
         except (CoefficientsError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise StudyError(

@@ -8,6 +8,7 @@ import tempfile
 import uuid
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -17,6 +18,7 @@ from optuna.artifacts.exceptions import ArtifactNotFound
 
 from qsched.errors import ConfigError, QschedError, in_one_line
 from qsched.pictures.sheets import Pictures
+from qsched.proof import outcome
 from qsched.proof.outcome import Proof
 from qsched.report import files
 from qsched.service.database import Database
@@ -123,26 +125,35 @@ def _place(study: StoredStudy) -> str:
     return place_of(definition.store, study.storage.database)
 
 
-def keep(study: StoredStudy, pictures: Pictures) -> None:
-    """Stores the held-out pictures as an artifact of the study, in the place of earlier ones.
+def conclude(study: StoredStudy, proof: Proof, pictures: Pictures) -> None:
+    """Stores the outcome of a validation and its pictures, in the place of earlier ones.
 
-    What goes wrong here is logged; a picture is no reason to lose a verdict.
+    The outcome names its pictures, so both are replaced at once: earlier ones are removed only
+    after it. Pictures that can't be stored are no reason to lose a verdict; that is logged.
     """
+    made = keep(study, pictures)
+    outcome.keep(study, replace(proof, pictures=made))
     try:
-        store = store_of(study)
+        for artifact in _held_out(study) if made else ():
+            if artifact != made:
+                _remove(study, artifact)
+    except Exception as error:  # noqa: BLE001 - any store's own errors
+        logger.warning("earlier held-out pictures were not removed: %s", in_one_line(error))
+
+
+def keep(study: StoredStudy, pictures: Pictures) -> str | None:
+    """Stores held-out pictures beside earlier ones; the artifact, or None if it can't be done."""
+    try:
+        store, mirror = store_of(study), study.trials.study
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / files.HELD_OUT
             pictures.write_sheet(path)
-            earlier = _held_out(study)
-            if earlier is None:
-                mirror = study.trials.study
-                key, value = uploaded(path, store)
-                mirror._storage.set_study_system_attr(mirror._study_id, key, value)
-            else:
-                with path.open("rb") as file:
-                    store.write(earlier, file)
+            key, value = uploaded(path, store)
+            mirror._storage.set_study_system_attr(mirror._study_id, key, value)
+            return key.removeprefix(ARTIFACTS_ATTR_PREFIX)
     except Exception as error:  # noqa: BLE001 - any store's own errors
         logger.warning("the held-out pictures were not stored: %s", in_one_line(error))
+    return None
 
 
 def kept(study: StoredStudy, proof: Proof) -> Pictures | str:
@@ -151,7 +162,8 @@ def kept(study: StoredStudy, proof: Proof) -> Pictures | str:
     if proof.verdict is None:
         return "Held-out pictures are made when the study is validated."
     again = f"qsched validate {study.name} makes them anew."
-    found = _held_out(study)
+    there = _held_out(study)
+    found = proof.pictures if proof.pictures in there else next(reversed(there), None)
     if found is None:
         return f"The held-out pictures of this verdict were not kept; {again}"
     try:
@@ -203,10 +215,19 @@ def _ids(study: StoredStudy) -> list[str]:
     return [artifact for each in attributes for artifact in _listed(each)]
 
 
-def _held_out(study: StoredStudy) -> str | None:
-    """The id of the study's artifact; None if there is none."""
+def _held_out(study: StoredStudy) -> list[str]:
+    """The artifacts with held-out pictures: one, but where a process died between two."""
     listed = _listed(_attributes(study))
-    return next((artifact for artifact, name in listed.items() if name == files.HELD_OUT), None)
+    return [artifact for artifact, name in listed.items() if name == files.HELD_OUT]
+
+
+def _remove(study: StoredStudy, artifact: str) -> None:
+    """As optuna-dashboard does it: null remains."""
+    with suppress(ArtifactNotFound):
+        store_of(study).remove(artifact)
+    study.storage.database.optuna.set_study_system_attr(
+        study.trials.study._study_id, ARTIFACTS_ATTR_PREFIX + artifact, json.dumps(None)
+    )
 
 
 def _attributes(study: StoredStudy) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from qsched.errors import StudyError
+from qsched.errors import CoefficientsError, DocumentError, StudyError
+from qsched.files import outputs
+from qsched.files.documents import is_file, is_folder, json_object, shown
 from qsched.plugins import is_reference, may_run
 from qsched.proof.outcome import Proof
 from qsched.report import files
@@ -17,54 +19,87 @@ from qsched.signatures import of_diffusers
 from qsched.tables import unreadable
 
 DIFFUSERS = "diffusers"
-_STATED = ("study", "verdict", "forced")
+_STATED = ("run", "study", "verdict", "forced")
 """What scheduler_config.json says of where its coefficients come from."""
 
 
-def export(
-    folder: Path,
+def contents(
     coefficients: Coefficients,
     scheduler: str,
     provenance: Mapping[str, Any],
     *,
     card: str | None = None,
-) -> list[Path]:
-    """Writes the coefficients, a folder of the scheduler and, with a `card`, a README.
+) -> dict[str, str]:
+    """{file of the folder: its text}: the coefficients, a folder of the scheduler and, with a
+    `card`, a README.
 
     `scheduler`: the JSON config of the preconditioned scheduler of the same class, whose
     coefficients are replaced by `coefficients`. `provenance` goes into the coefficients' file.
     diffusers loads the scheduler folder without qsched: scheduler_config.json, the class in one
-    file, and config.json, which leads to it. Returns the paths written, the coefficients' first.
-    Raises StudyError if they can't be.
+    file, and config.json, which leads to it.
     """
-    config = scheduler_config(scheduler) | {
+    config = scheduler_config(scheduler) | _series(coefficients)
+    config |= {"_calibration": _stated(provenance)}
+    package = config.pop("_stock_module", DIFFUSERS)
+    stock = stock_of(config)
+    texts = {
+        files.COEFFICIENTS: coefficients.to_json(provenance),
+        files.CONFIG: json.dumps(config, indent=2) + "\n",
+        f"{files.SCHEDULER}/config.json": json.dumps(standalone.auto_map(stock), indent=2) + "\n",
+        f"{files.SCHEDULER}/{standalone.module_name(stock)}.py": standalone.source(stock, package),
+    }
+    return texts if card is None else texts | {files.CARD: card}
+
+
+def coefficients_of(path: Path) -> Coefficients:
+    """What a coefficients.json holds; in an exported folder, what its scheduler says too.
+
+    Raises CoefficientsError, naming the file, for one that can't be read, and for one that another
+    run wrote than the scheduler beside it.
+    """
+    if is_folder(path.parent):
+        outputs.settle(path.parent)
+    found, config = Coefficients.load(path), path.parent / files.CONFIG
+    if path.name != files.COEFFICIENTS or not is_file(config):
+        return found
+    try:
+        beside, provenance = json_object(config), json_object(path).get("provenance", {})
+    except DocumentError as error:
+        raise CoefficientsError(f"{config}: {error}") from error
+    here, there = _series(found), beside
+    if "_calibration" in beside:  # diffusers drops it where it saves the scheduler anew
+        here, there = {**here, **_stated(provenance)}, {**there, **_calibration(beside)}
+    for key, value in here.items():
+        if there.get(key) != value:
+            raise CoefficientsError(
+                f"{path}: {key} = {shown(value)}, but {shown(there.get(key))} in {config}: two "
+                "exports wrote them; let qsched export write both anew, or take this file elsewhere"
+            )
+    return found
+
+
+def _series(coefficients: Coefficients) -> dict[str, Any]:
+    """As scheduler_config.json has them."""
+    return {
         "model_coefficients": list(coefficients.model),
         "sample_coefficients": list(coefficients.sample),
         "average_weights": list(coefficients.average) or None,
-        "_calibration": {key: provenance[key] for key in _STATED if key in provenance},
     }
-    package = config.pop("_stock_module", DIFFUSERS)
-    stock = stock_of(config)
-    target = folder / files.SCHEDULER
-    texts = {
-        target / "scheduler_config.json": json.dumps(config, indent=2) + "\n",
-        target / "config.json": json.dumps(standalone.auto_map(stock), indent=2) + "\n",
-        target / f"{standalone.module_name(stock)}.py": standalone.source(stock, package),
-    }
-    if card is not None:
-        texts[folder / files.CARD] = card
-    numbers = folder / files.COEFFICIENTS
-    with files.written():
-        target.mkdir(parents=True, exist_ok=True)
-        for path, text in texts.items():
-            path.write_text(text, encoding="utf-8")
-    coefficients.save(numbers, provenance)
-    return [numbers, *texts]
+
+
+def _stated(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: provenance[key] for key in _STATED if key in provenance}
+
+
+def _calibration(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    stated = config.get("_calibration")
+    return stated if isinstance(stated, dict) else {}
 
 
 def provenance(proof: Proof, *, forced: bool) -> dict[str, Any]:
     """What the exported numbers say of where they come from; `forced`: against the verdict."""
     return {
+        "run": proof.run,
         "study": proof.study,
         "verdict": proof.verdict,
         "sentence": proof.sentence,

@@ -18,9 +18,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from qsched.captions import read_captions
 from qsched.digests import first_and_last
-from qsched.documents import from_toml, read
 from qsched.errors import ConfigError, DocumentError, QschedError, StudyError, one_line
 from qsched.evidence.table import with_reference
+from qsched.files.documents import from_toml, read
 from qsched.pipelines import catalog
 from qsched.pipelines.agreement import settings
 from qsched.pipelines.table import placed, sampling_of, weights_of, with_entry
@@ -39,7 +39,7 @@ from qsched.study.fingerprint import (
     versions,
     weights,
 )
-from qsched.tables import STORED, Seed, in_words, unreadable
+from qsched.tables import STORED, Seed, checked, in_words, unreadable
 
 ARTIFACTS = "QSCHED_ARTIFACTS"
 """The variable that says where pictures lie: a folder, or s3://bucket."""
@@ -262,7 +262,7 @@ def load_study(path: str | Path, *, fetch: bool = True) -> Study:
     try:
         content = from_toml(read(path))
     except DocumentError as error:
-        raise ConfigError(f"{path}: {error}; expected a study file") from error
+        raise ConfigError(one_line(f"{path}: {error}")) from error
     with beside(path.parent):
         return _read(content, path, fetch)
 
@@ -370,13 +370,8 @@ def _with_defaults(tables: StudyFile, folder: Path) -> StudyFile:
 
 def _checked(study: Study, changes: Mapping[str, Any]) -> Study:
     """`study` with some tables replaced, validated again as a file would be."""
-    try:
-        with study.code():
-            tables = StudyFile.model_validate(study.tables.model_dump() | dict(changes))
-    except ValidationError as error:
-        raise ConfigError(
-            "\n".join(in_words(dict(entry), StudyFile) for entry in error.errors())
-        ) from error
+    with study.code():
+        tables = checked(StudyFile, study.tables.model_dump() | dict(changes))
     return replace(study, tables=tables)
 
 

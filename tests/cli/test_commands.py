@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -354,6 +355,33 @@ def test_export_says_what_it_wrote(qsched: Qsched, finished: Path) -> None:
     assert document["provenance"]["forced"] is True
     assert all(Path(path).is_file() for path in document["files"])
     assert len(document["files"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--steps", "0"), "sampling.steps = 0; demo was trained for"),
+        (("--model", "./" + "x" * 300), "name = './xxx.*too long for a path"),
+        (("--model", "~nouser/x"), "name = '~nouser/x'; Could not determine home directory"),
+        (("--prompts", "~nouser/x"), "--prompts = '~nouser/x'; Could not determine"),
+        (("--prompts", "pipe.txt"), "pipe.txt: it is a pipe; expected a file"),
+        (("--coefficients", "pipe.txt"), "pipe.txt: cannot be read: it is a pipe"),
+        (("--coefficients", "x" * 300), "xxx: cannot be read: File name too long"),
+        (("--out", "x" * 300), "xxx: cannot be written: File name too long; give another --out"),
+        (("--out", "captions.txt"), "captions.txt: cannot be written: File exists"),
+        (("--batch-size", "100000"), "batch_size = 100000; expected at most"),
+    ],
+)
+def test_odd_arguments_of_generate_are_one_line(
+    qsched: Qsched, tmp_path: Path, arguments: tuple[str, str], words: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "captions.txt").write_text("a cat\na dog\n")
+    given = {"--model": "demo", "--prompts": "captions.txt", "--out": "images", "--steps": "4"}
+    given |= dict([arguments])
+    code, _, err = qsched("generate", *(word for pair in given.items() for word in pair))
+    assert code == 2
+    assert re.search(words, one_line(err)), err
 
 
 def test_generate_reads_both_versions_and_refuses_the_rest(qsched: Qsched, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from qsched.documents import is_file, is_folder
+from qsched.files.documents import is_file, is_folder
 from qsched.pipelines import catalog
 from qsched.pipelines.folders import predicts_v
 from qsched.pipelines.table import LoraTable, Model, WeightsTable, layout_of, source_of

@@ -6,8 +6,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from qsched.documents import json_object
 from qsched.errors import DocumentError
+from qsched.files.documents import json_object
 from qsched.pipelines import catalog
 from qsched.pipelines.table import Model, layout_of
 from qsched.schedule.schedulers import WORKING, refusal
