@@ -423,10 +423,10 @@ class Proof:
         return {"version": VERSION, **self.report(), "scheduler": self.scheduler}
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+    def from_dict(cls, stored: Any) -> Self:
         """What `to_dict` wrote, or qsched 0.1; what an older outcome lacks is empty. Raises
         StudyError for a newer form and for what is none."""
-        known: Mapping[str, Any] = stored if isinstance(stored, Mapping) else {}
+        known = stored if isinstance(stored, Mapping) else {}
         study = known["study"] if is_name(known.get("study")) else "?"
         again = f"qsched validate {study} makes it anew"
         version = known.get("version", VERSION)
