@@ -440,12 +440,13 @@ class Proof:
         }
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+    def from_dict(cls, stored: Any) -> Self:
         """What `to_dict` wrote, or qsched 0.1; what an older outcome lacks is empty. Raises
         StudyError for a newer form and for what is none."""
-        study = stored["study"] if is_name(stored.get("study")) else "?"
+        known = stored if isinstance(stored, Mapping) else {}
+        study = known["study"] if is_name(known.get("study")) else "?"
         again = f"qsched validate {study} makes it anew"
-        version = stored.get("version", VERSION)
+        version = known.get("version", VERSION)
         if isinstance(version, int) and version > VERSION:
             raise StudyError(
                 f"study {study!r}: its outcome has version {version}; expected at most "

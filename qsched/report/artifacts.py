@@ -185,7 +185,10 @@ def clear(study: StoredStudy) -> str | None:
 
     Returns what stays there, in a sentence, where the store doesn't do it; None if all are gone.
     """
-    left = _ids(study)
+    left, named = _ids(study), study.definition.tables.gallery.store
+    if left and named is not None and study.definition.store is None:
+        why = f"by the database alone; set {ARTIFACTS} to it before, or remove them there"
+        return f"{len(left)} pictures in {named} ({why}): {', '.join(left)}"
     try:
         store = store_of(study) if left else None
         while store and left:

@@ -107,10 +107,16 @@ def test_pictures_lie_in_the_bucket_and_go_with_their_study(bucket: Bucket, tmp_
 
 @pytest.mark.parametrize("what", GONE)
 def test_a_study_is_deleted_without_its_store_and_says_what_remains(
-    bucket: Bucket, tmp_path: Path, url: str, what: str, capsys: pytest.CaptureFixture[str]
+    bucket: Bucket,
+    tmp_path: Path,
+    url: str,
+    what: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from qsched.cli.studies import delete
 
+    monkeypatch.setenv("QSCHED_ARTIFACTS", STORE)
     study = finished(tmp_path, url)
     pictures = shown(study)
     bucket.lose(what)
@@ -120,6 +126,19 @@ def test_a_study_is_deleted_without_its_store_and_says_what_remains(
     assert remains.startswith(f"remains   {len(pictures)} pictures in {STORE} ({GONE[what]}: ")
     assert all(picture in remains for picture in pictures)
     assert Storage(url).study_names() == []
+
+
+def test_a_place_that_only_the_database_names_is_left_alone(
+    bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from qsched.cli.studies import delete
+
+    url = f"sqlite:///{tmp_path}/q.db"
+    pictures = shown(finished(tmp_path, url))
+    delete("fake", url, yes=True)
+    _, remains = capsys.readouterr().out.strip().splitlines()
+    assert remains.startswith(f"remains   {len(pictures)} pictures in {STORE} (by the database")
+    assert bucket.keys == pictures
 
 
 @pytest.mark.parametrize("what", GONE)
