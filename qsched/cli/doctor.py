@@ -322,10 +322,10 @@ def _fingerprint(storage: Storage, definition: Study) -> Iterator[Finding]:
 
 def _pictures(definition: Study, database: Database, storage: Storage | None) -> Finding:
     """Whether pictures can be kept where the study says, and those that it has are there."""
-    place = artifacts.place_of(definition.tables.gallery.store, database)
+    place = artifacts.place_of(definition.store, database)
     complaint = artifacts.complaint(place)
     if complaint is None and storage and storage.study(definition.name):
-        kept, lost = artifacts.inventory(load(storage, definition.name))
+        kept, lost = artifacts.inventory(load(storage, definition.name), place)
         if lost:
             complaint = f"{place}: {lost} of {kept + lost} pictures are gone"
     return Finding("pictures", complaint is None, complaint or f"are kept in {place}")

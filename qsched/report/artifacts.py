@@ -173,22 +173,29 @@ def clear(study: StoredStudy) -> str | None:
 
     Returns what stays there, in a sentence, where the store doesn't do it; None if all are gone.
     """
-    left = _ids(study)
+    left, elsewhere = _ids(study), list[str]()
     try:
         store = store_of(study) if left else None
         while store and left:
-            with suppress(ArtifactNotFound):
+            try:
                 store.remove(left[-1])
+            except ArtifactNotFound:
+                elsewhere.append(left[-1])
             left.pop()
     except Exception as error:  # noqa: BLE001 - any store's own errors
         return f"{len(left)} pictures in {_place(study)} ({in_one_line(error)}): {', '.join(left)}"
+    if elsewhere and study.definition.store is None and study.definition.tables.gallery.store:
+        return (
+            f"{len(elsewhere)} pictures in {study.definition.tables.gallery.store} (named by the "
+            f"database alone, so not touched; {ARTIFACTS} would): {', '.join(elsewhere)}"
+        )
     return None
 
 
-def inventory(study: StoredStudy) -> tuple[int, int]:
-    """How many of a study's pictures are in its store, and how many are gone. Raises the store's
-    own errors."""
-    store, listed = store_of(study), _ids(study)
+def inventory(study: StoredStudy, place: str) -> tuple[int, int]:
+    """How many of a study's pictures are in the store at a place, and how many are gone. Raises the
+    store's own errors."""
+    store, listed = artifact_store(place), _ids(study)
     kept = 0
     for artifact in listed:
         with suppress(ArtifactNotFound), store.open_reader(artifact):

@@ -100,24 +100,33 @@ def test_pictures_lie_in_the_bucket_and_go_with_their_study(bucket: Bucket, tmp_
     study = finished(tmp_path, f"sqlite:///{tmp_path}/q.db")
     assert len(bucket.keys) >= 2
     assert shown(study) == bucket.keys
-    assert artifacts.inventory(study) == (len(bucket.keys), 0)
+    assert artifacts.inventory(study, STORE) == (len(bucket.keys), 0)
     assert artifacts.clear(study) is None
     assert not bucket.keys
 
 
-@pytest.mark.parametrize("what", GONE)
+@pytest.mark.parametrize("what", [*GONE, "trust"])
 def test_a_study_is_deleted_without_its_store_and_says_what_remains(
-    bucket: Bucket, tmp_path: Path, url: str, what: str, capsys: pytest.CaptureFixture[str]
+    bucket: Bucket,
+    tmp_path: Path,
+    url: str,
+    what: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Also where the store is there, and nobody but the database says that it is the right one."""
     from qsched.cli.studies import delete
 
     study = finished(tmp_path, url)
     pictures = shown(study)
-    bucket.lose(what)
+    if what != "trust":
+        monkeypatch.setenv("QSCHED_ARTIFACTS", STORE)
+        bucket.lose(what)
     delete("fake", url, yes=True)
     deleted, remains = capsys.readouterr().out.strip().splitlines()
     assert deleted == "deleted   fake"
-    assert remains.startswith(f"remains   {len(pictures)} pictures in {STORE} ({GONE[what]}: ")
+    why = GONE.get(what, "named by the database alone")
+    assert remains.startswith(f"remains   {len(pictures)} pictures in {STORE} ({why}")
     assert all(picture in remains for picture in pictures)
     assert Storage(url).study_names() == []
 
