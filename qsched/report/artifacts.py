@@ -236,8 +236,9 @@ def _remove(study: StoredStudy, artifact: str) -> None:
     """As optuna-dashboard does it: null remains."""
     with suppress(ArtifactNotFound):
         store_of(study).remove(artifact)
-    study.storage.database.optuna.set_study_system_attr(
-        study.trials.study._study_id, ARTIFACTS_ATTR_PREFIX + artifact, json.dumps(None)
+    mirror, key = study.trials.study, ARTIFACTS_ATTR_PREFIX + artifact
+    study.trials.fenced(
+        lambda: mirror._storage.set_study_system_attr(mirror._study_id, key, json.dumps(None))
     )
 
 
