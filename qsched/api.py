@@ -6,7 +6,7 @@ outcome.verdict, outcome.sentence, outcome.coefficients, outcome.folder
 
 import functools
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
@@ -34,7 +34,6 @@ from qsched.service import launchers
 from qsched.service.status import Status
 from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy, create, load
-from qsched.study.fingerprint import require_same_plugins
 from qsched.study.study import Study, is_file, load_study
 from qsched.tables import checked
 
@@ -86,6 +85,9 @@ class Observer:
 
     def extended(self, asked: int, budget: int) -> None:
         """The study has a larger budget than was asked for: it was extended."""
+
+    def changed(self, settings: Mapping[str, tuple[Any, Any]]) -> None:
+        """A study that was there took settings that no score depends on: {key: (before, now)}."""
 
     def loading(self, what: str) -> None:
         """Something slow is being loaded."""
@@ -167,7 +169,7 @@ def run(
     name = definition.tables.execution.launcher
     with definition.code():
         launcher = launchers.launcher_named(name) if workers > 1 or name != LOCAL else None
-    stored = create(database, definition, accept=accept)
+    stored = create(database, definition, accept=accept, on_change=observer.changed)
     folder = outputs.ready(_folder(stored, out))
     budget = stored.status().budget
     if budget > definition.trials:
@@ -245,14 +247,18 @@ def work(
     max_trials: int | None = None,
     stay: bool = False,
     grace: float = 0.0,
+    accept: Collection[str] = (),
     observer: Observer | None = None,
 ) -> bool:
     """Works on a study as one worker; False if a signal stopped it before the end.
 
     `device`: another one than the study's. `max_trials`: stops after so many. `stay`: waits for
-    more when the budget is spent. `grace`: seconds for the trial in hand after a signal.
+    more when the budget is spent. `grace`: seconds for the trial in hand after a signal. `accept`:
+    keys of the fingerprint that may differ here. Raises QschedError, and StudyGone among it if the
+    study is deleted in the meantime.
     """
     observer = observer or Observer()
+    study.require_agreement(accept)
     status = study.status()
     observer.working(status)
     if status.complete and not stay:
@@ -267,7 +273,6 @@ def work(
         from qsched.service.worker import Worker
 
     definition, tables = study.definition, study.definition.tables
-    require_same_plugins(tables, status.fingerprint)
     execution = tables.execution.model_copy(update={"device": device} if device else {})
     where, twin = device_for(tables.model, execution), tables.model.twin
     # What can't be had is an error now, not at the first image and not at the end.
@@ -322,6 +327,7 @@ def validate(
     study: StoredStudy,
     *,
     controls: Collection[str] = (),
+    accept: Collection[str] = (),
     out: Path | None = None,
     observer: Observer | None = None,
 ) -> Outcome:
@@ -329,12 +335,13 @@ def validate(
 
     `controls`: names of `qsched.proof.controls.phrases`, or `all`: companion studies in the same
     database, made and worked first; a signal stops that, and the same call goes on from there.
-    Those whose search is done are in every later validation. Raises StudyError if the budget isn't
-    spent, nothing has been scored, or a control can't be had.
+    Those whose search is done are in every later validation. `accept`: keys of the fingerprint that
+    may differ here. Raises StudyError if the budget isn't spent, nothing has been scored, or a
+    control can't be had, and StudyGone if the study is deleted in the meantime.
     """
     observer = observer or Observer()
+    study.require_agreement(accept)
     status = study.status()
-    require_same_plugins(study.definition.tables, status.fingerprint)
     if status.done + status.parked < status.budget or status.identity is None:
         raise StudyError(
             f"study {study.name!r}: {status.done} of {status.budget} trials are done; "
@@ -342,7 +349,7 @@ def validate(
         )
     folder = outputs.ready(_folder(study, out))
     for name in companions.chosen(study.definition, controls):
-        companion = companions.companion(study, name)
+        companion = companions.companion(study, name, accept)
         observer.control(companion.name, companions.phrases(study.definition)[name])
         if not work(companion, observer=observer):
             return Outcome(companion.status(), False, outcome.grid_images(study.definition))

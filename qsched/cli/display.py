@@ -1,8 +1,10 @@
 """What a person sees in the terminal: a study's progress, its status, its verdict."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group
 from rich.progress import (
@@ -50,6 +52,11 @@ class LiveProgress(Observer):
     def extended(self, asked: int, budget: int) -> None:
         """Says which budget holds."""
         self._console.print(f"budget    {budget} trials: the study was extended from {asked}")
+
+    def changed(self, settings: Mapping[str, tuple[Any, Any]]) -> None:
+        """Says which settings a study took."""
+        for line in settings_taken(settings):
+            self._console.print(line, soft_wrap=True)
 
     def loading(self, what: str) -> None:
         """Says what takes a moment."""
@@ -107,6 +114,14 @@ class LiveProgress(Observer):
             self._progress.update(tasks[what], completed=done, total=total, note=note)
         else:
             self._progress.add_task(what, total=total, completed=int(done), note=note)
+
+
+def settings_taken(settings: Mapping[str, tuple[Any, Any]]) -> list[Text]:
+    """A line for each setting that a study took, {key: (before, now)}."""
+    return [
+        Text(f"takes     {key} = {json.dumps(now)}, before {json.dumps(before)}")
+        for key, (before, now) in settings.items()
+    ]
 
 
 def outcome(console: Console, result: Outcome, storage: str) -> None:

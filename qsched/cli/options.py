@@ -1,12 +1,15 @@
 """Options and arguments that several commands share, and how they open the database."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 
 from qsched.cli.terminal import Plain
-from qsched.errors import StudyError
+from qsched.errors import StudyError, StudyGone
 
 if TYPE_CHECKING:
     from qsched.service.storage import Storage
@@ -67,6 +70,15 @@ Accept = Annotated[
         show_default=False,
     ),
 ]
+
+
+@contextmanager
+def until_deleted() -> Iterator[None]:
+    """A study that somebody deletes in the meantime ends a command: in one line, and no failure."""
+    try:
+        yield
+    except StudyGone as gone:
+        console.print(Text(f"ended     {gone}"), soft_wrap=True)
 
 
 def begun(url: str | None) -> bool:

@@ -30,6 +30,7 @@ from qsched.cli.options import (
     nothing_in,
     open_storage,
     open_study,
+    until_deleted,
 )
 from qsched.cli.terminal import Formatter
 from qsched.errors import QschedError, StudyError
@@ -219,18 +220,19 @@ def run(
             style="yellow",
             soft_wrap=True,
         )
-    with display.LiveProgress(console).live() as observer:
-        result = api.run(
-            definition,
-            storage=database,
-            workers=workers,
-            accept=accept or (),
-            out=out,
-            observer=observer,
-        )
-    display.outcome(console, result, str(database))
-    if not result.finished:
-        raise typer.Exit(INTERRUPTED)
+    with until_deleted():
+        with display.LiveProgress(console).live() as observer:
+            result = api.run(
+                definition,
+                storage=database,
+                workers=workers,
+                accept=accept or (),
+                out=out,
+                observer=observer,
+            )
+        display.outcome(console, result, str(database))
+        if not result.finished:
+            raise typer.Exit(INTERRUPTED)
 
 
 def create(
@@ -243,7 +245,8 @@ def create(
 ) -> None:
     """Enter a study and its trials into the database, for workers to find. Needs no GPU.
 
-    The same file may be entered again: nothing changes, or a larger budget adds trials.
+    The same file may be entered again: a larger budget adds trials, and workers that start from
+    then on take what changed in [execution] and [gallery]; nothing else may change.
 
     Example: [bold]qsched create studies/demo.toml --storage postgresql://me@host/qsched[/]
     """
@@ -252,13 +255,17 @@ def create(
 
     definition = api.load_study(study).changed(name=name, trials=trials)
     database = open_storage(storage, new=True)
-    status = api.create(database, definition, accept=accept or ()).status()
+    changed: dict[str, tuple[Any, Any]] = {}
+    stored = api.create(database, definition, accept=accept or (), on_change=changed.update)
+    status = stored.status()
     if as_json:
         console.print_json(json.dumps(status.to_dict()))
         return
     console.print(Text(f"study     {status.study} in {database}"), soft_wrap=True)
     if status.budget > definition.trials:
         display.LiveProgress(console).extended(definition.trials, status.budget)
+    for line in display.settings_taken(changed):
+        console.print(line, soft_wrap=True)
     console.print(f"trials    {status.done}/{status.budget}, {status.waiting} waiting")
     console.print(Text(f"next      qsched work {status.study}, on every machine"))
 
@@ -289,11 +296,15 @@ def work(
         Path | None,
         typer.Option(help="The log's file, or a folder for it.", show_default="runs/NAME/workers/"),
     ] = None,
+    accept: Accept = None,
 ) -> None:
     """Work on a study as one worker, or as one on each GPU of this machine; on any machine.
 
+    It works only with the library versions and weights that the study began with, and ends when
+    the study is deleted. A log is kept, with --all-devices one a worker.
+
     SIGTERM or Ctrl-C: no more work, the trial in hand is finished within the grace or given back,
-    exit 0. Ctrl-C again: it is given back at once. A log is kept, with --all-devices one a worker.
+    exit 0. Ctrl-C again: it is given back at once.
 
     What a study names as module:name runs with the study file in NAME's place, or --allow-code.
 
@@ -310,22 +321,26 @@ def work(
     if all_devices:
         if device:
             raise StudyError(f"--device {device} and --all-devices: expected one; drop the other")
-        _work_on_all_devices(stored, log, *_options(max_trials, idle_exit, grace))
+        stored.require_agreement(accept or ())
+        with until_deleted():
+            _work_on_all_devices(stored, log, *_options(max_trials, idle_exit, grace))
         return
     kept = _log_to(log, stored.name)
     console.print(Text(f"study     {stored.name} in {database}"), soft_wrap=True)
     console.print(Text(f"log       {kept.resolve()}"), soft_wrap=True)
-    with display.LiveProgress(console).live() as observer:
-        api.work(
-            stored,
-            device=device,
-            max_trials=max_trials,
-            stay=not idle_exit,
-            grace=grace,
-            observer=observer,
-        )
-    status = stored.status()
-    console.print(f"trials    {status.done}/{status.budget}")
+    with until_deleted():
+        with display.LiveProgress(console).live() as observer:
+            api.work(
+                stored,
+                device=device,
+                max_trials=max_trials,
+                stay=not idle_exit,
+                grace=grace,
+                accept=accept or (),
+                observer=observer,
+            )
+        status = stored.status()
+        console.print(f"trials    {status.done}/{status.budget}")
 
 
 def _options(max_trials: int | None, idle_exit: bool, grace: float) -> list[str]:
@@ -473,7 +488,7 @@ def _pause(name: str, storage: str | None, *, paused: bool) -> None:
     from qsched import api
 
     study = api.load(open_storage(storage), name)
-    study.storage.pause(name, paused)
+    study.storage.pause(study.incarnation, paused)
     running = study.status().running
     word = f"paused; {running} trials are still being finished" if paused else "goes on"
     console.print(Text(f"{name}     {word}"))

@@ -486,12 +486,12 @@ class Proof:
 
 def keep(study: StoredStudy, proof: Proof) -> None:
     """Stores the outcome of a validation; a later one replaces it."""
-    study.storage.conclude(study.name, proof.to_dict())
+    study.storage.conclude(study.incarnation, proof.to_dict())
 
 
 def kept(study: StoredStudy) -> Proof | None:
     """The outcome of a study's last validation; None before the first. Raises StudyError."""
-    stored = study.storage.outcome(study.name)
+    stored = study.storage.outcome(study.incarnation)
     if stored is None:
         return None
     proof = Proof.from_dict(stored)

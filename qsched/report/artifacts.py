@@ -16,7 +16,7 @@ from optuna.artifacts import Boto3ArtifactStore, FileSystemArtifactStore
 from optuna.artifacts._upload import ARTIFACTS_ATTR_PREFIX
 from optuna.artifacts.exceptions import ArtifactNotFound
 
-from qsched.errors import ConfigError, QschedError, in_one_line
+from qsched.errors import ConfigError, MirrorLost, QschedError, StudyGone, in_one_line
 from qsched.pictures.sheets import Pictures
 from qsched.proof import outcome
 from qsched.proof.outcome import Proof
@@ -129,7 +129,8 @@ def conclude(study: StoredStudy, proof: Proof, pictures: Pictures) -> None:
     """Stores the outcome of a validation and its pictures, in the place of earlier ones.
 
     The outcome names its pictures, so both are replaced at once: earlier ones are removed only
-    after it. Pictures that can't be stored are no reason to lose a verdict; that is logged.
+    after it. Pictures that can't be stored are no reason to lose a verdict; that is logged. Raises
+    StudyGone.
     """
     made = keep(study, pictures)
     outcome.keep(study, replace(proof, pictures=made))
@@ -149,8 +150,12 @@ def keep(study: StoredStudy, pictures: Pictures) -> str | None:
             path = Path(folder) / files.HELD_OUT
             pictures.write_sheet(path)
             key, value = uploaded(path, store)
-            mirror._storage.set_study_system_attr(mirror._study_id, key, value)
+            study.trials.fenced(
+                lambda: mirror._storage.set_study_system_attr(mirror._study_id, key, value)
+            )
             return key.removeprefix(ARTIFACTS_ATTR_PREFIX)
+    except StudyGone:
+        raise
     except Exception as error:  # noqa: BLE001 - any store's own errors
         logger.warning("the held-out pictures were not stored: %s", in_one_line(error))
     return None
@@ -212,8 +217,11 @@ def inventory(study: StoredStudy, place: str) -> tuple[int, int]:
 
 
 def _ids(study: StoredStudy) -> list[str]:
-    """All artifacts of a study and of its trials."""
-    trials = study.trials.study.get_trials(deepcopy=False)
+    """All artifacts of a study and of its trials; none where somebody deleted the mirror."""
+    try:
+        trials = study.trials.all()
+    except MirrorLost:
+        return []
     attributes = (_attributes(study), *(trial.system_attrs for trial in trials))
     return [artifact for each in attributes for artifact in _listed(each)]
 
@@ -228,14 +236,18 @@ def _remove(study: StoredStudy, artifact: str) -> None:
     """As optuna-dashboard does it: null remains."""
     with suppress(ArtifactNotFound):
         store_of(study).remove(artifact)
-    study.storage.database.optuna.set_study_system_attr(
-        study.trials.study._study_id, ARTIFACTS_ATTR_PREFIX + artifact, json.dumps(None)
+    mirror, key = study.trials.study, ARTIFACTS_ATTR_PREFIX + artifact
+    study.trials.fenced(
+        lambda: mirror._storage.set_study_system_attr(mirror._study_id, key, json.dumps(None))
     )
 
 
 def _attributes(study: StoredStudy) -> dict[str, Any]:
-    optuna = study.storage.database.optuna
-    return optuna.get_study_system_attrs(study.trials.study._study_id)
+    """What the mirror carries; nothing where somebody deleted it."""
+    try:
+        return study.trials.attributes()
+    except MirrorLost:
+        return {}
 
 
 def _listed(attributes: Mapping[str, Any]) -> dict[str, str]:

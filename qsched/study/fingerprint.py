@@ -10,7 +10,6 @@ from typing import Any
 
 from qsched.captions import READERS
 from qsched.digests import whole
-from qsched.errors import StudyError
 from qsched.evidence.table import packages_of_reference
 from qsched.libraries import installed_version
 from qsched.pipelines.table import origins_of_model, packages_of_model
@@ -77,6 +76,13 @@ def reader(tables: StudyFile) -> dict[str, str]:
     return {f"plugins.{name}": str(origin)} if origin else {}
 
 
+def without_reader(tables: StudyFile, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored fingerprint without the plug-in that read the prompts."""
+    return {
+        key: value for key, value in stored.items() if key != f"plugins.{tables.prompts.reader}"
+    }
+
+
 def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:
     """{key in which two fingerprints differ: both values in words}.
 
@@ -93,16 +99,6 @@ def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> dict[s
         for key in sorted(keys)
         if stored.get(key) != current.get(key)
     }
-
-
-def require_same_plugins(tables: StudyFile, stored: Mapping[str, Any]) -> None:
-    """Raises StudyError, naming both, if the code of a plug-in is not what a study began with."""
-    for key, origin in plugins(tables).items():
-        if stored.get(key) not in (None, origin):
-            raise StudyError(
-                f"{key}: the study began with {stored[key]!r}, here it is {origin!r}; use the code "
-                "that it began with, or take responsibility with --accept where it is run"
-            )
 
 
 def _scorers(tables: StudyFile) -> list[str]:

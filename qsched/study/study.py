@@ -38,6 +38,7 @@ from qsched.study.fingerprint import (
     reader,
     versions,
     weights,
+    without_reader,
 )
 from qsched.tables import STORED, Seed, checked, in_words, unreadable
 
@@ -133,6 +134,26 @@ class Study:
             changes["search"] = self.tables.search.model_dump() | {"trials": trials}
         return _checked(self, changes) if changes else self
 
+    def with_budget(self, trials: int) -> "Study":
+        """The same study with a budget that was valid before."""
+        search = self.tables.search.model_copy(update={"trials": trials})
+        return replace(self, tables=self.tables.model_copy(update={"search": search}))
+
+    def here(self) -> "Study":
+        """The same study with its model's weights as this machine has them; a twin's are the same
+        everywhere. Raises ModelError for a file that can't be read."""
+        model = self.tables.model
+        return self if model.twin else replace(self, weights=weights_of(model))
+
+    def changed_settings(self, before: "Study") -> dict[str, tuple[Any, Any]]:
+        """{key: (value in `before`, value here)} of what no score depends on, `[execution]` and
+        `[gallery]`."""
+        then, now = (
+            dict(_flat(study.tables.model_dump(mode="json", include={"execution", "gallery"})))
+            for study in (before, self)
+        )
+        return {key: (then.get(key), now[key]) for key in now if then.get(key) != now[key]}
+
     def with_tables(self, changes: Mapping[str, Any]) -> "Study":
         """The same study with some tables replaced, checked as a file's are. Raises ConfigError."""
         return _checked(self, changes)
@@ -162,10 +183,11 @@ class Study:
             weights=f"twin of {model.pipeline}",
         )
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self, *, read: bool = True) -> dict[str, Any]:
         """All that a value of this study depends on, flat: {"sampling.steps": 4, ...}.
 
-        Budget, name, batch size, device and gallery are not in it: they change no score.
+        Budget, name, batch size, device and gallery are not in it: they change no score. `read`:
+        its prompts were read here, so the plug-in that reads them counts too.
         """
         left_out = {"name", "prompts", "execution", "gallery"}
         tables = self.tables.model_dump(mode="json", exclude=left_out)
@@ -175,16 +197,19 @@ class Study:
         keys["prompts.calibration"] = _digest(self.calibration)
         keys["prompts.held_out"] = _digest(self.held_out)
         with self.code():
-            code = plugins(self.tables) | reader(self.tables) | versions(self.tables)
-            code |= weights(self.tables)
+            code = plugins(self.tables) | versions(self.tables) | weights(self.tables)
+            code |= reader(self.tables) if read else {}
         return {"format": FORMAT, **keys, **code}
 
-    def differences(self, stored: Mapping[str, Any]) -> dict[str, str]:
+    def differences(self, stored: Mapping[str, Any], *, read: bool = True) -> dict[str, str]:
         """{key in which a stored fingerprint differs from this study's: both values in words}.
 
         Version 0.1 read less of large files; weights that agree as far as it read are the same.
+        `read`: as in `fingerprint`.
         """
-        current, key = self.fingerprint(), "model.weights"
+        current, key = self.fingerprint(read=read), "model.weights"
+        if not read:
+            stored = without_reader(self.tables, stored)
         if "format" not in stored and stored.get(key) != current[key]:
             before = weights_of(self.tables.model, first_and_last)
             current[key] = before if stored.get(key) == before else current[key]

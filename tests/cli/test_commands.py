@@ -289,8 +289,50 @@ def test_a_study_that_is_worked_on_is_extended_without_more_words(
     stored = studies.create(
         Storage(f"sqlite:///{tmp_path}/storage/qsched.db"), fakes.study(tmp_path / "files")
     )
-    stored.storage.enter("fake", "w", machine="", host="h", pid=1, hardware={})
+    stored.storage.enter(stored.incarnation, "w", machine="", host="h", pid=1, hardware={})
     assert qsched("extend", "fake", "--trials", "+2")[1] == "trials    8\n"
+
+
+@pytest.mark.parametrize("command", [("work", "fake"), ("run", "files/study.toml")])
+def test_a_study_that_is_deleted_ends_its_commands_in_one_line(
+    qsched: Qsched, finished: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, str]
+) -> None:
+    def asleep(worker: Worker, **_: object) -> None:
+        worker.study.storage.delete_study(worker.study.incarnation)
+        worker.study.tidy()
+
+    monkeypatch.setattr(Worker, "run", asleep)
+    assert "trials    7" in qsched("extend", "fake", "--trials", "+1")[1]
+    code, out, err = qsched(*command, *(["--trials", "7"] if command[0] == "run" else []))
+    assert code == 0, err
+    assert out.splitlines()[-1] == "ended     study 'fake' was deleted"
+    assert err == ""
+
+
+def test_edits_of_settings_are_taken_and_said(qsched: Qsched, tmp_path: Path) -> None:
+    """So the remedy that a worker on other hardware advises can take effect."""
+    path = fakes.study_file(tmp_path)
+    assert qsched("create", str(path))[0] == 0
+    path.write_text(path.read_text() + "allow_mixed_hardware = true\n")
+    code, out, _ = qsched("create", str(path))
+    assert code == 0
+    assert "takes     execution.allow_mixed_hardware = true, before false" in out
+    assert "takes" not in qsched("create", str(path))[1]
+
+
+def test_a_worker_says_by_what_its_machine_differs(qsched: Qsched, finished: Path) -> None:
+    study = studies.load(Storage(f"sqlite:///{finished}"), "fake")
+    other = study.status().fingerprint | {"versions.numpy": "1.26.4", "model.weights": "0"}
+    study.storage.redefine(study.incarnation, study.definition.to_json(), other, {})
+    for command in (("work", "fake", "--idle-exit"), ("validate", "fake")):
+        code, _, err = qsched(*command)
+        assert code == 2
+        assert "versions.numpy: the study has '1.26.4', now it is" in err
+        assert "model.weights: the study has '0', now it is" in err
+        assert "Traceback" not in err
+    accepted = ["--accept", "versions.numpy", "--accept", "model.weights"]
+    assert qsched("work", "fake", "--idle-exit", *accepted)[0] == 0
+    assert set(study.status().accepted) == {"versions.numpy", "model.weights"}
 
 
 def test_delete_asks_first(qsched: Qsched, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Trials that somebody enqueues in Optuna: each becomes one slot's, or is refused in words."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def test_it_becomes_the_next_slots_vector_and_trial(study: StoredStudy) -> None:
 
 def test_one_that_was_added_with_its_distributions_is_no_other(study: StoredStudy) -> None:
     claimed(study, "identity")
-    known = study.trials.make(study.slots()[0], (1.0, 1.0), "w")
+    known = study.trials.make(study.slots()[0], (1.0, 1.0))
     distributions = study.storage.database.optuna.get_trial(known).distributions
     study.trials.study.add_trial(
         create_trial(state=TrialState.WAITING, params=WANTED, distributions=distributions)
@@ -119,8 +120,8 @@ def test_two_workers_take_one_each(study: StoredStudy) -> None:
     seen = study.trials.enqueued()
     late = studies.load(study.storage, study.name)
     late.trials.enqueued = lambda: seen  # type: ignore[method-assign]
-    assert study.adopt(one, 60, "one") == ((0.9, 1.1), seen[0]._trial_id)
-    assert late.adopt(two, 60, "two") == ((1.2, 0.8), seen[1]._trial_id)
+    assert study.adopt(one, 60) == replace(one, vector=(0.9, 1.1), trial=seen[0]._trial_id)
+    assert late.adopt(two, 60) == replace(two, vector=(1.2, 0.8), trial=seen[1]._trial_id)
     assert [trial.user_attrs["slot"] for trial in trials(study)] == [1, 2]
 
 

@@ -199,7 +199,7 @@ def test_the_first_schema_of_the_urls_search_path_is_the_place(
             connection.execute(sa.text("CREATE TABLE public.alembic_version (version_num TEXT)"))
             connection.execute(sa.text("CREATE TYPE public.trialstate AS ENUM ('a')"))
     if not occupied:
-        Storage(server).add_study("team a's", "{}", {})
+        Storage(server).add_study("team a's", "{}", {}, budget=1)
     before = dump(server)
     url = with_options(server, "team_b", "public")
     storage = Storage(url)
@@ -222,12 +222,12 @@ def test_a_role_needs_what_it_uses_and_no_more(postgres: str) -> None:
     with pytest.raises(StorageError, match="permission denied for schema public; GRANT CREATE"):
         Storage(Database(guest, patience=60))
 
-    Storage(server).add_study("one", "{}", {})
+    Storage(server).add_study("one", "{}", {}, budget=1)
     with connected(server) as connection:
         connection.execute(sa.text(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"))
     looking = Storage(Database(guest, patience=60))
     assert looking.study_names() == ["one"]
-    assert looking.database.optuna.get_all_studies() == []
+    assert [each.study_name for each in looking.database.optuna.get_all_studies()] == ["one"]
 
 
 # At once.

@@ -359,9 +359,9 @@ def test_out_of_memory_halves_the_batch_and_says_so(tmp_path: Path) -> None:
 
 def test_a_paused_study_waits(tmp_path: Path) -> None:
     study = stored(tmp_path)
-    study.storage.pause(study.name, True)
+    study.storage.pause(study.incarnation, True)
     paused = worker(study)
-    paused.on_wait = lambda: study.storage.pause(study.name, False)
+    paused.on_wait = lambda: study.storage.pause(study.incarnation, False)
     assert paused.run()
     assert study.status().done == 6
 

@@ -92,7 +92,7 @@ class WatchedQueue(Queue):
     """Tells the evaluator which slot is worked on, and which of its batches were committed."""
 
     def __init__(self, study: StoredStudy, evaluator: FastEvaluator) -> None:
-        super().__init__(study.storage.database, study.name)
+        super().__init__(study.storage.database, study.incarnation)
         self._evaluator = evaluator
 
     def claim(self, worker: str, lease: float, *, identity_first: bool) -> Slot | None:
