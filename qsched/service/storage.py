@@ -273,7 +273,12 @@ class Storage:
             session.execute(sa.text(f"CREATE TABLE {name}_2 AS SELECT * FROM {name}"))
         for name in reversed(names):
             session.execute(sa.text(f"DROP TABLE {name}"))
-        Table.metadata.create_all(session.connection())
+        new = [
+            table
+            for name, table in Table.metadata.tables.items()
+            if name != SchemaTable.__tablename__
+        ]
+        Table.metadata.create_all(session.connection(), new, checkfirst=False)
         for study in session.scalars(sa.text("SELECT name FROM qsched_studies_2")).all():
             values = {"new": uuid.uuid4().hex, "study": study}
             _copy(session, StudyTable, "id", ":new", "WHERE o.name = :study", values)
