@@ -101,17 +101,20 @@ class ImageGenerator:
         self._later_outputs: dict[bytes, Any] = {}
         self._pass: tuple[Coefficients | None, set[Prompt]] = (None, set())
 
-    def prepare(self, prompts: Sequence[Prompt]) -> None:
+    def prepare(self, prompts: Sequence[Prompt], known: SelfTest | None = None) -> None:
         """Tests caches and batches on the pipeline itself, encodes all captions that will be asked
         for, then frees the memory of the text encoders.
 
-        The self-test is made once; what it finds different is switched off, with a warning. Warns
-        of captions that are longer than the text encoders read. Afterwards other captions than
+        The self-test is made once; what it finds different is switched off, with a warning.
+        `known`, what it found for the same study on the same hardware before, takes its place,
+        unless that was for other batches; `tested` is what counts. Warns of captions that are
+        longer than the text encoders read. Afterwards other captions than
         these raise GenerationError, and so does here a pipeline whose images can't be repeated or
         don't follow the coefficients.
         """
         if self.tested is None:
-            self._test(prompts)
+            fits = known is not None and known.suits(self.batch_size)
+            self._take(known if known and fits else self._test(prompts))
         if "embeddings" not in self._caches or self._encoders_freed:
             return
         first = {prompt.text: prompt for prompt in reversed(prompts)}
@@ -125,28 +128,29 @@ class ImageGenerator:
         if self.tested and not self.tested.encoders_needed:
             self._free_text_encoders()
 
-    def _test(self, prompts: Sequence[Prompt]) -> None:
-        """Takes over what the self-test finds."""
-
+    def _test(self, prompts: Sequence[Prompt]) -> SelfTest:
         def make(batch_size: int, caches: frozenset[str]) -> ImageGenerator:
             return ImageGenerator(
                 self.pipeline, self.sampling, part=self._part, batch_size=batch_size, caches=caches
             )
 
-        exact = self.pipeline._execution_device.type == "cpu"
-        self.tested = self_test(
+        return self_test(
             make,
             prompts,
             steps=self.sampling.steps,
             batch_size=self.batch_size,
             caches=self._caches,
             size=(self.sampling.height, self.sampling.width),
-            exact=exact,
+            exact=self.pipeline._execution_device.type == "cpu",
         )
-        self._caches = self.tested.caches
-        self.batch_size = self.tested.batch_size
-        if self.tested.off:
-            logger.warning("%s: %s", type(self.pipeline).__name__, self.tested.sentence)
+
+    def _take(self, tested: SelfTest) -> None:
+        """What the self-test found holds from here on."""
+        self.tested = tested
+        self._caches &= tested.caches
+        self.batch_size = self.batch_size if tested.batches else 1
+        if tested.off:
+            logger.warning("%s: self-test: %s", type(self.pipeline).__name__, tested.sentence)
 
     def _encode(self, prompts: Sequence[Prompt]) -> None:
         """Runs the pipeline up to its denoiser, which keeps what `encode_prompt` returns."""
@@ -257,11 +261,12 @@ class ImageGenerator:
         self._resize(batch_size)
 
     def _one_by_one(self, why: Exception) -> None:
-        logger.warning(
-            "batches of one image from here on: the captions' embeddings can't be put together "
-            "exactly, %s",
-            why,
-        )
+        if self.tested:  # else it is the self-test's, which says what it finds
+            logger.warning(
+                "batches of one image from here on: the captions' embeddings can't be put together "
+                "exactly, %s",
+                why,
+            )
         self._embeddings.clear()
         self._resize(1)
 
