@@ -305,7 +305,7 @@ class ImageGenerator:
 
     def _images(self, output: Any, prompts: Sequence[Prompt]) -> Tensor:
         """The images of `prompts` in what the pipeline returned."""
-        images = _opaque(getattr(output, "images", None))
+        images = _opaque(getattr(output, "images", getattr(output, "image", None)))
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
             held = [name for name in ("frames", "audios", "image_embeds") if hasattr(output, name)]
             found = tuple(images.shape) if isinstance(images, Tensor) else ", ".join(held)
@@ -329,8 +329,16 @@ class ImageGenerator:
                 prompt=[prompt.text for prompt in prompts],
                 generator=noise,
                 output_type="pt",
-                **self.sampling.arguments(),
+                **self._arguments(len(prompts)),
             )
+
+    def _arguments(self, images: int) -> dict[str, Any]:
+        """What the study sets, a negative prompt once for each image: some pipelines take no text
+        beside a list."""
+        return {
+            name: [value] * images if _is_negative(name, value) else value
+            for name, value in self.sampling.arguments().items()
+        }
 
     def _settings(self) -> list[str]:
         """The keys of the study file that the pipeline may be called with."""
@@ -471,6 +479,10 @@ def _opaque(images: Any) -> Any:
         return images
     colours, alpha = images[:, :3], images[:, 3:]
     return colours * alpha + (1 - alpha)
+
+
+def _is_negative(name: str, value: Any) -> bool:
+    return name.startswith("negative_prompt") and isinstance(value, str)
 
 
 def _by_image(bound: inspect.BoundArguments, images: int) -> list[inspect.BoundArguments]:
