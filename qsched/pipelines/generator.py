@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
@@ -305,7 +306,10 @@ class ImageGenerator:
 
     def _images(self, output: Any, prompts: Sequence[Prompt]) -> Tensor:
         """The images of `prompts` in what the pipeline returned."""
-        images = _opaque(getattr(output, "images", getattr(output, "image", None)))
+        images = getattr(output, "images", getattr(output, "image", None))
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        images = _opaque(images)
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
             held = [name for name in ("frames", "audios", "image_embeds") if hasattr(output, name)]
             found = tuple(images.shape) if isinstance(images, Tensor) else ", ".join(held)
@@ -328,7 +332,7 @@ class ImageGenerator:
             return self.pipeline(
                 prompt=[prompt.text for prompt in prompts],
                 generator=noise,
-                output_type="pt",
+                output_type="np",  # "pt" is in [-1, 1] where a pipeline decodes by itself
                 **self._arguments(len(prompts)),
             )
 

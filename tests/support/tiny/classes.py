@@ -759,7 +759,11 @@ CLASSES: dict[str, Case] = {
     "HunyuanDiTPipeline": Case(
         hunyuan_dit, {"guidance_scale": 1.0} | WHOLE, {"guidance_scale": 4.0} | WHOLE
     ),
-    "Kandinsky3Pipeline": Case(kandinsky_3),
+    "Kandinsky3Pipeline": Case(
+        kandinsky_3,
+        {"guidance_scale": 1.0, "height": 64, "width": 64},
+        {"guidance_scale": 4.0, "negative_prompt": "bad", "height": 64, "width": 64},
+    ),
     "Kandinsky5T2IPipeline": Case(kandinsky_5),
     "KolorsPipeline": Case(kolors),
     "LongCatImagePipeline": Case(
