@@ -184,8 +184,8 @@ def _reached(pipeline: DiffusionPipeline) -> Iterator[tuple[str, Any]]:
 
 
 def _any(half: Any) -> bool:
-    """Whether a half of an adapter is anything but zeros."""
-    return any(bool(each.any()) for each in half.parameters())
+    """Whether a half of an adapter was filled, and with anything but zeros."""
+    return any(not each.is_meta and bool(each.any()) for each in half.parameters())
 
 
 def _require_alphas(
