@@ -22,7 +22,7 @@ from qsched.schedule.coefficients import Coefficients
 
 TOLERANCE = 1 / 512
 """The largest difference of a pixel in [0, 1] that counts as none on a GPU, half a step of an 8-bit
-image: its kernels may add in another order. On the CPU there is none."""
+image: its kernels may add in another order. It was never run on one. On the CPU there is none."""
 
 ORDER = ("later-calls", "first-call", "embeddings")
 """The caches, in the order in which they are switched off."""

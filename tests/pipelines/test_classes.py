@@ -6,6 +6,7 @@ the same batch, or where the self-test switched batches off, of single calls.
 
 import pytest
 import torch
+from diffusers import FlowMatchLCMScheduler
 
 from qsched.errors import GenerationError
 from qsched.pipelines.generator import ImageGenerator
@@ -14,7 +15,7 @@ from qsched.prompts import Prompt
 from qsched.schedule.coefficients import Coefficients
 from tests.support.tiny.classes import CLASSES
 
-CAPTIONS = ("a cat", "a dog in the rain at night", "a cat", "")
+CAPTIONS = ("a cat", "a dog in the rain at night, " * 20, "a cat", "")
 PROMPTS = [Prompt(caption, 5 * index + 2) for index, caption in enumerate(CAPTIONS)]
 IDENTITY = Coefficients.identity(2)
 
@@ -58,7 +59,7 @@ def assert_right(name: str, how: Sampling, prompts: list[Prompt], size: int) -> 
 
 @pytest.mark.parametrize(("name", "guided"), KINDS, ids=str)
 def test_one_class_of_each_kind_is_right(name: str, guided: bool) -> None:
-    """An odd last batch, equal captions with other seeds, and an empty one."""
+    """With an odd last batch, a long caption, and one twice with another seed."""
     assert_right(name, sampling(name, guided=guided), PROMPTS[:3], 2)
 
 
@@ -73,3 +74,17 @@ def test_each_class_is_right_or_refused(name: str, guided: bool) -> None:
         return
     for size in (1, 2, 4):
         assert_right(name, how, PROMPTS, size)
+
+
+@pytest.mark.parametrize("name", ["ChromaPipeline", "Lumina2Pipeline"])
+def test_noise_of_a_stochastic_scheduler_is_the_images_own(name: str) -> None:
+    """Where the pipeline gives the scheduler no generator."""
+    pipeline = CLASSES[name].make()
+    pipeline.scheduler = FlowMatchLCMScheduler()
+    generator = ImageGenerator(pipeline, sampling(name, guided=True), batch_size=2)
+    generator.prepare(PROMPTS)
+    assert generator.tested
+    assert generator.tested.own_noise
+    images = generator.generate(PROMPTS, IDENTITY)
+    assert torch.equal(generator.generate(PROMPTS[::-1], IDENTITY).flip(0), images)
+    assert not torch.equal(images[0], images[2])
