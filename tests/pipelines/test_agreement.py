@@ -132,7 +132,7 @@ def test_a_loaded_pipeline_is_asked_again() -> None:
     ("key", "value", "words"),
     [
         ("num_images_per_prompt", 2, "set prompts.held_out_seeds"),
-        ("output_type", '"pil"', "images are scored as tensors"),
+        ("output_type", '"pil"', "images are scored as arrays"),
         ("num_inference_steps", 8, "set sampling.steps"),
         ("denoising_end", 0.5, "steps would never run"),
         ("timesteps", "[999, 499]", "set sampling.timesteps"),
