@@ -5,11 +5,12 @@ outcome.verdict, outcome.sentence, outcome.coefficients, outcome.folder
 """
 
 import functools
+import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from qsched.captions import read_captions
 from qsched.errors import ConfigError, OutputError, StudyError
@@ -30,12 +31,16 @@ from qsched.report.export import coefficients_of
 from qsched.report.writing import Part
 from qsched.schedule.coefficients import Coefficients
 from qsched.scoring.catalog import metric_entry
+from qsched.seeds import digest
 from qsched.service import launchers
 from qsched.service.status import Status
 from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy, create, load
 from qsched.study.study import Study, is_file, load_study
 from qsched.tables import checked
+
+if TYPE_CHECKING:
+    from qsched.pipelines.generator import ImageGenerator
 
 __all__ = [
     "Observer",
@@ -287,7 +292,8 @@ def work(
         part=tables.model.part,
         batch_size=execution.batch_size,
     )
-    generator.prepare(definition.calibration)
+    settings = execution.model_dump(include={"offload", "vae_slicing"})
+    _prepare(generator, study, hardware(where) | settings)
     if generator.tested and not generator.tested.off:  # which it has warned of
         observer.tested(generator.tested.sentence)
     prompts = len(definition.calibration)
@@ -320,6 +326,25 @@ def work(
         gallery.publish(study)
     observer.working(study.status())
     return finished
+
+
+def _prepare(
+    generator: "ImageGenerator", study: StoredStudy, conditions: Mapping[str, Any]
+) -> None:
+    """Readies a worker's generator by what a self-test found before under the same fingerprint,
+    that of this machine, and the same hardware and settings; else what it finds now is stored."""
+    from qsched.pipelines.self_test import SelfTest
+
+    here = study.definition.here().fingerprint(read=False)
+    key = digest(json.dumps(here, sort_keys=True))
+    stored = study.storage.self_test(key, conditions)
+    try:
+        known = SelfTest.from_dict(stored) if stored else None
+    except (TypeError, ValueError):  # what else may stand in a database
+        known = None
+    generator.prepare(study.definition.calibration, known)
+    if generator.tested not in (None, known):
+        study.storage.keep_self_test(key, conditions, generator.tested.to_dict())
 
 
 @_with_plugins

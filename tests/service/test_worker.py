@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import pytest
+import sqlalchemy as sa
 import torch
 from optuna.trial import TrialState
 
+from qsched import api
 from qsched.errors import StudyError
+from qsched.pipelines import self_test
 from qsched.prompts import Prompt
 from qsched.service import stored_study as studies
 from qsched.service.evaluator import Evaluator
@@ -314,6 +317,29 @@ def test_other_hardware_is_refused_unless_the_study_allows_it(tmp_path: Path) ->
     study.definition = replace(study.definition, tables=mixed)
     assert other.run()
     assert [row.state for row in study.status().workers] == ["stopped", "stopped"]
+
+
+def test_a_worker_starts_with_what_another_ones_self_test_found(
+    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under the same fingerprint and on the same hardware, also in another study."""
+    tests: list[int] = []
+
+    def counted(*arguments: Any, **keywords: Any) -> self_test.SelfTest:
+        tests.append(1)
+        return self_test.self_test(*arguments, **keywords)
+
+    monkeypatch.setattr("qsched.pipelines.generator.self_test", counted)
+    monkeypatch.setattr(Worker, "run", lambda worker, **_: True)
+    for name, known in (("one", 1), ("other", 1), ("one", 1)):
+        api.work(stored(tmp_path, url, name=name))
+        assert len(tests) == known, name
+    api.work(stored(tmp_path, url, name="seeded", seed=5))
+    assert len(tests) == 2
+    with Storage(url).database.engine.begin() as connection:
+        connection.execute(sa.text("""UPDATE qsched_self_tests SET result = '{"caches": 5}'"""))
+    api.work(stored(tmp_path, url, name="one"))
+    assert len(tests) == 3
 
 
 def test_several_workers_share_the_budget(tmp_path: Path) -> None:
