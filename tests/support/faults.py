@@ -129,7 +129,8 @@ def value_of(number: int, coefficients: Any, prompt: int, metric: str) -> float:
 
 def work(url: str, log: Path, seed: int) -> None:
     """The process of one worker, until the study is complete or gone, or it is told to stop."""
-    os.dup2(log.with_suffix(".err").open("w").fileno(), sys.stderr.fileno())
+    with log.with_suffix(".err").open("w") as errors:
+        os.dup2(errors.fileno(), 2)
     random.seed(seed)
     try:
         study = studies.load(Storage(Database(url, patience=PATIENCE)), NAME)
@@ -446,7 +447,7 @@ class Ordeal:
             time.sleep(1.1 * LEASE)
         else:
             self._pause(self.study, True)
-        while self.study.queue.counts()["running"]:
+        while self.study.tidy()["running"]:
             time.sleep(0.05)
         self.wrong += examine(self.study, None, self.folder)["wrong"]
 
