@@ -5,38 +5,37 @@ outcome.verdict, outcome.sentence, outcome.coefficients, outcome.folder
 """
 
 import functools
-import json
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from qsched.captions import read_captions
-from qsched.errors import ConfigError, StudyError
+from qsched.errors import ConfigError, OutputError, StudyError
+from qsched.files import outputs
 from qsched.libraries import quiet
 from qsched.pipelines.catalog import TWIN_SIDE, model_entry
 from qsched.pipelines.effective import effective
 from qsched.pipelines.table import LOCAL, Execution, Model, Sampling, model_named, sampling_of
-from qsched.plugins import beside
 from qsched.prompts import choose, locate, with_seeds
 from qsched.proof import controls as companions
 from qsched.proof import outcome
 from qsched.proof.outcome import Proof, Verdict
 from qsched.quantization.schemes import Scheme
 from qsched.quantization.table import Quantization
-from qsched.report import artifacts, files, gallery, writing
+from qsched.report import artifacts, gallery, writing
 from qsched.report import preview as previews
-from qsched.report.card import model_card
-from qsched.report.export import export, provenance, stock_of
+from qsched.report.export import coefficients_of
+from qsched.report.writing import Part
 from qsched.schedule.coefficients import Coefficients
 from qsched.scoring.catalog import metric_entry
 from qsched.service import launchers
 from qsched.service.status import Status
 from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy, create, load
-from qsched.study.fingerprint import require_same_plugins
-from qsched.study.study import Study, load_study
+from qsched.study.study import Study, is_file, load_study
+from qsched.tables import checked
 
 __all__ = [
     "Observer",
@@ -75,7 +74,7 @@ def _with_plugins(
     @functools.wraps(verb)
     def called(study: Subject, /, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
         definition = study if isinstance(study, Study) else study.definition
-        with beside(definition.folder):
+        with definition.code():
             return verb(study, *args, **kwargs)
 
     return called
@@ -83,6 +82,12 @@ def _with_plugins(
 
 class Observer:
     """Told what happens while a study runs; every method does nothing here. Override some."""
+
+    def extended(self, asked: int, budget: int) -> None:
+        """The study has a larger budget than was asked for: it was extended."""
+
+    def changed(self, settings: Mapping[str, tuple[Any, Any]]) -> None:
+        """A study that was there took settings that no score depends on: {key: (before, now)}."""
 
     def loading(self, what: str) -> None:
         """Something slow is being loaded."""
@@ -150,26 +155,36 @@ def run(
 ) -> Outcome:
     """Creates or resumes a study, works until its budget is spent, validates and reports.
 
-    `study`: a study file's path, or what `load_study` returned. `storage`: a URL; None is the
+    `study`: a study file's path, a name in the database, or what `load_study` returned. One that is
+    extended in the meantime goes on. `storage`: a URL; None is the
     default. `workers`: so many processes, started by the study's launcher; the local one puts them
     on this machine, one after the other on its GPUs. `accept`: keys of the fingerprint that may
     differ. `out`: the folder of the results, by default runs/<study>. Raises QschedError.
     """
     observer = observer or Observer()
-    definition = study if isinstance(study, Study) else load_study(study)
-    name = definition.tables.execution.launcher
-    with beside(definition.folder):
-        launcher = launchers.launcher_named(name) if workers > 1 or name != LOCAL else None
+    if not isinstance(study, Study) and is_file(study):
+        study = load_study(study)
     database = storage if isinstance(storage, Storage) else Storage(storage)
-    stored = create(database, definition, accept=accept)
-    folder = _folder(stored, out)
-    if launcher:
-        finished = _by_crew(stored, workers, launcher, folder / "workers", observer)
-    else:
-        finished = work(stored, observer=observer)
-    if not finished:
-        return Outcome(stored.status(), finished=False, grid_images=outcome.grid_images(definition))
-    return validate(stored, out=folder, observer=observer)
+    definition = study if isinstance(study, Study) else load(database, str(study)).definition
+    name = definition.tables.execution.launcher
+    with definition.code():
+        launcher = launchers.launcher_named(name) if workers > 1 or name != LOCAL else None
+    stored = create(database, definition, accept=accept, on_change=observer.changed)
+    folder = outputs.ready(_folder(stored, out))
+    budget = stored.status().budget
+    if budget > definition.trials:
+        observer.extended(definition.trials, budget)
+    while True:
+        if launcher:
+            finished = _by_crew(stored, workers, launcher, folder / "workers", observer)
+        else:
+            finished = work(stored, observer=observer)
+        if not finished:
+            return Outcome(stored.status(), False, outcome.grid_images(definition))
+        if stored.status().complete:
+            result = validate(stored, out=folder, observer=observer)
+            if stored.status().complete or not result.finished:
+                return result
 
 
 def _by_crew(
@@ -185,7 +200,8 @@ def _by_crew(
     if status.complete:
         return True
     anywhere = study.definition.tables.execution.device == "auto"
-    crew = launchers.crew_of(study, workers, logs, "--idle-exit", "--grace", "0", spread=anywhere)
+    options = ("--idle-exit", "--grace", "0", "--log", str(logs))
+    crew = launchers.crew_of(study, workers, logs, *options, spread=anywhere)
     ended = launchers.work(study, crew, launcher, on_look=observer.working)
     if ended.stopped:
         return False
@@ -231,14 +247,18 @@ def work(
     max_trials: int | None = None,
     stay: bool = False,
     grace: float = 0.0,
+    accept: Collection[str] = (),
     observer: Observer | None = None,
 ) -> bool:
     """Works on a study as one worker; False if a signal stopped it before the end.
 
     `device`: another one than the study's. `max_trials`: stops after so many. `stay`: waits for
-    more when the budget is spent. `grace`: seconds for the trial in hand after a signal.
+    more when the budget is spent. `grace`: seconds for the trial in hand after a signal. `accept`:
+    keys of the fingerprint that may differ here. Raises QschedError, and StudyGone among it if the
+    study is deleted in the meantime.
     """
     observer = observer or Observer()
+    study.require_agreement(accept)
     status = study.status()
     observer.working(status)
     if status.complete and not stay:
@@ -253,10 +273,10 @@ def work(
         from qsched.service.worker import Worker
 
     definition, tables = study.definition, study.definition.tables
-    require_same_plugins(tables, status.fingerprint)
     execution = tables.execution.model_copy(update={"device": device} if device else {})
     where, twin = device_for(tables.model, execution), tables.model.twin
     # What can't be had is an error now, not at the first image and not at the end.
+    pictures = gallery.Gallery(study)
     scorers = load_scorers(definition.scorers, where, twin=twin)
     load_scorers(tables.validation.metrics, twin=twin)
     loaded = load_model(tables.model, tables.quantization, execution=execution)
@@ -292,7 +312,7 @@ def work(
         on_batch=lambda slot, scored: observer.batch(slot, scored, prompts),
         on_trial=on_trial,
         on_wait=lambda: observer.waiting(study.status()),
-        gallery=gallery.Gallery(study),
+        gallery=pictures,
     )
     try:
         finished = worker.run(max_trials=max_trials, stay=stay)
@@ -307,6 +327,7 @@ def validate(
     study: StoredStudy,
     *,
     controls: Collection[str] = (),
+    accept: Collection[str] = (),
     out: Path | None = None,
     observer: Observer | None = None,
 ) -> Outcome:
@@ -314,19 +335,21 @@ def validate(
 
     `controls`: names of `qsched.proof.controls.phrases`, or `all`: companion studies in the same
     database, made and worked first; a signal stops that, and the same call goes on from there.
-    Those whose search is done are in every later validation. Raises StudyError if the budget isn't
-    spent, nothing has been scored, or a control can't be had.
+    Those whose search is done are in every later validation. `accept`: keys of the fingerprint that
+    may differ here. Raises StudyError if the budget isn't spent, nothing has been scored, or a
+    control can't be had, and StudyGone if the study is deleted in the meantime.
     """
     observer = observer or Observer()
+    study.require_agreement(accept)
     status = study.status()
-    require_same_plugins(study.definition.tables, status.fingerprint)
     if status.done + status.parked < status.budget or status.identity is None:
         raise StudyError(
             f"study {study.name!r}: {status.done} of {status.budget} trials are done; "
             f"finish it first with qsched run"
         )
+    folder = outputs.ready(_folder(study, out))
     for name in companions.chosen(study.definition, controls):
-        companion = companions.companion(study, name)
+        companion = companions.companion(study, name, accept)
         observer.control(companion.name, companions.phrases(study.definition)[name])
         if not work(companion, observer=observer):
             return Outcome(companion.status(), False, outcome.grid_images(study.definition))
@@ -352,15 +375,19 @@ def validate(
         ready,
         on_images=on_images,
     )
-    outcome.keep(study, proof)
-    artifacts.keep(study, pictures)
-    folder = _folder(study, out)
-    writing.write(folder, study, status, proof, pictures)
-    take_away(study, folder)
+    artifacts.conclude(study, proof, pictures)
+    try:
+        writing.write(folder, study, ~Part(0), pictures=pictures)
+    except OutputError as error:
+        raise OutputError(
+            f"{error}; the verdict is stored: qsched report {study.name} and qsched export "
+            f"{study.name} write it later"
+        ) from error
     gallery.publish(study)
     return Outcome(status, True, proof.grid_images, folder, proof)
 
 
+@_with_plugins
 def take_away(study: StoredStudy, folder: Path, *, force: bool = False) -> list[Path]:
     """Writes coefficients.json, scheduler/ and README.md of a validated study; returns their paths.
 
@@ -368,16 +395,7 @@ def take_away(study: StoredStudy, folder: Path, *, force: bool = False) -> list[
     `force` writes the best candidate all the same, and all three say so. Raises StudyError before
     the first validation.
     """
-    proof = outcome.outcome_of(study, study.status())
-    taken = proof.taken(force=force)
-    stock = stock_of(json.loads(proof.scheduler))
-    return export(
-        folder,
-        taken.coefficients,
-        proof.scheduler,
-        provenance(proof, forced=taken.forced),
-        card=model_card(study.definition, proof, taken, stock),
-    )
+    return writing.write(folder, study, Part.EXPORT, force=force)[Part.EXPORT]
 
 
 @_with_plugins
@@ -390,9 +408,7 @@ def preview(study: Study, out: Path | None = None) -> tuple[list[Path], dict[str
     with quiet():
         from qsched.proof.preview import draw
 
-    folder = (out or Path("runs") / study.name).resolve()
-    with files.written():  # now, and not after all was drawn
-        folder.mkdir(parents=True, exist_ok=True)
+    folder = outputs.ready((out or Path("runs") / study.name).resolve())
     found = draw(study)
     paths = previews.write(folder, study, found.pictures, found.impressions, found.network)
     drawn = effective(study.tables.model, study.tables.sampling)
@@ -408,13 +424,13 @@ def preview(study: Study, out: Path | None = None) -> tuple[list[Path], dict[str
     }
 
 
+@_with_plugins
 def write_report(study: StoredStudy, folder: Path) -> tuple[list[Path], dict[str, Any]]:
     """Writes report.html and report.json of a study by what its database and artifacts hold; their
     paths, and the content of report.json. Before the validation it says that nothing is proven."""
-    status = study.status()
-    proof = outcome.outcome_of(study, status)
-    pictures = artifacts.kept(study, proof)
-    return writing.write_page(folder, study, status, proof, pictures), proof.report()
+    folder = outputs.ready(folder)
+    paths = writing.write(folder, study, Part.PAGE)[Part.PAGE]
+    return paths, outcome.outcome_of(study, study.status()).report()
 
 
 def generate(
@@ -442,7 +458,7 @@ def generate(
     with quiet():
         from qsched.pipelines.image_sets import write_image_set
 
-    found = Coefficients.load(coefficients) if coefficients else None
+    found = coefficients_of(Path(coefficients)) if coefficients else None
     table, sampling, scheme = _settings(model, found.steps if found else steps, quantization, twin)
     for asked in (sampling.steps, steps):
         if found and asked not in (None, found.steps):
@@ -459,7 +475,7 @@ def generate(
         model=table,
         sampling=sampling,
         quantization=scheme,
-        execution=Execution(batch_size=batch_size),
+        execution=checked(Execution, {"batch_size": batch_size}),
     )
 
 
@@ -475,7 +491,7 @@ def _settings(
     if steps is None:
         raise ConfigError("the number of steps is missing; pass --steps or --coefficients")
     table = model_named(model, steps)
-    sampling = sampling_of(model, Sampling(steps=steps))
+    sampling = sampling_of(model, checked(Sampling, {"steps": steps}))
     if twin:
         table = table.model_copy(update={"twin": True, "dtype": "float32"})
         sampling = sampling.model_copy(update={"height": TWIN_SIDE, "width": TWIN_SIDE})

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from qsched.documents import MEBIBYTE, from_json, from_yaml, read, shown
 from qsched.errors import DocumentError, PromptError, in_one_line, one_line
+from qsched.files.documents import MEBIBYTE, from_json, from_yaml, read, shown
 from qsched.plugins import Registry
 
 MOST = 1024 * MEBIBYTE
@@ -279,7 +279,7 @@ def _structured(content: Any) -> list[str]:
 
 def _coco(images: list[Any]) -> Iterable[str]:
     """The first sentence of each image outside the training split."""
-    splits = {image.get("split") for image in images if isinstance(image, dict)}
+    splits = {str(image.get("split")) for image in images if isinstance(image, dict)}
     left_out = "train" if splits - {"train"} else None
     for number, image in enumerate(images):
         place = f"images[{number}]"

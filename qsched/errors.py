@@ -13,8 +13,12 @@
     ├── GenerationError       images that cannot be made
     ├── ScoreError            a scorer that failed or returned a number that is not finite
     ├── StorageError          the database
-    │   └── LeaseLost         a slot that went to another worker
+    │   ├── LeaseLost         a slot that went to another worker
+    │   └── MirrorLost        a study whose trials somebody deleted in Optuna
     └── StudyError            creating, resuming, running or validating a study
+        ├── OutputError       what a command leaves, and cannot be written
+        ├── StudyGone         a study that was deleted in the meantime
+        └── NotOurs           a study of plain Optuna that has the name
 
 A message gives place, value, rule and remedy, in that order and on one line:
 "studies/demo.toml: steps = 0; expected 1 to 64; set sampling.steps".
@@ -91,8 +95,24 @@ class LeaseLost(StorageError):  # noqa: N818 - it says what happened
     """A worker wrote for a slot that is no longer its own; nothing was written."""
 
 
+class MirrorLost(StorageError):  # noqa: N818 - it says what happened
+    """A study's trials in Optuna were deleted by somebody else; nothing was written."""
+
+
 class StudyError(QschedError):
     """A study cannot be created, resumed, run or validated."""
+
+
+class OutputError(StudyError):
+    """What a command leaves cannot be written."""
+
+
+class StudyGone(StudyError):  # noqa: N818 - it says what happened
+    """A study was deleted since it was loaded, and perhaps made anew; nothing was written."""
+
+
+class NotOurs(StudyError):  # noqa: N818 - it says what it is
+    """A study of plain Optuna has the name; nothing was written."""
 
 
 def first_line(error: BaseException) -> str:

@@ -43,6 +43,23 @@ def fetch_files(repository: str, names: Sequence[str], *, revision: str | None =
     return first.parent
 
 
+LAYOUT = ("*.json", "*.txt", "*.model")
+"""The files of a diffusers repository that are no weights: configs and tokenizers."""
+
+
+def fetch_layout(repository: str, *, revision: str | None = None) -> Path:
+    """The local folder with the configs and tokenizers of a model's repository, downloaded where
+    they aren't yet. Raises HubError as above."""
+    from huggingface_hub import snapshot_download
+
+    def download(*, cached: bool) -> str:
+        return snapshot_download(
+            repository, revision=revision, allow_patterns=list(LAYOUT), local_files_only=cached
+        )
+
+    return Path(_cached_or_fetched(download, repository))
+
+
 def stored_weights(
     repository: str, folder: str, *, revision: str | None = None
 ) -> dict[str, dict[str, int]]:

@@ -14,7 +14,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -27,18 +27,31 @@ from typing import Any
 from qsched.errors import QschedError, in_one_line
 
 _folder: ContextVar[Path | None] = ContextVar("folder of the study file", default=None)
+_allowed: ContextVar[Collection[str] | None] = ContextVar("modules that may be run", default=None)
+_others: ContextVar[Collection[str]] = ContextVar("whose code from elsewhere may run", default=())
 
 
 @contextmanager
-def beside(folder: str | Path | None) -> Iterator[None]:
+def beside(
+    folder: str | Path | None,
+    allowed: Collection[str] | None = None,
+    others: Collection[str] = (),
+) -> Iterator[None]:
     """While the context lasts, modules of plug-ins are looked for in `folder` first; in the current
-    folder where there is no such one, as on a worker's machine."""
+    folder where there is no such one, as on a worker's machine.
+
+    `allowed`: the modules, with what is in them, that a person let run; of no other one a
+    ``module:name`` is imported. None: a person wrote the names, so any. `others`: the names, such
+    as ``pyiqa:qalign``, of what may run code that it fetches.
+    """
     there = Path(folder) if folder and Path(folder).is_dir() else Path()
-    token = _folder.set(there.resolve())
+    tokens = _folder.set(there.resolve()), _allowed.set(allowed), _others.set(others)
     try:
         yield
     finally:
-        _folder.reset(token)
+        _folder.reset(tokens[0])
+        _allowed.reset(tokens[1])
+        _others.reset(tokens[2])
 
 
 @dataclass(frozen=True)
@@ -134,6 +147,11 @@ def referenced(
     that could have been meant.
     """
     module_name, _, attribute = name.partition(":")
+    if not may_run(module_name):
+        raise error(
+            f"{kind} {name!r}: it is the database that names this code; it runs with the study "
+            f"file in NAME's place, or with --allow-code {module_name}"
+        )
     try:
         module, others = _imported(module_name, _folder.get())
     except ModuleNotFoundError as failure:
@@ -156,6 +174,17 @@ def referenced(
     package = f"{packages[0]} {version(packages[0])}" if packages else ""
     origin = Origin(name, package, _digest(module, others))
     return Found(name, getattr(module, attribute), origin=origin)
+
+
+def may_run(module: str) -> bool:
+    """Whether a module of one's own may be run here: `beside` says for which study."""
+    allowed = _allowed.get()
+    return allowed is None or any(f"{module}.".startswith(f"{each}.") for each in allowed)
+
+
+def may_run_others(name: str) -> bool:
+    """Whether something may run code that it fetches, by the name that studies give it."""
+    return name in _others.get()
 
 
 def is_reference(name: str) -> bool:

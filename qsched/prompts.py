@@ -16,12 +16,12 @@ from pydantic import Field
 
 from qsched import hub
 from qsched.captions import check_reader
-from qsched.documents import located
 from qsched.errors import DocumentError, HubError, PromptError
+from qsched.files.documents import located, shown
 from qsched.seeds import stable_seed
 from qsched.tables import Section, Seed, accepted_by
 
-MOST = 1_000_000
+MOST = 100_000
 """Captions of a study at the most; each is scored in every trial."""
 
 _REMOTE = re.compile(
@@ -72,7 +72,7 @@ def locate(source: str, folder: Path, *, where: str) -> Path:
         try:
             return located(source, folder)
         except DocumentError as error:
-            raise PromptError(f"{where}: {error}") from error
+            raise PromptError(f"{where} = {shown(source)}; {error}") from error
     found = _REMOTE.fullmatch(source)
     if found is None or (found["revision"] and found["last"]):
         raise PromptError(

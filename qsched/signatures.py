@@ -8,8 +8,9 @@ source.parameters("__call__").get("negative_promt")       # None: it takes no su
 import ast
 import inspect
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache, cached_property
 from importlib.util import find_spec
 from pathlib import Path
@@ -28,6 +29,9 @@ _OF_VALUE: tuple[tuple[type, frozenset[str]], ...] = (
 )
 """What an annotation says of each type that a study file can hold."""
 
+_EVALUATED = {"len": len, "getattr": getattr, "hasattr": hasattr}
+"""What an expression of diffusers may call where it is evaluated."""
+
 _PLAIN = frozenset({"None"}).union(*(kinds for _, kinds in _OF_VALUE))
 
 
@@ -37,13 +41,14 @@ class Parameter:
 
     `kinds`: the types of its annotation, outermost names, "None" among them; empty without one.
     `choices`: the strings that the class tells apart; empty where any will do. `default`: None
-    where it has none, or one that is no plain value.
+    where it has none, or one that is no plain value. `required`: it has none.
     """
 
     name: str
     kinds: frozenset[str] = frozenset()
     choices: frozenset[str] = frozenset()
     default: Any = None
+    required: bool = False
 
     def expects(self, value: Any) -> str | None:
         """What it expects instead of a value that can't be right; None where it may be."""
@@ -85,9 +90,10 @@ class ClassSource:
         for function in self.methods(method):
             arguments = function.args
             listed = [*arguments.posonlyargs, *arguments.args][1:]
-            defaults = [None] * (len(listed) - len(arguments.defaults)) + arguments.defaults
+            missing = [None] * (len(listed) - len(arguments.defaults))
+            defaults = [*missing, *arguments.defaults][-len(listed) or len(arguments.defaults) :]
             pairs = [
-                *zip(listed, defaults[-len(listed) or len(defaults) :], strict=True),
+                *zip(listed, defaults, strict=True),
                 *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True),
             ]
             for argument, default in pairs:
@@ -109,22 +115,25 @@ class ClassSource:
                     return _plain(each.value)
         return None
 
+    def reads(self, name: str) -> bool:
+        """Whether the code of the class reads a setting, as an attribute, a variable or a key."""
+        return any(name in _read_in(body) for body in self.bodies)
+
     @cached_property
     def told_apart(self) -> Mapping[str, frozenset[str]]:
         """{name of a variable or attribute: the strings that the code compares it with}."""
-        found: dict[str, set[str]] = {}
-        for node in (node for body in self.bodies for node in ast.walk(body)):
-            if isinstance(node, ast.Compare) and len(node.ops) == 1:
-                name = getattr(node.left, "attr", getattr(node.left, "id", None))
-                found.setdefault(str(name), set()).update(_strings(node.comparators[0]))
-        return {name: frozenset(strings) for name, strings in found.items()}
+        found: dict[str, frozenset[str]] = {}
+        for body in self.bodies:
+            for name, strings in _told_apart(body).items():
+                found[name] = found.get(name, frozenset()) | strings
+        return found
 
     def _parameter(self, argument: ast.arg, default: ast.expr | None) -> Parameter:
         kinds, choices = _kinds(argument.annotation)
         value = _plain(default)
         if not choices and "str" in kinds and (compared := self.told_apart.get(argument.arg)):
             choices = compared | ({value} if isinstance(value, str) else set())
-        return Parameter(argument.arg, kinds, choices, value)
+        return Parameter(argument.arg, kinds, choices, value, required=default is None)
 
 
 @cache
@@ -181,9 +190,33 @@ def _files() -> Mapping[str, Path]:
 
 
 @cache
+def _told_apart(body: ast.ClassDef) -> Mapping[str, frozenset[str]]:
+    found: dict[str, set[str]] = {}
+    for node in ast.walk(body):
+        if isinstance(node, ast.Compare) and len(node.ops) == 1:
+            name = getattr(node.left, "attr", getattr(node.left, "id", None))
+            found.setdefault(str(name), set()).update(_strings(node.comparators[0]))
+    return {name: frozenset(strings) for name, strings in found.items()}
+
+
+@cache
+def _read_in(body: ast.ClassDef) -> frozenset[str]:
+    found = set()
+    for node in ast.walk(body):
+        if isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load):
+            found.add(node.id)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+    return frozenset(found)
+
+
+@cache
 def _classes(file: Path) -> Mapping[str, ast.ClassDef]:
     tree = ast.parse(file.read_bytes())
-    return {node.name: node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+    within = (node for top in tree.body for node in (top, *getattr(top, "body", ())))
+    return {node.name: node for node in within if isinstance(node, ast.ClassDef)}
 
 
 def _kinds(annotation: ast.expr | None) -> tuple[frozenset[str], frozenset[str]]:
@@ -251,3 +284,20 @@ def _passed_on(function: ast.FunctionDef, mapping: str) -> bool:
         and any(each.arg is None and ast.unparse(each.value) == mapping for each in node.keywords)
         for node in ast.walk(function)
     )
+
+
+def evaluated(expression: ast.expr, this: Any) -> Any:
+    """The value of an expression of a class's source about `self`; None if it needs what `this`
+    doesn't have."""
+    code = compile(ast.Expression(expression), "diffusers", "eval")
+    try:
+        return eval(code, {"__builtins__": {}, "self": this, **_EVALUATED})
+    except Exception:  # noqa: BLE001 - whatever it is, it isn't known without the object itself
+        return None
+
+
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """How a sentence ends about a name that a class doesn't have: with the nearest one of `known`,
+    or as `otherwise` says."""
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else otherwise

@@ -1,18 +1,20 @@
 """Statistics of paired comparisons, in pure numpy: intervals by bootstrap, the chance to lead."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 Values = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False))
 class Interval:
-    """A mean paired difference and its bootstrap confidence interval [low, high]."""
+    """A mean paired difference and its bootstrap confidence interval [low, high]. Raises ValueError
+    for what is no finite number."""
 
     mean: float
     low: float

@@ -6,13 +6,21 @@ Each room has its own table, beside what uses it; `study.file` composes them.
 import difflib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+)
 
-from qsched.documents import located, shown
-from qsched.errors import QschedError
+from qsched.errors import ConfigError, QschedError, first_line, in_one_line, one_line
+from qsched.files.documents import located, shown
 
+Table = TypeVar("Table", bound="Section")
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
@@ -62,6 +70,15 @@ def is_stored(info: ValidationInfo) -> bool:
     return info.context == STORED
 
 
+def checked(kind: type[Table], values: Mapping[str, Any]) -> Table:
+    """A table of these values. Raises ConfigError with every problem, one a line."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        problems = [in_words(dict(problem), kind) for problem in error.errors()]
+        raise ConfigError("\n".join(map(one_line, problems))) from error
+
+
 def in_words(problem: Mapping[str, Any], root: type[Section]) -> str:
     """One pydantic problem as `key = value; rule`, with the nearest name for an unknown key."""
     key = ".".join(str(part) for part in problem["loc"] if part not in (ONE, SEVERAL))
@@ -81,6 +98,15 @@ def in_words(problem: Mapping[str, Any], root: type[Section]) -> str:
         return rule
     here = f"{key} = {shown(given, LONGEST_SHOWN)}; "
     return f"{key}: {rule}" if isinstance(given, dict) else here + rule.removeprefix(here)
+
+
+def unreadable(error: Exception) -> str:
+    """Why a stored value can't be read, in a line and without the value, which may be anything."""
+    if not isinstance(error, ValidationError):
+        return in_one_line(error)
+    first = error.errors()[0]
+    where = ".".join(map(str, (error.title, *first["loc"])))
+    return first_line(ValueError(f"{where}: {first['msg']}"))
 
 
 def _keys(place: Iterable[str | int], root: type[Section]) -> list[str]:

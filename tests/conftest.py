@@ -55,6 +55,19 @@ def new_database(server: str) -> str:
     return url.set(database=name).render_as_string(hide_password=False)
 
 
+def content(url: str) -> dict[str, list[tuple[str, ...]]]:
+    """{table: its rows in order} of all tables, whoever made them."""
+    engine, metadata = sa.create_engine(url), sa.MetaData()
+    with engine.connect() as connection:
+        metadata.reflect(connection)
+        found = {
+            table.name: sorted(tuple(map(str, row)) for row in connection.execute(sa.select(table)))
+            for table in metadata.sorted_tables
+        }
+    engine.dispose()
+    return found
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """An empty database of each kind."""

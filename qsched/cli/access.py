@@ -9,11 +9,14 @@ What the database names as an artifact may be anything: it is never run as a pag
 """
 
 import json
+import logging
 import secrets
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
+
+from qsched.errors import in_one_line
 
 HOME = "/dashboard/"
 HOSTS = {"127.0.0.1", "localhost", "::1"}
@@ -27,6 +30,8 @@ EVERY_ANSWER = [
     ("Cross-Origin-Resource-Policy", "same-origin"),
     ("Referrer-Policy", "same-origin"),
 ]
+
+logger = logging.getLogger(__name__)
 
 Headers = list[tuple[str, str]]
 
@@ -56,19 +61,27 @@ def guarded(app: WSGIApplication, *, token: str | None, writable: bool) -> WSGIA
                 return []
             refused = "401 Unauthorized", "open the link that qsched dashboard printed"
         if refused is not None:
-            status, reason = refused
-            body = json.dumps({"reason": reason}).encode()
-            length = ("Content-Length", str(len(body)))
-            start_response(status, [("Content-Type", "application/json"), length, *EVERY_ANSWER])
-            return [body]
+            return _said(*refused, start_response)
 
         def start(status: str, headers: Headers, *error: Any) -> Any:
             artifact = environ["PATH_INFO"].startswith("/artifacts/")
             return start_response(status, _safe(headers, artifact=artifact), *error)
 
-        return app(environ, start)
+        try:
+            return app(environ, start)
+        except Exception as error:  # noqa: BLE001 - whatever optuna-dashboard makes of what is stored
+            logger.warning("%s: %s", environ["PATH_INFO"], in_one_line(error))
+            reason = f"what is stored can't be read: {in_one_line(error)}"
+            return _said("500 Internal Server Error", reason, start_response)
 
     return answer
+
+
+def _said(status: str, reason: str, start_response: StartResponse) -> list[bytes]:
+    body = json.dumps({"reason": reason}).encode()
+    length = ("Content-Length", str(len(body)))
+    start_response(status, [("Content-Type", "application/json"), length, *EVERY_ANSWER])
+    return [body]
 
 
 def _refusal(environ: WSGIEnvironment, *, writable: bool) -> tuple[str, str] | None:

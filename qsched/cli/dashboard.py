@@ -1,12 +1,13 @@
 """optuna-dashboard on a qsched database: for one's own machine, and read-only unless asked."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 from wsgiref.types import WSGIApplication
 
 from qsched.cli import access
 from qsched.errors import StudyError
-from qsched.report.artifacts import artifact_store
+from qsched.report.artifacts import artifact_store, place_of
 from qsched.service.storage import Storage
 
 HOST = "127.0.0.1"
@@ -38,10 +39,17 @@ def application(
         raise StudyError(
             "the dashboard is not installed; pip install 'qsched[dashboard]'"
         ) from error
-    app = optuna_dashboard.wsgi(
-        storage.database.optuna, artifact_store=artifact_store(artifacts, storage.database)
-    )
+    store = artifact_store(place_of(artifacts, storage.database))
+    app: Any = optuna_dashboard.wsgi(storage.database.optuna, artifact_store=store)
+    app.catchall = False  # what a stored value breaks is said in a line, by `access` or so:
+    logging.getLogger("optuna_dashboard._bottle_util").addFilter(_in_a_line)
     return access.guarded(app, token=token, writable=writable)
+
+
+def _in_a_line(record: logging.LogRecord) -> bool:
+    """Its log message holds a whole traceback."""
+    record.msg, record.args = record.getMessage().partition("\n")[0], ()
+    return True
 
 
 def serve(
@@ -53,18 +61,21 @@ def serve(
     token: str | None = None,
     on_ready: Callable[[str], Any] = lambda url: None,
 ) -> None:
-    """Serves until it is interrupted, on 127.0.0.1 only; `on_ready` gets the link. Raises OSError
-    if the port is taken."""
+    """Serves until it is interrupted, on 127.0.0.1 only; `on_ready` gets the link. Raises
+    StudyError if the port is taken."""
     app = application(storage, artifacts=artifacts, writable=writable, token=token)
     import waitress
 
-    server = waitress.create_server(
-        app,
-        host=HOST,
-        port=port,
-        threads=8,
-        max_request_body_size=LARGEST_UPLOAD if writable else LARGEST_BODY,
-    )
+    try:
+        server = waitress.create_server(
+            app,
+            host=HOST,
+            port=port,
+            threads=8,
+            max_request_body_size=LARGEST_UPLOAD if writable else LARGEST_BODY,
+        )
+    except OSError as error:
+        raise StudyError(f"--port {port}: {error.strerror}; choose another one") from error
     on_ready(f"http://{HOST}:{server.effective_port}{access.home(token)}")
     try:
         server.run()

@@ -1,8 +1,10 @@
 """What a person sees in the terminal: a study's progress, its status, its verdict."""
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, Group
 from rich.progress import (
@@ -46,6 +48,15 @@ class LiveProgress(Observer):
         """The display is on while the context lasts."""
         with self._progress:
             yield self
+
+    def extended(self, asked: int, budget: int) -> None:
+        """Says which budget holds."""
+        self._console.print(f"budget    {budget} trials: the study was extended from {asked}")
+
+    def changed(self, settings: Mapping[str, tuple[Any, Any]]) -> None:
+        """Says which settings a study took."""
+        for line in settings_taken(settings):
+            self._console.print(line, soft_wrap=True)
 
     def loading(self, what: str) -> None:
         """Says what takes a moment."""
@@ -100,9 +111,17 @@ class LiveProgress(Observer):
             return
         tasks = {task.description: task.id for task in self._progress.tasks}
         if what in tasks:
-            self._progress.update(tasks[what], completed=done, note=note)
+            self._progress.update(tasks[what], completed=done, total=total, note=note)
         else:
             self._progress.add_task(what, total=total, completed=int(done), note=note)
+
+
+def settings_taken(settings: Mapping[str, tuple[Any, Any]]) -> list[Text]:
+    """A line for each setting that a study took, {key: (before, now)}."""
+    return [
+        Text(f"takes     {key} = {json.dumps(now)}, before {json.dumps(before)}")
+        for key, (before, now) in settings.items()
+    ]
 
 
 def outcome(console: Console, result: Outcome, storage: str) -> None:
@@ -194,20 +213,20 @@ def models(entries: Sequence[ModelEntry]) -> Group:
     """`qsched models`: a line a model, and where it comes from below."""
     parts: list[Text] = [
         Text(
-            f"{'model':<17}{'steps':<13}{'guidance':<10}{'size':<7}{'download':>8}{'GPU':>8}",
+            f"{'model':<28}{'steps':<13}{'guidance':<10}{'size':<7}{'download':>8}{'GPU':>8}",
             "bold",
         )
     ]
     for entry in entries:
         steps = " ".join(map(str, entry.steps)) if entry.steps else "any"
-        guidance = "" if entry.guidance_scale is None else f"{entry.guidance_scale:g}"
+        guidance = f"{entry.guidance[1]:g}" if entry.guidance else ""
         download = f"{entry.download_gb:.1f} GB" if entry.download_gb else "-"
         gpu = f"{entry.gpu_gb:.0f} GB" if entry.gpu_gb else "-"
         line = f"{steps:<13}{guidance:<10}{entry.height or '':<7}{download:>8}{gpu:>8}"
-        parts.append(Text.assemble((f"{entry.name:<17}", "bold cyan"), line))
+        parts.append(Text.assemble((f"{entry.name:<28}", "bold cyan"), line))
         parts.append(Text(f"  {entry.description}"))
         source = entry.source if entry.download_gb else ""
-        source += f" + {entry.lora.source}" if entry.lora else ""
+        source += "".join(f" + {each.source}" for each in (entry.weights, entry.lora) if each)
         gated = "; gated: accept it on the hub" if entry.gated else ""
         parts.append(Text("  " + "; ".join(filter(None, (source, entry.licence))) + gated, "dim"))
     return Group(*parts)

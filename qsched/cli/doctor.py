@@ -13,12 +13,19 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from qsched import __version__, hub
+from qsched.cli.options import begun, nothing_in
 from qsched.errors import QschedError, first_line
 from qsched.libraries import installed_version
-from qsched.pipelines.catalog import is_folder, is_function, model_entry
+from qsched.pipelines.catalog import (
+    file_in_repository,
+    is_checkpoint,
+    is_folder,
+    is_function,
+    model_entry,
+)
 from qsched.pipelines.table import backend_of_encoders, source_of
-from qsched.plugins import beside
 from qsched.quantization.backend import Backend
+from qsched.report import artifacts
 from qsched.scoring.catalog import metric_entry
 from qsched.service.database import Database, now
 from qsched.service.schema import SCHEMA_VERSION
@@ -60,24 +67,28 @@ def examine(url: str | None, study: Path | None = None) -> Iterator[Finding]:
         try:
             definition = load_study(study, fetch=False)
             yield Finding("study", True, f"{study} is valid")
-            with beside(definition.folder):
+            with definition.code():
                 needs = list(_needs(definition))
             yield from needs
             definition = load_study(study)
         except QschedError as error:
             yield Finding("study", False, str(error))
     try:
-        storage = Storage(Database(url, patience=PATIENCE))
+        database = Database(url, patience=PATIENCE)
+        storage = Storage(database) if begun(url) else None
     except QschedError as error:
         yield Finding("database", False, str(error))
         return
-    yield Finding(
-        "database", True, f"{storage}, schema {SCHEMA_VERSION}, {storage.database.server()}"
-    )
-    for check in (_clock, _connections, _disk, _orphans):
-        yield from check(storage)
+    if storage is None:
+        yield Finding("database", True, nothing_in(url))
+    else:
+        yield Finding("database", True, f"{storage}, schema {SCHEMA_VERSION}, {database.server()}")
+        for check in (_clock, _connections, _disk, _orphans):
+            yield from check(storage)
+        if definition is not None:
+            yield from _fingerprint(storage, definition)
     if definition is not None:
-        yield from _fingerprint(storage, definition)
+        yield _pictures(definition, database, storage)
 
 
 def device(
@@ -162,9 +173,10 @@ def _needs(definition: Study) -> Iterator[Finding]:
         else f"all that the study needs: {', '.join(modules) or 'nothing more'}",
     )
     entry, source = model_entry(tables.model.name), source_of(tables.model)
-    if is_folder(source) or is_function(source):
+    remote = file_in_repository(source) if is_checkpoint(source) else (source, "model_index.json")
+    if is_folder(source) or is_function(source) or remote is None:
         yield Finding("model", True, f"{source} is here")
-    elif hub.cached(source, "model_index.json", tables.model.revision):
+    elif hub.cached(*remote, tables.model.revision):
         yield Finding("model", True, f"{source} is in the hub's cache")
     else:
         words = hub.explain(None, source, entry.download_gb)
@@ -306,3 +318,14 @@ def _fingerprint(storage: Storage, definition: Study) -> Iterator[Finding]:
         not differing,
         "; ".join(differing.values()) or f"{definition.name} goes on where it is",
     )
+
+
+def _pictures(definition: Study, database: Database, storage: Storage | None) -> Finding:
+    """Whether pictures can be kept where the study says, and those that it has are there."""
+    place = artifacts.place_of(definition.store, database)
+    complaint = artifacts.complaint(place)
+    if complaint is None and storage and storage.study(definition.name):
+        kept, lost = artifacts.inventory(load(storage, definition.name, file=definition), place)
+        if lost:
+            complaint = f"{place}: {lost} of {kept + lost} pictures are gone"
+    return Finding("pictures", complaint is None, complaint or f"are kept in {place}")

@@ -6,12 +6,12 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
 from qsched import __version__
 from qsched.cli import results, studies, tools
 from qsched.cli.options import INTERRUPTED, console
+from qsched.cli.terminal import Formatter, Plain
 from qsched.errors import QschedError
 from qsched.redaction import redacted_stream
 
@@ -31,14 +31,15 @@ def main() -> None:
     sys.stdout, sys.stderr = map(redacted_stream, (sys.stdout, sys.stderr))
     handler = logging.StreamHandler()
     handler.setLevel(logging.WARNING)  # what is less goes into a worker's own log
-    logging.basicConfig(format="%(message)s", handlers=[handler])
+    handler.setFormatter(Formatter("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")  # read when it is imported
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except QschedError as error:
-        errors = Console(stderr=True, highlight=False)
+        errors = Plain(stderr=True)
         errors.print(Text("error: ", style="bold red") + Text(str(error)), soft_wrap=True)
         sys.exit(2)
 

@@ -1,15 +1,21 @@
 """Options and arguments that several commands share, and how they open the database."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
+from rich.text import Text
+
+from qsched.cli.terminal import Plain
+from qsched.errors import StudyError, StudyGone
 
 if TYPE_CHECKING:
     from qsched.service.storage import Storage
+    from qsched.service.stored_study import StoredStudy
 
-console = Console(highlight=False)
+console = Plain()
 
 INTERRUPTED = 130
 """The exit code of a command that a signal stopped; the same command goes on from there."""
@@ -37,6 +43,24 @@ Twin = Annotated[
     bool,
     typer.Option("--twin", help="A tiny model of the same class with random weights; offline."),
 ]
+StudyOrFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="NAME",
+        help="A study of the database; or its file at hand, whose plug-ins may run.",
+        show_default=False,
+    ),
+]
+AllowCode = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--allow-code",
+        metavar="MODULE",
+        help="A module of plug-ins that a stored study may run without its file at hand; or a "
+        "scorer that may run code of the hub's, such as pyiqa:qalign.",
+        show_default=False,
+    ),
+]
 Accept = Annotated[
     list[str] | None,
     typer.Option(
@@ -48,9 +72,54 @@ Accept = Annotated[
 ]
 
 
-def open_storage(url: str | None, *, patience: float | None = None) -> "Storage":
-    """The database of a URL, or of QSCHED_STORAGE, or the default one."""
+@contextmanager
+def until_deleted() -> Iterator[None]:
+    """A study that somebody deletes in the meantime ends a command: in one line, and no failure."""
+    try:
+        yield
+    except StudyGone as gone:
+        console.print(Text(f"ended     {gone}"), soft_wrap=True)
+
+
+def begun(url: str | None) -> bool:
+    """Whether there is a database, as far as that can be told without opening it: a file."""
+    from qsched.service.database import Database
+
+    path = Database(url).path
+    return path is None or path.exists()
+
+
+def nothing_in(url: str | None) -> str:
+    """What is said of a database without studies."""
+    from qsched.service.database import Database
+
+    return f"no studies yet in {Database(url)}; start one with qsched run STUDY.toml"
+
+
+def open_study(
+    storage: "Storage", subject: str, *, name: str | None = None, allow: list[str] | None = None
+) -> "StoredStudy":
+    """The stored study that a person means by its name, or by its file and perhaps another name
+    than the file's; with what code it may run."""
+    from qsched import api
+    from qsched.study.study import is_file
+
+    file = api.load_study(subject, fetch=False) if is_file(subject) else None
+    if name and file is None:
+        raise StudyError(f"--name {name}: expected a study file before it; drop one of both names")
+    stored = name or (file.name if file else subject)
+    return api.load(storage, stored, file=file, allow=allow or ())
+
+
+def open_storage(url: str | None, *, patience: float | None = None, new: bool = False) -> "Storage":
+    """The database of a URL, or of QSCHED_STORAGE, or the default one.
+
+    `new`: a file is made where it is missing; without, StudyError says that there are no studies.
+    """
     from qsched.service.database import Database
     from qsched.service.storage import Storage
 
-    return Storage(Database(url) if patience is None else Database(url, patience=patience))
+    database = Database(url) if patience is None else Database(url, patience=patience)
+    if not new and not begun(url):
+        raise StudyError(nothing_in(url))
+    return Storage(database)

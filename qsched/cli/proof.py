@@ -26,7 +26,7 @@ def proof(console: Console, found: Proof) -> None:
     console.print(
         Panel(
             Text(found.sentence),
-            title=f"[bold {colour}]{found.badge.word}[/]",
+            title=Text(found.badge.word, style=f"bold {colour}"),
             title_align="left",
             border_style=colour,
         )

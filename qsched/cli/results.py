@@ -3,27 +3,38 @@
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 
 from qsched.cli.options import (
     INTERRUPTED,
+    Accept,
+    AllowCode,
     AsJson,
+    Name,
     OutFolder,
     StorageUrl,
     StudyName,
+    StudyOrFile,
     StudyPath,
     Twin,
     console,
     open_storage,
+    open_study,
+    until_deleted,
 )
+
+if TYPE_CHECKING:
+    from qsched.api import Outcome
 
 
 def validate(
-    name: StudyName,
+    study: StudyOrFile,
+    name: Name = None,
     storage: StorageUrl = None,
+    allow_code: AllowCode = None,
     controls: Annotated[
         str | None,
         typer.Option(
@@ -32,6 +43,7 @@ def validate(
             show_default=False,
         ),
     ] = None,
+    accept: Accept = None,
     out: OutFolder = None,
     as_json: AsJson = False,
 ) -> None:
@@ -44,16 +56,25 @@ def validate(
     """
     from qsched import api
     from qsched.cli import display
-    from qsched.report import files
 
     database = open_storage(storage)
-    study = api.load(database, name)
+    stored = open_study(database, study, name=name, allow=allow_code)
     wanted = [part.strip() for part in (controls or "").split(",") if part.strip()]
     live = nullcontext(api.Observer()) if as_json else display.LiveProgress(console).live()
-    with live as observer:
-        result = api.validate(study, controls=wanted, out=out, observer=observer)
+    with until_deleted():
+        with live as observer:
+            result = api.validate(
+                stored, controls=wanted, accept=accept or (), out=out, observer=observer
+            )
+        _proven(result, str(database), as_json=as_json)
+
+
+def _proven(result: "Outcome", database: str, *, as_json: bool) -> None:
+    from qsched.cli import display
+    from qsched.report import files
+
     if not as_json:
-        display.outcome(console, result, str(database))
+        display.outcome(console, result, database)
     elif result.folder:
         console.print_json((result.folder / files.NUMBERS).read_text(encoding="utf-8"))
     if not result.finished:
@@ -88,6 +109,7 @@ def export(
     name: StudyName,
     out: Annotated[Path, typer.Option("--out", help="Where to write.", show_default=False)],
     storage: StorageUrl = None,
+    allow_code: AllowCode = None,
     force: Annotated[
         bool, typer.Option("--force", help="The best found even if it is not proven.")
     ] = False,
@@ -103,7 +125,7 @@ def export(
     from qsched.cli import display
     from qsched.proof.outcome import outcome_of
 
-    study = api.load(open_storage(storage), name)
+    study = open_study(open_storage(storage), name, allow=allow_code)
     paths = api.take_away(study, out, force=force)
     if as_json:
         written = json.loads(paths[0].read_text(encoding="utf-8"))

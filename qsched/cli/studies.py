@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import shlex
 import socket
 import tomllib
 from pathlib import Path
@@ -14,22 +15,29 @@ from rich.text import Text
 from qsched.cli.options import (
     INTERRUPTED,
     Accept,
+    AllowCode,
     AsJson,
     Name,
     OutFolder,
     StorageUrl,
     StudyName,
+    StudyOrFile,
     StudyPath,
     Trials,
     Twin,
+    begun,
     console,
+    nothing_in,
     open_storage,
+    open_study,
+    until_deleted,
 )
+from qsched.cli.terminal import Formatter
 from qsched.errors import QschedError, StudyError
-from qsched.plugins import beside
-from qsched.redaction import Redacting
+from qsched.files import outputs
 
 if TYPE_CHECKING:
+    from qsched.service.status import Status
     from qsched.service.stored_study import StoredStudy
     from qsched.study.study import Study
 
@@ -54,29 +62,26 @@ def init(
         Path | None, typer.Option("--out", help="The file to write.", show_default="NAME.toml")
     ] = None,
 ) -> None:
-    """Write a commented study file for a model, with the paper's settings; for a folder or a
-    repository with the class, scheduler, size and dtype that its files tell.
+    """Write a commented study file for a model, with the paper's settings; for a folder, a single
+    file or a repository with the class, scheduler, size and dtype that its files tell.
 
     Example: [bold]qsched init flux-schnell --quantization nf4[/]
     """
     from qsched.errors import ConfigError
-    from qsched.pipelines.catalog import is_folder
-    from qsched.report import files
+    from qsched.pipelines.catalog import is_checkpoint, is_folder
     from qsched.study.template import own_study_text, study_text
 
     name = out.stem if out else None
-    if is_folder(model) or ("/" in model and ":" not in model):
+    if is_folder(model) or is_checkpoint(model) or ("/" in model and ":" not in model):
         text = own_study_text(model, scheme=quantization, steps=steps, name=name)
     else:
         text = study_text(model, scheme=quantization or "w4a8", steps=steps, name=name)
     path = out or Path(tomllib.loads(text)["name"] + ".toml")
     if path.exists():
         raise ConfigError(f"{path} exists; give another file with --out")
-    with files.written():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    outputs.write(path, text)
     console.print(Text(f"{path}"), soft_wrap=True)
-    console.print(Text(f"next      qsched check {path}"), soft_wrap=True)
+    console.print(Text(f"next      qsched check {shlex.quote(str(path))}"), soft_wrap=True)
 
 
 def check(
@@ -99,7 +104,11 @@ def check(
         try:
             study = _checked(path)
             tables = study.tables.model, study.tables.sampling
-            told = {"effective": effective(*tables).to_dict(), "warnings": warnings(*tables)}
+            told = {
+                "weights": study.weights,
+                "effective": effective(*tables).to_dict(),
+                "warnings": warnings(*tables),
+            }
             costs.append({"file": str(path), **cost(study), **told})
             drawn.append(_drawn(study))
         except QschedError as error:
@@ -109,6 +118,7 @@ def check(
     else:
         for row, words in zip(costs, drawn, strict=True):
             console.print(Text.assemble(("ok", "green"), f"  {row['file']}"), soft_wrap=True)
+            console.print(Text(f"    weights {row['weights']}"), soft_wrap=True)
             console.print(Text(f"    draws   {words}"), soft_wrap=True)
             _warn(row["warnings"])
             console.print(
@@ -144,7 +154,7 @@ def _checked(path: Path) -> "Study":
 
     study = load_study(path, fetch=False)
     try:
-        with beside(study.folder):
+        with study.code():
             launchers.launcher_named(study.tables.execution.launcher)
     except QschedError as error:
         raise QschedError(f"{path}: {error}") from error
@@ -160,7 +170,10 @@ def _downloads(row: dict[str, Any]) -> str:
 
 
 def run(
-    study: StudyPath,
+    study: Annotated[
+        Path,
+        typer.Argument(help="A study file, or a study of the database.", show_default=False),
+    ],
     name: Name = None,
     storage: StorageUrl = None,
     trials: Trials = None,
@@ -170,8 +183,11 @@ def run(
     accept: Accept = None,
     out: OutFolder = None,
     twin: Twin = False,
+    allow_code: AllowCode = None,
 ) -> None:
     """Create or resume a study, spend its budget, prove the result, write it down.
+
+    Of a study that was extended the larger budget is spent, also if it is extended meanwhile.
 
     Ctrl-C stops after the batch in hand; the same command goes on from there.
 
@@ -180,11 +196,19 @@ def run(
     from qsched import api
     from qsched.cli import display
     from qsched.pipelines.effective import warnings
+    from qsched.study.study import is_file
 
-    definition = api.load_study(study, fetch=not twin).changed(name=name, trials=trials)
+    file = is_file(study)
+    found = (
+        api.load_study(study, fetch=not twin)
+        if file
+        else open_study(open_storage(storage), str(study), allow=allow_code).definition
+    )
+    definition = found.changed(name=name, trials=trials)
     if twin:
         definition = definition.twin()
-    database = open_storage(storage)
+    definition = definition.allowing(allow_code or ())
+    database = open_storage(storage, new=True)
     console.print(Text(f"study     {definition.name} in {database}"), soft_wrap=True)
     console.print(Text(f"draws     {_drawn(definition)}"), soft_wrap=True)
     _warn(warnings(definition.tables.model, definition.tables.sampling))
@@ -196,18 +220,19 @@ def run(
             style="yellow",
             soft_wrap=True,
         )
-    with display.LiveProgress(console).live() as observer:
-        result = api.run(
-            definition,
-            storage=database,
-            workers=workers,
-            accept=accept or (),
-            out=out,
-            observer=observer,
-        )
-    display.outcome(console, result, str(database))
-    if not result.finished:
-        raise typer.Exit(INTERRUPTED)
+    with until_deleted():
+        with display.LiveProgress(console).live() as observer:
+            result = api.run(
+                definition,
+                storage=database,
+                workers=workers,
+                accept=accept or (),
+                out=out,
+                observer=observer,
+            )
+        display.outcome(console, result, str(database))
+        if not result.finished:
+            raise typer.Exit(INTERRUPTED)
 
 
 def create(
@@ -220,26 +245,36 @@ def create(
 ) -> None:
     """Enter a study and its trials into the database, for workers to find. Needs no GPU.
 
-    The same file may be entered again: nothing changes, or a larger budget adds trials.
+    The same file may be entered again: a larger budget adds trials, and workers that start from
+    then on take what changed in [execution] and [gallery]; nothing else may change.
 
     Example: [bold]qsched create studies/demo.toml --storage postgresql://me@host/qsched[/]
     """
     from qsched import api
+    from qsched.cli import display
 
     definition = api.load_study(study).changed(name=name, trials=trials)
-    database = open_storage(storage)
-    status = api.create(database, definition, accept=accept or ()).status()
+    database = open_storage(storage, new=True)
+    changed: dict[str, tuple[Any, Any]] = {}
+    stored = api.create(database, definition, accept=accept or (), on_change=changed.update)
+    status = stored.status()
     if as_json:
         console.print_json(json.dumps(status.to_dict()))
         return
     console.print(Text(f"study     {status.study} in {database}"), soft_wrap=True)
+    if status.budget > definition.trials:
+        display.LiveProgress(console).extended(definition.trials, status.budget)
+    for line in display.settings_taken(changed):
+        console.print(line, soft_wrap=True)
     console.print(f"trials    {status.done}/{status.budget}, {status.waiting} waiting")
     console.print(Text(f"next      qsched work {status.study}, on every machine"))
 
 
 def work(
-    name: StudyName,
+    study: StudyOrFile,
+    name: Name = None,
     storage: StorageUrl = None,
+    allow_code: AllowCode = None,
     device: Annotated[
         str | None,
         typer.Option(help="Another device than the study's, such as cuda:1.", show_default=False),
@@ -257,11 +292,21 @@ def work(
     grace: Annotated[
         float, typer.Option(help="Seconds that the trial in hand may take when asked to stop.")
     ] = 60.0,
+    log: Annotated[
+        Path | None,
+        typer.Option(help="The log's file, or a folder for it.", show_default="runs/NAME/workers/"),
+    ] = None,
+    accept: Accept = None,
 ) -> None:
     """Work on a study as one worker, or as one on each GPU of this machine; on any machine.
 
+    It works only with the library versions and weights that the study began with, and ends when
+    the study is deleted. A log is kept, with --all-devices one a worker.
+
     SIGTERM or Ctrl-C: no more work, the trial in hand is finished within the grace or given back,
-    exit 0. Ctrl-C again: it is given back at once. A log is kept in runs/NAME/workers/.
+    exit 0. Ctrl-C again: it is given back at once.
+
+    What a study names as module:name runs with the study file in NAME's place, or --allow-code.
 
     With --all-devices this command ends with its workers, which get its signals, and fails with the
     exit code of the first that failed.
@@ -271,28 +316,31 @@ def work(
     from qsched import api
     from qsched.cli import display
 
-    study = api.load(open_storage(storage, patience=WORKER_PATIENCE), name)
+    database = open_storage(storage, patience=WORKER_PATIENCE)
+    stored = open_study(database, study, name=name, allow=allow_code)
     if all_devices:
         if device:
             raise StudyError(f"--device {device} and --all-devices: expected one; drop the other")
-        _work_on_all_devices(study, *_options(max_trials, idle_exit, grace))
+        stored.require_agreement(accept or ())
+        with until_deleted():
+            _work_on_all_devices(stored, log, *_options(max_trials, idle_exit, grace))
         return
-    log = Path("runs") / name / "workers" / f"{socket.gethostname()}-{os.getpid()}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    _log_to(log)
-    console.print(Text(f"study     {name} in {study.storage}"), soft_wrap=True)
-    console.print(Text(f"log       {log.resolve()}"), soft_wrap=True)
-    with display.LiveProgress(console).live() as observer:
-        api.work(
-            study,
-            device=device,
-            max_trials=max_trials,
-            stay=not idle_exit,
-            grace=grace,
-            observer=observer,
-        )
-    status = study.status()
-    console.print(f"trials    {status.done}/{status.budget}")
+    kept = _log_to(log, stored.name)
+    console.print(Text(f"study     {stored.name} in {database}"), soft_wrap=True)
+    console.print(Text(f"log       {kept.resolve()}"), soft_wrap=True)
+    with until_deleted():
+        with display.LiveProgress(console).live() as observer:
+            api.work(
+                stored,
+                device=device,
+                max_trials=max_trials,
+                stay=not idle_exit,
+                grace=grace,
+                accept=accept or (),
+                observer=observer,
+            )
+        status = stored.status()
+        console.print(f"trials    {status.done}/{status.budget}")
 
 
 def _options(max_trials: int | None, idle_exit: bool, grace: float) -> list[str]:
@@ -301,13 +349,14 @@ def _options(max_trials: int | None, idle_exit: bool, grace: float) -> list[str]
     return [*trials, *["--idle-exit"] * idle_exit, "--grace", str(grace)]
 
 
-def _work_on_all_devices(study: "StoredStudy", *options: str) -> None:
+def _work_on_all_devices(study: "StoredStudy", log: Path | None, *options: str) -> None:
     from qsched.cli import display
     from qsched.pipelines.devices import gpus
     from qsched.service import launchers
 
     devices = gpus()
-    logs = Path("runs") / study.name / "workers"
+    logs = outputs.ready(log or _logs(study.name), "--log")
+    options = (*options, "--log", str(logs))
     crew = launchers.crew_of(study, len(devices) or 1, logs, *options, spread=True)
     console.print(Text(f"study     {study.name} in {study.storage}"), soft_wrap=True)
     console.print(Text(f"workers   {', '.join(devices) or '1'}"), soft_wrap=True)
@@ -337,19 +386,19 @@ def status(
     from qsched import api
     from qsched.cli import display
 
-    database = open_storage(storage)
-    names = [name] if name else database.study_names()
-    rows = []
-    for each in names:
-        study = api.load(database, each)
-        study.tidy()
-        rows.append(study.status())
+    rows: list[Status] = []
+    if name or begun(storage):
+        database = open_storage(storage)
+        for each in [name] if name else database.study_names():
+            study = api.load(database, each)
+            study.tidy()
+            rows.append(study.status())
     if as_json:
         documents = [row.to_dict() for row in rows]
         console.print_json(json.dumps(documents[0] if name else documents))
         return
     if not rows:
-        console.print(Text(f"no study in {database}; start one with qsched run STUDY.toml"))
+        console.print(Text(nothing_in(storage)), soft_wrap=True)
         return
     console.print(display.studies(rows))
     for row in rows:
@@ -374,6 +423,10 @@ def extend(
 
     study = api.load(open_storage(storage), name)
     console.print(f"trials    {study.extend(trials)}")
+    if not study.status().alive:
+        console.print(
+            Text(f"nobody works on it; go on with qsched run {name}, or qsched work {name}")
+        )
 
 
 def pause(name: StudyName, storage: StorageUrl = None) -> None:
@@ -424,28 +477,45 @@ def delete(
             abort=True,
         )
     study.require_rest()
-    artifacts.clear(study)
+    remains = artifacts.clear(study)
     study.delete()
     console.print(Text(f"deleted   {name}"))
+    if remains:
+        console.print(Text(f"remains   {remains}"), style="yellow", soft_wrap=True)
 
 
 def _pause(name: str, storage: str | None, *, paused: bool) -> None:
     from qsched import api
 
     study = api.load(open_storage(storage), name)
-    study.storage.pause(name, paused)
+    study.storage.pause(study.incarnation, paused)
     running = study.status().running
     word = f"paused; {running} trials are still being finished" if paused else "goes on"
     console.print(Text(f"{name}     {word}"))
 
 
-def _log_to(path: Path) -> None:
-    """qsched's log goes to a file as well, with times."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(Redacting("%(asctime)s %(levelname)s %(message)s"))
+def _logs(study: str) -> Path:
+    """The folder of a study's workers' logs."""
+    return Path("runs") / study / "workers"
+
+
+def _log_to(path: Path | None, study: str) -> Path:
+    """qsched's log goes to a file as well, with times; its path. `path`: of it, or of its folder.
+
+    Raises StudyError if it can't be written.
+    """
+
+    if path is None or path.is_dir():
+        folder = outputs.ready(path or _logs(study), "--log")
+        path = folder / f"{socket.gethostname()}-{os.getpid()}.log"
+    with outputs.written(path, option="--log"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("qsched")
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
+    return path
 
 
 COMMANDS = (init, check, run, create, work, status, extend, pause, unpause, retry, delete)

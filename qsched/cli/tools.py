@@ -13,7 +13,6 @@ from qsched.cli.options import (
     console,
     open_storage,
 )
-from qsched.errors import StudyError
 
 
 def models(as_json: AsJson = False) -> None:
@@ -69,7 +68,11 @@ def dashboard(
     port: Annotated[int, typer.Option(help="0 takes any free one.", min=0, max=65535)] = 8080,
     artifacts: Annotated[
         str | None,
-        typer.Option(help="Folder or s3://bucket of the contact sheets.", show_default=False),
+        typer.Option(
+            help="Folder or s3://bucket of the pictures.",
+            envvar="QSCHED_ARTIFACTS",
+            show_default=False,
+        ),
     ] = None,
     writable: Annotated[bool, typer.Option("--writable", help="Allow changes.")] = False,
     no_token: Annotated[
@@ -86,19 +89,16 @@ def dashboard(
     from qsched.cli import access
     from qsched.cli import dashboard as pages
 
-    try:
-        pages.serve(
-            open_storage(storage),
-            port=port,
-            artifacts=artifacts,
-            writable=writable,
-            token=None if no_token else access.new_token(),
-            on_ready=lambda url: console.print(
-                Text(f"dashboard {url}  (Ctrl-C ends it)"), soft_wrap=True
-            ),
-        )
-    except OSError as error:
-        raise StudyError(f"--port {port}: {error.strerror}; choose another one") from error
+    pages.serve(
+        open_storage(storage),
+        port=port,
+        artifacts=artifacts,
+        writable=writable,
+        token=None if no_token else access.new_token(),
+        on_ready=lambda url: console.print(
+            Text(f"dashboard {url}  (Ctrl-C ends it)"), soft_wrap=True
+        ),
+    )
 
 
 COMMANDS = (models, doctor, dashboard)

@@ -7,13 +7,16 @@ over-saturated). `appearance` has the five numbers; the relative shift of each h
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, Self
+
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 NAMES = ("brightness", "saturation", "contrast", "sharpness", "diversity")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(allow_inf_nan=False))
 class Guard:
     """How an image set looks in one respect, beside full precision; `limit` of its relative shift.
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from qsched.documents import is_folder, located
 from qsched.errors import ConfigError
+from qsched.files.documents import is_folder, located
 from qsched.scoring.catalog import metric_entry
 from qsched.tables import Place, Section, accepted_by
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from qsched.errors import ModelError
 from qsched.pipelines import catalog
+from qsched.pipelines.agreement.settings import unread
 from qsched.pipelines.folders import contents
-from qsched.pipelines.table import Model, Sampling, source_of
+from qsched.pipelines.table import Model, Sampling, layout_of
 from qsched.signatures import of_diffusers
 
 OWN = "the pipeline's own"
@@ -70,7 +71,7 @@ def effective(model: Model, sampling: Sampling) -> Effective:
     """What a study's complete tables come to."""
     kind = of_diffusers(model.pipeline) if model.pipeline else None
     defaults = kind.parameters("__call__") if kind else {}
-    given, source = sampling.arguments(), source_of(model)
+    given, source = sampling.arguments(), layout_of(model)
     found = None
     with suppress(ModelError):  # a report is written without the model's files, too
         found = contents(Path(source)) if catalog.is_folder(source) and not model.twin else None
@@ -79,8 +80,9 @@ def effective(model: Model, sampling: Sampling) -> Effective:
         default = defaults[key].default if key in defaults else None
         return given.get(key, default)
 
-    guidance, own = value("guidance_scale"), found.side if found else None
-    left_open = "guidance_scale" not in given
+    set_to = [given[key] for key in catalog.GUIDANCE if given.get(key) is not None]
+    guidance = set_to[0] if set_to else value("guidance_scale")
+    own, left_open = found.side if found else None, not set_to
     takes_it = kind is None or "guidance_scale" in defaults
     width, height = value("width") or own, value("height") or own
     scheduler = str(model.scheduler["class"]) if model.scheduler else None
@@ -95,11 +97,12 @@ def effective(model: Model, sampling: Sampling) -> Effective:
 
 def warnings(model: Model, sampling: Sampling) -> list[str]:
     """What is allowed and mostly a mistake, one line each."""
-    drawn = effective(model, sampling)
+    drawn, found = effective(model, sampling), list(unread(model, sampling))
     if sampling.steps > FEW_STEPS or not drawn.guidance_open:
-        return []
+        return found
     own = f"{model.pipeline} draws with {drawn.guidance:g}" if drawn.guidance else f"{OWN} counts"
     return [
+        *found,
         f"sampling.guidance_scale is left open: {own}; models of few steps are mostly drawn "
-        "without guidance; set it, to 0.0 if so"
+        "without guidance; set it, to 0.0 if so",
     ]

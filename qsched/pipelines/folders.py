@@ -1,4 +1,4 @@
-"""What a diffusers folder says of its pipeline, read from its index and its files' headers.
+"""What a diffusers folder, or a single file, says of its pipeline, read from its index and headers.
 
 Nothing is loaded, so it takes no torch and no time: the class, the scheduler, the denoiser, what
 its weights are stored in, and the size that it draws. Of a repository on the hub only that much is
@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from qsched import hub
-from qsched.documents import from_json, is_file, is_folder, json_object
 from qsched.errors import DocumentError, HubError, ModelError, in_one_line
+from qsched.files.documents import from_json, is_file, is_folder, json_object
 from qsched.pipelines import catalog
+from qsched.pipelines.agreement.kinds import denoisers
+from qsched.signatures import of_diffusers
 
 _DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _FLOW_SIDE = 128
@@ -30,7 +32,7 @@ class Contents:
     its weights in floating point are stored in. `variant`: the only one that there is of its files.
     `side`: width and height that the pipeline draws where none is asked for, in pixels. `bits`: the
     library that has quantized it. `guided`: it takes guidance as an input of the network, so that
-    none at all is no setting of it.
+    none at all is no setting of it. `config`: of a single file, the model that it is laid out as.
     """
 
     pipeline: str
@@ -41,13 +43,24 @@ class Contents:
     side: int | None = None
     bits: str | None = None
     guided: bool = False
+    config: str | None = None
+
+
+_LAYOUTS = (
+    ("conditioner.embedders.1.model.", "sdxl-base", 1024),
+    ("cond_stage_model.transformer.", "lcm-lora-sd15", 512),
+)
+"""How names begin in single files of SDXL and of SD 1.5: (prefix, a model of the catalogue that is
+laid out so, the side that it draws)."""
 
 
 def contents_of(source: str, revision: str | None = None) -> Contents:
-    """What a folder, or a repository on the hub, says. Raises ModelError, in words, if it can't be
-    had."""
+    """What a folder, a single file, or a repository on the hub, says. Raises ModelError, in words,
+    if it can't be had."""
     if catalog.is_folder(source):
         return contents(Path(source))
+    if catalog.is_checkpoint(source):
+        return _contents_of_file(Path(source))
     if source.startswith(("/", ".", "~")) or is_folder(Path(source)):
         raise ModelError(f"no model_index.json in {source}; expected a diffusers folder")
     try:
@@ -64,6 +77,24 @@ def contents_of(source: str, revision: str | None = None) -> Contents:
     except HubError as error:
         raise ModelError(str(error)) from error
     return found
+
+
+def _contents_of_file(file: Path) -> Contents:
+    """Raises ModelError for a file that isn't here, or that has no known layout."""
+    names = list(_header(file)) if is_file(file) and file.suffix == ".safetensors" else []
+    for prefix, model, side in _LAYOUTS:
+        if any(name.startswith(prefix) for name in names):
+            return Contents(
+                pipeline=str(catalog.model_entry(model).pipeline),
+                part=catalog.PARTS[1],
+                dtype=_most([_numbers(file)]),
+                side=side,
+                config=model,
+            )
+    raise ModelError(
+        f"{file}: expected a .safetensors file here with a whole SDXL or SD 1.5 in it; write the "
+        "study of another by hand, with model.config and model.pipeline"
+    )
 
 
 def contents(folder: Path) -> Contents:
@@ -83,7 +114,7 @@ def _contents(folder: Path) -> Contents:
     name = catalog.class_in(str(folder))
     if name is None:
         raise ModelError(f"{folder}: no model_index.json; expected a diffusers folder")
-    part = next((name for name in catalog.PARTS if _present(index.get(name))), None)
+    part = part_of(index)
     config = _optional(folder / (part or "") / "config.json") if part else {}
     files = sorted(filter(is_file, (folder / part).glob("*.safetensors"))) if part else []
     scheduler: Any = index.get("scheduler")
@@ -99,9 +130,25 @@ def _contents(folder: Path) -> Contents:
     )
 
 
+def part_of(index: Mapping[str, Any]) -> str | None:
+    """The denoiser's name in a model index; None where nothing tells."""
+    kind = of_diffusers(str(index.get("_class_name")))
+    names = (*catalog.PARTS, *(denoisers(kind) if kind else ()))
+    return next((name for name in names if _present(index.get(name))), None)
+
+
 def stored_dtype(source: str) -> str | None:
-    """What the weights of a folder on this machine are stored in; None for any other source."""
+    """What the weights of a folder or safetensors file on this machine are stored in; None for any
+    other source."""
+    if source.endswith(".safetensors") and is_file(Path(source)):
+        return _most([_numbers(Path(source))])
     return contents(Path(source)).dtype if catalog.is_folder(source) else None
+
+
+def predicts_v(file: str) -> bool:
+    """Whether a single file on this machine is marked as trained to predict v, as some of SDXL's
+    are; diffusers doesn't read the mark."""
+    return file.endswith(".safetensors") and "v_pred" in _header(Path(file))
 
 
 def quantized_by(source: str) -> str | None:

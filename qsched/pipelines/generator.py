@@ -37,7 +37,7 @@ from torch import Tensor
 
 from qsched.errors import GenerationError, QschedError
 from qsched.libraries import quiet
-from qsched.pipelines.agreement import NAMED, require_taken
+from qsched.pipelines.agreement.settings import NAMED, require_taken
 from qsched.pipelines.devices import free_memory
 from qsched.pipelines.failures import explained
 from qsched.pipelines.interception import (
@@ -220,7 +220,8 @@ class ImageGenerator:
         return int(self.sampling.call.get("max_sequence_length", named.default))
 
     def generate(self, prompts: Sequence[Prompt], coefficients: Coefficients) -> Tensor:
-        """(N, 3, H, W) float32 images in [0, 1] on the CPU, one for each prompt, in their order.
+        """(N, 3, H, W) float32 images in [0, 1] on the CPU, one for each prompt, in their order;
+        transparent ones on white.
 
         Raises CoefficientsError if the number of steps differs from the sampling's, and
         GenerationError, with the prompt, if an image is not finite.
@@ -299,7 +300,7 @@ class ImageGenerator:
 
     def _images(self, output: Any, prompts: Sequence[Prompt]) -> Tensor:
         """The images of `prompts` in what the pipeline returned."""
-        images = getattr(output, "images", None)
+        images = _opaque(getattr(output, "images", None))
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
             held = [name for name in ("frames", "audios", "image_embeds") if hasattr(output, name)]
             found = tuple(images.shape) if isinstance(images, Tensor) else ", ".join(held)
@@ -459,6 +460,14 @@ class ImageGenerator:
         return cached
 
 
+def _opaque(images: Any) -> Any:
+    """Images with a fourth channel, transparency, laid on white; others as they are."""
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 4:
+        return images
+    colours, alpha = images[:, :3], images[:, 3:]
+    return colours * alpha + (1 - alpha)
+
+
 def _by_image(bound: inspect.BoundArguments, images: int) -> list[inspect.BoundArguments]:
     """A call of `encode_prompt` taken apart into one for each image; the call itself where none of
     its prompts is a list with one caption for each image."""
@@ -472,10 +481,11 @@ def _by_image(bound: inspect.BoundArguments, images: int) -> list[inspect.BoundA
     }
     if images == 1 or not lists:
         return [bound]
+    alone = {"batch_size": 1} if bound.arguments.get("batch_size") == images else {}
     calls = []
     for index in range(images):
         call = copy.copy(bound)
-        changed = {name: [captions[index]] for name, captions in lists.items()}
+        changed = alone | {name: [captions[index]] for name, captions in lists.items()}
         call.arguments = dict(bound.arguments) | changed
         calls.append(call)
     return calls

@@ -15,31 +15,34 @@ from diffusers import DiffusionPipeline
 from qsched.errors import ModelError
 from qsched.libraries import quiet
 from qsched.pipelines import catalog
+from qsched.pipelines.agreement.kinds import denoisers
 from qsched.pipelines.devices import MEMORY_REMEDIES, device_for
 from qsched.pipelines.failures import explained
 from qsched.pipelines.lora import FusedLora
 from qsched.pipelines.sources import assemble, dtype_of
 from qsched.pipelines.table import Execution, Model, model_named, source_of
+from qsched.pipelines.weights import PutWeights
 from qsched.quantization.quantize import QuantizationReport, finish_loading, quantize
 from qsched.quantization.table import Quantization
+from qsched.signatures import of_class
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A pipeline that is ready to sample, its denoiser, what quantization covered of it, and the
-    LoRA weights that were fused before."""
+    """A pipeline that is ready to sample, its denoiser, what quantization covered of it, and what
+    was added to its own weights before."""
 
     pipeline: DiffusionPipeline
     network: torch.nn.Module
     report: QuantizationReport | None
     device: torch.device
-    loras: tuple[FusedLora, ...] = ()
+    added: tuple[PutWeights | FusedLora, ...] = ()
 
     @property
     def summary(self) -> str:
-        """The denoiser's quantization, and what was fused into it, in one line."""
+        """The denoiser's quantization, and what was added to it before, in one line."""
         network = f"{type(self.network).__name__} as it was loaded"
-        return "; ".join([self.report.summary() if self.report else network, *map(str, self.loras)])
+        return "; ".join([self.report.summary() if self.report else network, *map(str, self.added)])
 
 
 def load_pipeline(
@@ -76,7 +79,8 @@ def load_model(
     device = device_for(model, execution)
     with quiet(), _fitting(model):
         straight = _straight(model, quantization, device)
-        pipeline, loras = assemble(model, quantization if straight else None)
+        assembled = assemble(model, quantization if straight else None)
+        pipeline = assembled.pipeline
         network = denoiser(pipeline, model.part)
         if execution.offload == "none":
             network.to(device)  # quantizing is fast where the network will be
@@ -85,7 +89,7 @@ def load_model(
             for encoder in text_encoders(pipeline).values():
                 quantize(encoder, model.text_encoders)
         _place(pipeline, model, execution, device)
-    return Loaded(pipeline, network, report, device, loras)
+    return Loaded(pipeline, network, report, device, assembled.added)
 
 
 def denoiser(pipeline: DiffusionPipeline, part: str | None = None) -> torch.nn.Module:
@@ -93,7 +97,7 @@ def denoiser(pipeline: DiffusionPipeline, part: str | None = None) -> torch.nn.M
 
     Raises ModelError if there is none.
     """
-    names = (part,) if part else catalog.PARTS
+    names = (part,) if part else (*catalog.PARTS, *denoisers(of_class(type(pipeline))))
     for name in names:
         module = getattr(pipeline, name, None)
         if isinstance(module, torch.nn.Module):
@@ -116,12 +120,15 @@ def _straight(model: Model, quantization: Quantization | None, device: torch.dev
     """Whether diffusers can load the denoiser into the bits of its scheme at once.
 
     It saves memory: the full-precision network is never whole. It takes a GPU, since diffusers
-    refuses without one, and no LoRA, which has to be fused first. All else is quantized after
-    it was loaded, by the same layers.
+    refuses without one, a diffusers folder, and no LoRA, which has to be fused first. All else is
+    quantized after it was loaded, by the same layers.
     """
     if quantization is None or quantization.scheme == "none":
         return False
-    if device.type != "cuda" or model.loras or catalog.is_function(source_of(model)):
+    source = source_of(model)
+    if device.type != "cuda" or model.loras or model.weights:
+        return False
+    if catalog.is_function(source) or catalog.is_checkpoint(source):
         return False
     backend, _ = quantization.resolved()
     return backend.loads_straight

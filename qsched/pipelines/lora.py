@@ -15,11 +15,11 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
 from torch import nn
 
-from qsched import hub
-from qsched.errors import HubError, ModelError
+from qsched.errors import ModelError
 from qsched.pipelines.failures import explained
 from qsched.pipelines.interception import replaced
 from qsched.pipelines.table import LoraTable
+from qsched.pipelines.weights import file_of
 
 ADAPTER = "qsched"
 
@@ -45,7 +45,7 @@ def fuse(pipeline: DiffusionPipeline, table: LoraTable) -> FusedLora:
     Raises ModelError, in one line, for a file that can't be had, or that was made for another
     network: none of its layers may be in this one, or only some of them unless `table.partial`.
     """
-    file = _file(table)
+    file = file_of(table, "model.lora")
     kind: Any = type(pipeline).__name__
     if not hasattr(pipeline, "load_lora_weights"):
         raise ModelError(
@@ -90,19 +90,6 @@ def _remedy(kind: str) -> str:
     except ImportError:
         return "it needs peft: pip install 'qsched[gpu]'"
     return f"it may have been made for another network; take one made for {kind}, as safetensors"
-
-
-def _file(table: LoraTable) -> Path:
-    """The file on this machine, from its folder or from the hub."""
-    folder = Path(table.source)
-    if folder.is_dir():
-        if not (folder / table.file).is_file():
-            raise ModelError(f"model.lora.file = {table.file!r}: not in {folder}; correct it")
-        return folder / table.file
-    try:
-        return hub.fetch_file(table.source, table.file, revision=table.revision)
-    except HubError as error:
-        raise ModelError(f"model.lora: {error}") from error
 
 
 def _refuse_unknown_kinds(file: Path) -> None:

@@ -1,24 +1,35 @@
 """`[model]`, `[sampling]` and `[execution]` of a study file, and what each leaves out."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from qsched.digests import Digest, whole
-from qsched.documents import is_folder, located
 from qsched.errors import ConfigError, ModelError
+from qsched.files.documents import is_file, is_folder, located
 from qsched.pipelines import catalog
 from qsched.pipelines.folders import quantized_by, stored_dtype
 from qsched.plugins import Origin, referenced
 from qsched.quantization.backend import Backend, backend_named
 from qsched.quantization.schemes import backend_for
-from qsched.tables import ONE, SEVERAL, Place, Section, accepted_by, is_stored, one_or_several
+from qsched.tables import (
+    ONE,
+    SEVERAL,
+    Place,
+    Section,
+    accepted_by,
+    checked,
+    is_stored,
+    one_or_several,
+)
 
 OWN_KEYS: Mapping[str, str] = {
     "num_inference_steps": "set sampling.steps",
-    **{key: f"set sampling.{key}" for key in ("guidance_scale", "height", "width", "sigmas")},
+    **{key: f"set sampling.{key}" for key in ("guidance_scale", "height", "width")},
+    **{key: f"set sampling.{key}" for key in ("sigmas", "timesteps")},
     "prompt": "set prompts.calibration and prompts.held_out",
     **dict.fromkeys(
         ("prompt_2", "prompt_3", "prompt_4"), "a caption goes to every text encoder; leave it out"
@@ -69,9 +80,19 @@ Loras = Annotated[
 """`[model.lora]`, or several as `[[model.lora]]`."""
 
 
+class WeightsTable(Section):
+    """`[model.weights]`: a file that takes the place of the denoiser's own weights."""
+
+    source: Place
+    file: Place
+    revision: str | None = None
+
+
 class Model(Section):
     """`[model]`: which pipeline, in which precision. What is left out comes from the catalog.
 
+    `config`: for a single file, the model whose configs and tokenizers it lacks; on the hub at a
+    revision as "owner/name@revision". `part`: the denoiser's name in the pipeline.
     `full_precision`: the model that validation compares with, where `name` is quantized already.
     `twin`: a tiny pipeline of the same class with random weights takes its place.
     """
@@ -82,10 +103,12 @@ class Model(Section):
     variant: str | None = None
     pipeline: str | None = None
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
-    part: Literal["unet", "transformer"] | None = None
+    config: Annotated[Place, accepted_by(catalog.layout_named)] | None = None
+    part: Annotated[str, Field(pattern=r"^[A-Za-z]\w*$")] | None = None
     steps: tuple[Annotated[int, Field(ge=1, le=64)], ...] | None = None
     scheduler: Mapping[str, Any] | None = None
     lora: Loras | None = None
+    weights: WeightsTable | None = None
     text_encoders: Literal["int8"] | None = None
     vae_tiling: bool = False
     attention: str | None = None
@@ -102,9 +125,11 @@ class Model(Section):
 
     def with_loras(self, change: Callable[[LoraTable], Mapping[str, Any]]) -> "Model":
         """The same model with some values of each LoRA changed."""
+        if not self.loras:
+            return self
         changed = tuple(lora.model_copy(update=change(lora)) for lora in self.loras)
         several = isinstance(self.lora, tuple)
-        return self.model_copy(update={"lora": changed if several or not changed else changed[0]})
+        return self.model_copy(update={"lora": changed if several else changed[0]})
 
     @model_validator(mode="after")
     def _scheduler_has_a_class(self) -> "Model":
@@ -126,6 +151,7 @@ class Sampling(Section):
     height: int | None = Field(default=None, ge=8, le=4096)
     width: int | None = Field(default=None, ge=8, le=4096)
     sigmas: tuple[float, ...] | None = None
+    timesteps: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     call: Mapping[str, Any] = Field(default_factory=dict)
     none: tuple[str, ...] | None = None
 
@@ -154,9 +180,11 @@ class Sampling(Section):
         return self
 
     @model_validator(mode="after")
-    def _one_sigma_a_step(self) -> "Sampling":
-        if self.sigmas is not None and len(self.sigmas) != self.steps:
-            raise ValueError(f"sigmas has {len(self.sigmas)} numbers; expected one a step")
+    def _one_number_a_step(self) -> "Sampling":
+        for name in ("sigmas", "timesteps"):
+            given = getattr(self, name)
+            if given is not None and len(given) != self.steps:
+                raise ValueError(f"{name} has {len(given)} numbers; expected one a step")
         return self
 
     def arguments(self) -> dict[str, Any]:
@@ -167,6 +195,7 @@ class Sampling(Section):
             "height": self.height,
             "width": self.width,
             "sigmas": list(self.sigmas) if self.sigmas else None,
+            "timesteps": list(self.timesteps) if self.timesteps else None,
         }
         given = {key: value for key, value in named.items() if value is not None}
         # TOML has lists only; where a pipeline takes a list, it takes a tuple as well.
@@ -210,8 +239,16 @@ def with_entry(model: Model, steps: int) -> Model:
             scale=entry.lora.scale,
         )
         model = model.model_copy(update={"lora": own})
-    if model.loras:
-        model = model.with_loras(lambda lora: {"file": lora.file.replace("{steps}", str(steps))})
+    if model.weights is None and entry.weights is not None:
+        model = model.model_copy(update={"weights": WeightsTable(**asdict(entry.weights))})
+
+    def numbered(file: str) -> str:
+        return file.replace("{steps}", str(steps))
+
+    model = model.with_loras(lambda lora: {"file": numbered(lora.file)})
+    if model.weights is not None:
+        own_weights = model.weights.model_copy(update={"file": numbered(model.weights.file)})
+        model = model.model_copy(update={"weights": own_weights})
     on_disk = model.source is None and catalog.is_folder(entry.source)
     return model.model_copy(
         update={
@@ -219,7 +256,10 @@ def with_entry(model: Model, steps: int) -> Model:
             "revision": model.revision or (None if model.source else entry.revision),
             "variant": model.variant or (None if model.source else entry.variant),
             "pipeline": _first(
-                model.pipeline, entry.pipeline, catalog.class_in(model.source or "")
+                model.pipeline,
+                entry.pipeline,
+                catalog.class_in(layout_of(model)),
+                catalog.layout_named(model.config).pipeline if model.config else None,
             ),
             "dtype": _first(
                 model.dtype,
@@ -237,29 +277,50 @@ def model_named(name: str, steps: int, dtype: str | None = None) -> Model:
     """The complete table of a model by its name alone. Raises ModelError for one that isn't known,
     ConfigError for steps that it wasn't distilled for."""
     catalog.model_entry(name)
-    return with_entry(Model.model_validate({"name": name, "dtype": dtype}), steps)
+    return with_entry(checked(Model, {"name": name, "dtype": dtype}), steps)
 
 
 def placed(model: Model, folder: Path) -> Model:
-    """`model` with its local folders found from `folder`, where the study file is."""
+    """`model` with its local folders and files found from `folder`, where the study file is."""
 
     def local(source: str) -> str:
         path = located(source, folder)
-        return str(path.resolve()) if is_folder(path) else source
+        return str(path.resolve()) if is_folder(path) or is_file(path) else source
 
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {
+        key: local(named)
+        for key, named in (("config", model.config), ("full_precision", model.full_precision))
+        if named is not None and named not in catalog.MODELS
+    }
     if model.source is not None:
         changes["source"] = local(model.source)
     elif model.name not in catalog.MODELS and ":" not in model.name:
         changes["source"] = local(model.name)
-    if model.loras:
-        model = model.with_loras(lambda lora: {"source": local(lora.source)})
+    if model.weights is not None:
+        place = {"source": local(model.weights.source)}
+        changes["weights"] = model.weights.model_copy(update=place)
+    model = model.with_loras(lambda lora: {"source": local(lora.source)})
     return model.model_copy(update=changes)
 
 
 def source_of(model: Model) -> str:
-    """Where the pipeline is: a folder, a hub repository or ``module:function``."""
+    """Where the pipeline is: a folder, a single file, a hub repository or ``module:function``."""
     return model.source or catalog.model_entry(model.name).source
+
+
+def layout_of(model: Model) -> str:
+    """Where the configs and tokenizers of the pipeline are: at its source, but for a single
+    file."""
+    if model.config is None or not catalog.is_checkpoint(source_of(model)):
+        return source_of(model)
+    entry = catalog.layout_named(model.config)
+    return f"{entry.source}@{entry.revision}" if entry.revision else entry.source
+
+
+def twin_of(model: Model) -> str | None:
+    """The name of the tiny twin of a model; None where its class isn't known."""
+    entry = catalog.model_entry(model.name)
+    return (entry.twin if model.pipeline == entry.pipeline else None) or model.pipeline
 
 
 def weights_of(model: Model, digest: Digest = whole) -> str:
@@ -267,7 +328,17 @@ def weights_of(model: Model, digest: Digest = whole) -> str:
     loras = [
         catalog.Lora(table.source, table.file, table.revision, table.scale) for table in model.loras
     ]
-    return catalog.weights_identity(source_of(model), model.revision, *loras, digest=digest)
+    source, weights = source_of(model), None
+    if model.weights is not None:
+        weights = catalog.Weights(**model.weights.model_dump())
+    return catalog.weights_identity(
+        source,
+        model.revision,
+        *loras,
+        weights=weights,
+        layout=layout_of(model) if catalog.is_checkpoint(source) else None,
+        digest=digest,
+    )
 
 
 def origins_of_model(model: Model) -> dict[str, Origin | None]:
@@ -299,16 +370,19 @@ def backend_of_encoders(model: Model) -> Backend | None:
 def sampling_of(name: str, sampling: Sampling) -> Sampling:
     """`sampling` with what it leaves out filled in from the entry of the model `name`."""
     entry = catalog.model_entry(name)
+    own = {**entry.call, **entry.call_at.get(sampling.steps, {})}
+    absent = {key for key, value in own.items() if value is None} - sampling.call.keys()
+    none = (*(sampling.none or ()), *sorted(absent - set(sampling.none or ())))
     return sampling.model_copy(
         update={
             "guidance_scale": _first(sampling.guidance_scale, entry.guidance_scale),
             "height": _first(sampling.height, entry.height),
             "width": _first(sampling.width, entry.width),
+            "timesteps": _first(sampling.timesteps, entry.timesteps.get(sampling.steps)),
             "call": {
-                key: value
-                for key, value in {**entry.call, **sampling.call}.items()
-                if key not in (sampling.none or ())
+                key: value for key, value in {**own, **sampling.call}.items() if key not in none
             },
+            "none": none or None,
         }
     )
 

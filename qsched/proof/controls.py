@@ -94,10 +94,11 @@ def definition(study: Study, name: str, trials: int) -> Study:
     return replace(study.with_tables(changes | {"search": search}), weights=weights)
 
 
-def companion(study: StoredStudy, name: str) -> StoredStudy:
-    """A control's study, created or resumed with the study's own budget. Raises StudyError."""
+def companion(study: StoredStudy, name: str, accept: Collection[str] = ()) -> StoredStudy:
+    """A control's study, created or resumed with the study's own budget; `accept` as there. Raises
+    StudyError."""
     budget = study.status().budget
-    return create(study.storage, definition(study.definition, name, budget))
+    return create(study.storage, definition(study.definition, name, budget), accept=accept)
 
 
 def ready(study: StoredStudy) -> list[Control]:
@@ -109,7 +110,9 @@ def ready(study: StoredStudy) -> list[Control]:
         if wanted.name not in stored:
             continue
         found = load(study.storage, wanted.name)
-        if found.definition.changed(trials=1) != wanted.changed(trials=1):
+        own = study.definition
+        there = replace(found.definition, file=own.file, allowed=own.allowed, allow=own.allow)
+        if there.fingerprint(read=False) != wanted.fingerprint(read=False):
             logger.warning(
                 "study %r is left out: it is no control of %r as this one is now; delete it, and "
                 "make it again with --controls %s",

@@ -1,26 +1,36 @@
 """The outcome of a study: what a validation stores, and all that reports, exports and cards read.
 
-It is a value that knows its JSON. `report.json` has the same keys but the scheduler's config, which
-is stored beside them together with the version of the form.
+It is a value that knows its JSON. `report.json` has the same keys but the scheduler's config, the
+artifact of the pictures and the version of the form, which are stored with them.
 """
 
+import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 
 import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
-from qsched.errors import CoefficientsError, StudyError, in_one_line
+from qsched.errors import CoefficientsError, StudyError
 from qsched.evidence.guards import Guard
 from qsched.schedule.coefficients import Coefficients
+from qsched.seeds import digest
 from qsched.service.status import Candidate, Status
 from qsched.service.stored_study import StoredStudy
 from qsched.statistics import Interval, Values, paired_interval
+from qsched.study.file import is_name
 from qsched.study.fingerprint import versions
 from qsched.study.study import Study
+from qsched.tables import unreadable
 
 T = TypeVar("T")
+
+FINITE = ConfigDict(allow_inf_nan=False)
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", max_length=2000)]
+"""Text of one line, without control characters."""
 
 VERSION = 1
 """Of the stored form. qsched 0.1 wrote the same one without a number."""
@@ -79,7 +89,7 @@ PENDING = Badge("…", "not validated", "calm", "")
 """The badge of a study without a verdict."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FINITE)
 class HeldOut:
     """One metric on the held-out images: means, and paired differences.
 
@@ -154,7 +164,7 @@ class HeldOut:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FINITE)
 class Distance:
     """A distance of image sets to real images, lower is better. `gain`: calibrated - identity;
     `repair`: that less what full precision gains. `independent`: counts in the verdict."""
@@ -192,7 +202,7 @@ class Distance:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FINITE)
 class Judged:
     """A candidate after the held-out prompts: its gains by metric, its guards, its verdict.
 
@@ -234,7 +244,7 @@ class Gained(NamedTuple):
     gain: Interval
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FINITE)
 class Control:
     """A companion search's best trial, and what it came to on the held-out images, by metric.
 
@@ -242,12 +252,12 @@ class Control:
     belongs to and is proven on; else it is the quantized one.
     """
 
-    name: str
-    what: str
-    study: str
+    name: Line
+    what: Line
+    study: Line
     candidate: Candidate
     full_precision: bool
-    held_out: Mapping[str, Gained] = field(default_factory=dict)
+    held_out: Mapping[Line, Gained] = field(default_factory=dict)
 
     @property
     def network(self) -> str:
@@ -291,7 +301,7 @@ class Taken(NamedTuple):
     forced: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FINITE)
 class Proof:
     """A study's outcome. Before the first validation it is pending: `verdict` is None, and what
     only a validation knows is empty.
@@ -300,13 +310,14 @@ class Proof:
     among them; `grid_images`: what the official grid takes on the same calibration prompts. `best`:
     the candidate that the verdict is of, while it is pending the search's best; `coefficients`:
     what may be taken away. `repair_against`: what full precision was given. `scheduler`: the JSON
-    config of the preconditioned scheduler. `versions`: of qsched and other packages, None for what
-    was not installed.
+    config of the preconditioned scheduler. `pictures`: the artifact of the held-out ones, None
+    where they weren't kept. `versions`: of qsched and other packages, None for what was not
+    installed.
     """
 
     study: str
     verdict: Verdict | None
-    sentence: str
+    sentence: Line
     budget: int
     trials: int
     stopped_early: int
@@ -317,15 +328,16 @@ class Proof:
     best: Candidate | None
     fingerprint: Mapping[str, Any]
     coefficients: Coefficients | None = None
-    held_out: Mapping[str, HeldOut] = field(default_factory=dict)
-    repair_against: str = SAME_COEFFICIENTS
+    held_out: Mapping[Line, HeldOut] = field(default_factory=dict)
+    repair_against: Line = SAME_COEFFICIENTS
     candidates: tuple[Judged, ...] = ()
     controls: tuple[Control, ...] = ()
     guards: tuple[Guard, ...] = ()
-    distances: Mapping[str, Distance] = field(default_factory=dict)
-    network: str = ""
-    versions: Mapping[str, str | None] = field(default_factory=dict)
+    distances: Mapping[Line, Distance] = field(default_factory=dict)
+    network: Line = ""
+    versions: Mapping[Line, Line | None] = field(default_factory=dict)
     scheduler: str = ""
+    pictures: str | None = None
 
     @classmethod
     def pending(cls, definition: Study, status: Status) -> Self:
@@ -379,8 +391,16 @@ class Proof:
             return Taken(best, forced=True)
         return Taken(Coefficients.identity(best.steps), forced=False)
 
+    @property
+    def run(self) -> str:
+        """What all files that show this outcome carry, and no others."""
+        return digest(json.dumps([self._content(), self.scheduler], sort_keys=True))
+
     def report(self) -> dict[str, Any]:
         """The content of report.json."""
+        return {"run": self.run, **self._content()}
+
+    def _content(self) -> dict[str, Any]:
         document = {
             "study": self.study,
             "verdict": self.verdict,
@@ -412,17 +432,24 @@ class Proof:
 
     def to_dict(self) -> dict[str, Any]:
         """As the database has it."""
-        return {"version": VERSION, **self.report(), "scheduler": self.scheduler}
+        return {
+            "version": VERSION,
+            **self.report(),
+            "scheduler": self.scheduler,
+            "pictures": self.pictures,
+        }
 
     @classmethod
-    def from_dict(cls, stored: Mapping[str, Any]) -> Self:
+    def from_dict(cls, stored: Any) -> Self:
         """What `to_dict` wrote, or qsched 0.1; what an older outcome lacks is empty. Raises
         StudyError for a newer form and for what is none."""
-        study = stored.get("study", "?")
+        known = stored if isinstance(stored, Mapping) else {}
+        study = known["study"] if is_name(known.get("study")) else "?"
         again = f"qsched validate {study} makes it anew"
-        if stored.get("version", VERSION) > VERSION:
+        version = known.get("version", VERSION)
+        if isinstance(version, int) and version > VERSION:
             raise StudyError(
-                f"study {study!r}: its outcome has version {stored['version']}; expected at most "
+                f"study {study!r}: its outcome has version {version}; expected at most "
                 f"{VERSION}; upgrade qsched, or {again}"
             )
         try:
@@ -449,22 +476,31 @@ class Proof:
                 network=stored.get("network", ""),
                 versions=stored.get("versions", {}),
                 scheduler=stored["scheduler"],
+                pictures=stored.get("pictures"),
             )
-        except (CoefficientsError, KeyError, TypeError, ValueError) as error:
+        except (CoefficientsError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise StudyError(
-                f"study {study!r}: its outcome can't be read: {in_one_line(error)}; {again}"
+                f"study {study!r}: its outcome can't be read: {unreadable(error)}; {again}"
             ) from error
 
 
 def keep(study: StoredStudy, proof: Proof) -> None:
     """Stores the outcome of a validation; a later one replaces it."""
-    study.storage.conclude(study.name, proof.to_dict())
+    study.storage.conclude(study.incarnation, proof.to_dict())
 
 
 def kept(study: StoredStudy) -> Proof | None:
     """The outcome of a study's last validation; None before the first. Raises StudyError."""
-    stored = study.storage.outcome(study.name)
-    return None if stored is None else Proof.from_dict(stored)
+    stored = study.storage.outcome(study.incarnation)
+    if stored is None:
+        return None
+    proof = Proof.from_dict(stored)
+    if proof.study != study.name:
+        raise StudyError(
+            f"study {study.name!r}: its stored outcome is one of {proof.study!r}; "
+            f"qsched validate {study.name} makes it anew"
+        )
+    return proof
 
 
 def outcome_of(study: StoredStudy, status: Status) -> Proof:

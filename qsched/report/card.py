@@ -93,7 +93,9 @@ def model_card(study: Study, proof: Proof, taken: Taken, stock: str) -> str:
         "Gain: calibrated - quantized, paired, with its interval. \\*: a metric that the search "
         "never saw.",
         "",
-        "Made with " + ", ".join(f"{name} {found}" for name, found in versions.items()),
+        "Made with "
+        + ", ".join(f"{name} {found}" for name, found in versions.items())
+        + f"; run `{proof.run}`.",
         "",
     ]
     return "\n".join(lines)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from qsched.errors import LeaseLost, MirrorLost, StudyGone, in_one_line
 from qsched.pictures.pixels import eight_bit
 from qsched.pictures.sheets import font
 from qsched.proof import outcome
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 SHOWN = 16
 """Images of a contact sheet."""
 
+NO_MORE = (StudyGone, LeaseLost, MirrorLost)
+"""After these nothing is worth a try for this trial."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,8 +46,9 @@ class Gallery:
         self._first = study.definition.tables.gallery.trials
         self._store = store_of(study)
 
-    def __call__(self, slot: "Slot", trial: int, batches: Sequence["Batch"], value: float) -> None:
-        """Attaches the images of a trial's batches, if it is worth it."""
+    def __call__(self, slot: "Slot", batches: Sequence["Batch"], value: float) -> None:
+        """Attaches the images of a trial's batches, if it is worth it. Raises StudyGone, LeaseLost,
+        MirrorLost."""
         if not batches or not self._worth_it(slot.number, value):
             return
         images = np.concatenate([batch.images.numpy() for batch in batches])[:SHOWN]
@@ -52,9 +57,11 @@ class Gallery:
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / f"trial-{slot.number:05}.png"
                 contact_sheet(images, title).save(path, optimize=True)
-                self._study.trials.attach(trial, path, self._store)
-        except Exception:
-            logger.warning("no contact sheet of trial %d", slot.number, exc_info=True)
+                self._study.trials.attach(slot, path, self._store)
+        except NO_MORE:
+            raise
+        except Exception as error:  # noqa: BLE001 - any store's own errors
+            logger.warning("no contact sheet of trial %d: %s", slot.number, in_one_line(error))
 
     def _worth_it(self, number: int, value: float) -> bool:
         if number <= self._first:
@@ -90,11 +97,9 @@ def publish(study: StoredStudy) -> None:
         return
     try:
         status = study.status()
-        mirror = study.trials.study
-        save_note(mirror, note(study, status))
+        text, graphs = note(study, status), {}
         if status.identity and status.best:
-            graph = _profile(status.best)
-            save_plotly_graph_object(mirror, graph, graph_object_id="coefficients")
+            graphs["coefficients"] = _profile(status.best)
         names, done = study.definition.parametrisation.names, study.finished()
         for one, other in pairs(names) if done else ():
             place = names.index(one), names.index(other)
@@ -102,9 +107,19 @@ def publish(study: StoredStudy) -> None:
                 (one, other), place, study.definition.parametrisation.identity, done
             )
             graph = re.sub(r"\W+", "-", "landscape" + one.removeprefix("c_eps")).strip("-")
-            save_plotly_graph_object(mirror, figure, graph_object_id=graph)
-    except Exception:
-        logger.warning("the study's note for the dashboard was not written", exc_info=True)
+            graphs[graph] = figure
+        mirror = study.trials.study
+
+        def write() -> None:
+            save_note(mirror, text)
+            for name, figure in graphs.items():
+                save_plotly_graph_object(mirror, figure, graph_object_id=name)
+
+        study.trials.fenced(write)
+    except StudyGone:  # then there is nothing to show
+        pass
+    except Exception as error:  # noqa: BLE001 - a note is no reason to end
+        logger.warning("the study's note for the dashboard was not written: %s", in_one_line(error))
 
 
 def note(study: StoredStudy, status: Status) -> str:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from qsched.evidence.impression import Impression
+from qsched.files import outputs
 from qsched.pictures.sheets import ROWS, Pictures
 from qsched.pipelines.effective import effective
 from qsched.report import files
@@ -36,8 +37,7 @@ def write(
     impressions: Mapping[str, Impression],
     network: str,
 ) -> list[Path]:
-    """Writes the grid and the page into a folder that exists; their paths."""
-    image, shown = folder / files.PREVIEW, folder / files.PREVIEW_PAGE
+    """Writes the grid and the page; their paths."""
     labels = [(ROWS[row], pictures.embedded(row)) for row in ROWS if row in pictures.rows]
     fits = [each.alignment for each in impressions.values() if each.alignment]
     values: dict[str, Any] = {
@@ -56,7 +56,7 @@ def write(
         "scorer": fits[0].scorer if fits and len(fits) == len(impressions) else None,
     }
     text = environment().get_template("preview.html").render(values)
-    with files.written():
-        pictures.write(image)
-        shown.write_text(text, encoding="utf-8")
-    return [image, shown]
+    with outputs.whole(folder) as unfinished:
+        pictures.write(unfinished / files.PREVIEW)
+        (unfinished / files.PREVIEW_PAGE).write_text(text, encoding="utf-8")
+    return [folder / files.PREVIEW, folder / files.PREVIEW_PAGE]

@@ -8,11 +8,16 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from qsched import hub
+from qsched.errors import QuantizationError
 from qsched.pipelines import catalog
-from qsched.pipelines.table import LoraTable, Model, source_of
-from qsched.plugins import beside
+from qsched.pipelines.agreement.kinds import denoisers
+from qsched.pipelines.folders import part_of
+from qsched.pipelines.table import LoraTable, Model, layout_of, source_of, twin_of
+from qsched.quantization.backend import Snippet
 from qsched.quantization.schemes import FIRST_AND_LAST, Scheme
 from qsched.quantization.table import Quantization
+from qsched.signatures import of_diffusers
 from qsched.study.study import Study
 
 
@@ -26,7 +31,7 @@ def sample_code(study: Study) -> str:
     imports = {"import torch", "from diffusers import AutoModel"}
     body = _loading(tables.model, imports, study.folder)
     device = 'device = "cuda" if torch.cuda.is_available() else "cpu"'
-    with beside(study.folder):
+    with study.code():
         quantizing, late = _quantizing(tables.model, tables.quantization, imports)
     if tables.model.attention or any("denoiser" in line for line in quantizing):
         body += _denoiser(tables.model)
@@ -63,21 +68,73 @@ def _loading(model: Model, imports: set[str], folder: str | None) -> list[str]:
         return [*path, f"pipeline = {build}()", *_lora(model)]
     kind = model.pipeline or "DiffusionPipeline"
     imports.add(f"from diffusers import {kind}")
-    place = _quoted(source)
+    dtype = {"dtype": f"torch.{model.dtype or 'float32'}"}
+    if catalog.is_checkpoint(source) and not model.twin:
+        load = _call(f"{kind}.from_single_file", ["file"], {"config": "config"} | dtype)
+        lines = [f"file = {_file(source, model.revision, imports)}"]
+        lines += [f"config = {_layout(model, imports)}"]
+    else:
+        place, arguments = _source(model, kind, imports)
+        load, lines = _call(f"{kind}.from_pretrained", [place], arguments | dtype), []
+    return [*lines, f"pipeline = {load}", *_weights(model, imports), *_lora(model)]
+
+
+def _source(model: Model, kind: str, imports: set[str]) -> tuple[str, dict[str, str]]:
+    """The place of a diffusers folder and the loader's other arguments, as expressions."""
+    source = source_of(model)
     if model.twin:
         imports.add("from qsched.pipelines.twins import pipeline_twin")
-        place = f'pipeline_twin("{kind}") / "pipeline"'
-    elif model.source is None and catalog.is_folder(source):
-        imports.add("from qsched.pipelines.catalog import MODELS")  # it ships with qsched
-        place = f"MODELS[{_quoted(model.name)}].source"
+        return f'pipeline_twin("{twin_of(model) or kind}") / "pipeline"', {}
     arguments = {
         key: _quoted(value)
         for key, value in (("revision", model.revision), ("variant", model.variant))
-        if value and not model.twin
+        if value
     }
     arguments |= dict.fromkeys(_missing(source), "None")
-    arguments["dtype"] = f"torch.{model.dtype or 'float32'}"
-    return [f"pipeline = {_call(f'{kind}.from_pretrained', [place], arguments)}", *_lora(model)]
+    if model.source is None and catalog.is_folder(source):
+        imports.add("from qsched.pipelines.catalog import MODELS")  # it ships with qsched
+        return f"MODELS[{_quoted(model.name)}].source", arguments
+    return _quoted(source), arguments
+
+
+def _file(source: str, revision: str | None, imports: set[str]) -> str:
+    """The place of a single file, here or on the hub."""
+    remote = catalog.file_in_repository(source)
+    if remote is None:
+        return _quoted(source)
+    imports.add("from huggingface_hub import hf_hub_download")
+    options = {"revision": _quoted(revision)} if revision else {}
+    return _call("hf_hub_download", [_quoted(part) for part in remote], options)
+
+
+def _layout(model: Model, imports: set[str]) -> str:
+    """The folder with the configs and tokenizers of a single file."""
+    if catalog.is_folder(layout_of(model)) or model.config is None:
+        return _quoted(layout_of(model))
+    imports.add("from huggingface_hub import snapshot_download")
+    entry = catalog.layout_named(model.config)
+    options = {"revision": _quoted(entry.revision)} if entry.revision else {}
+    options["allow_patterns"] = _literal(list(hub.LAYOUT))
+    return _call("snapshot_download", [_quoted(entry.source)], options)
+
+
+def _weights(model: Model, imports: set[str]) -> list[str]:
+    """Puts the denoiser's own weights into the pipeline of another model."""
+    table = model.weights
+    if table is None:
+        return []
+    if model.twin:
+        imports.add("from qsched.pipelines.weights import twin_weights")
+        place = f'twin_weights("{model.pipeline}") / "twin{Path(table.file).suffix}"'
+    elif Path(table.source).is_dir():
+        place = _quoted(str(Path(table.source) / table.file))
+    else:
+        place = _file(f"{table.source}/{table.file}", table.revision, imports)
+    tensors = 'torch.load(weights, map_location="cpu", weights_only=True)'
+    if table.file.endswith(".safetensors"):
+        imports.add("from safetensors.torch import load_file")
+        tensors = "load_file(weights)"
+    return [f"weights = {place}", f"{_network(model)}.load_state_dict({tensors})"]
 
 
 def _missing(source: str) -> list[str]:
@@ -96,7 +153,7 @@ def _lora(model: Model) -> list[str]:
 def _fused(model: Model, lora: LoraTable) -> list[str]:
     place, file, options = _quoted(lora.source), lora.file, {}
     if model.twin:
-        place = f'pipeline_twin("{model.pipeline}", lora=True) / "lora"'
+        place = f'pipeline_twin("{twin_of(model)}", lora=True) / "lora"'
         file = "twin.safetensors"
     elif lora.revision:
         options = {"revision": _quoted(lora.revision)}
@@ -117,11 +174,12 @@ def _index(folder: str) -> dict[str, Any]:
 
 def _network(model: Model) -> str:
     """The denoiser, as an expression. Without `part` the folder tells, or the pipeline itself."""
-    source = source_of(model)
+    source = layout_of(model)
     part: str | None = model.part
     if part is None and catalog.is_folder(source) and not model.twin:
-        index = _index(source)
-        part = next((name for name in catalog.PARTS if index.get(name, [None])[0]), None)
+        part = part_of(_index(source))
+    kind = of_diffusers(model.pipeline) if part is None and model.pipeline else None
+    part = part or next(iter(denoisers(kind)) if kind else iter(()), None)
     return f"pipeline.{part}" if part else "denoiser"
 
 
@@ -145,9 +203,7 @@ def _quantizing(model: Model, table: Quantization, imports: set[str]) -> tuple[l
         ]
     if table.scheme == "none" and not table.overrides:
         return lines, True
-    backend, group = table.resolved()
-    scheme = Scheme.parse(table.scheme, backend.name)
-    snippet = None if table.overrides else backend.snippet(network, scheme, group)
+    snippet = None if table.overrides else _snippet(network, table)
     if snippet is None:
         imports.add("from qsched.quantization.quantize import quantize")
         options = {
@@ -159,6 +215,15 @@ def _quantizing(model: Model, table: Quantization, imports: set[str]) -> tuple[l
     imports.update(snippet.imports)
     wanted = _wanted(model, table, snippet.rules, imports)
     return [*wanted, *snippet.lines, *lines], snippet.on_device
+
+
+def _snippet(network: str, table: Quantization) -> Snippet | None:
+    """The backend's own code; None where it has none, or isn't here."""
+    try:
+        backend, group = table.resolved()
+        return backend.snippet(network, Scheme.parse(table.scheme, backend.name), group)
+    except QuantizationError:
+        return None
 
 
 def _wanted(

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from qsched.pipelines.effective import effective
-from qsched.pipelines.table import Model
+from qsched.pipelines.table import Model, layout_of
 from qsched.report.numerals import count
 from qsched.study.study import Study
 
@@ -66,13 +66,23 @@ def in_a_line(study: Study) -> str:
 
 def _model(model: Model) -> str:
     twin = "twin" if model.twin else ""
-    return _joined(model.name, model.source, model.revision, model.variant, model.dtype, twin)
+    own = model.weights
+    denoiser = f"denoiser {own.source}/{own.file} {own.revision or ''}".strip() if own else ""
+    return _joined(
+        model.name, model.source, model.revision, denoiser, model.variant, model.dtype, twin
+    )
 
 
 def _model_for_card(model: Model) -> str:
     words = f"`{model.source or model.name}`"
     if model.revision:
         words += f" at revision `{model.revision}`"
+    if model.config is not None:
+        words += f", a single file laid out as `{layout_of(model)}`"
+    if model.weights is not None:
+        own = f"{model.weights.source}/{model.weights.file}"
+        words += f", its denoiser's weights from `{own}`"
+        words += f" at revision `{model.weights.revision}`" if model.weights.revision else ""
     loras = [
         f"the LoRA `{lora.source}/{lora.file}`"
         + (f" at {lora.scale:g}" if lora.scale != 1.0 else "")

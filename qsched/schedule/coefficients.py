@@ -21,8 +21,9 @@ from pathlib import Path
 from reprlib import repr as short
 from typing import Any, Self
 
-from qsched.documents import from_json, read
-from qsched.errors import CoefficientsError, DocumentError, one_line
+from qsched.errors import CoefficientsError, DocumentError, OutputError, one_line
+from qsched.files import outputs
+from qsched.files.documents import from_json, read
 
 FORMAT = "qsched-coefficients"
 VERSION = 2
@@ -167,9 +168,9 @@ class Coefficients:
         """Writes `to_json` to a file; raises `CoefficientsError`, naming it, if it can't."""
         text = self.to_json(provenance)
         try:
-            Path(path).write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise CoefficientsError(f"{path}: cannot be written: {error}") from None
+            outputs.write(Path(path), text)
+        except OutputError as error:
+            raise CoefficientsError(str(error)) from None
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> Self:

@@ -50,8 +50,9 @@ class ScorerEntry:
     `reference`: it compares with the full-precision image. `held_out`: validation may use it, a
     search may not. `packages`: distributions whose versions its numbers depend on. `needs`:
     importable modules beyond qsched's own dependencies, which `extra` installs. `source`: where its
-    weights come from. `download_gb`: about how big they are, in decimal gigabytes. `origin`: of a
-    plug-in's code; None for what is built in.
+    weights come from; `weights`: what tells them from others, for the fingerprint, a revision of
+    the hub or a file on this machine; () where nothing does. `download_gb`: about how big they are,
+    in decimal gigabytes. `origin`: of a plug-in's code; None for what is built in.
     """
 
     name: str
@@ -66,10 +67,21 @@ class ScorerEntry:
     needs: tuple[str, ...] = ()
     extra: str = ""
     source: str = ""
+    weights: tuple[str, ...] = ()
     download_gb: float = 0.0
     licence: str = "Apache-2.0"
     origin: Origin | None = None
 
+
+HPS_WEIGHTS = "xswu/HPSv2@697403c78157020a1ae59d23f111aa58ced35b0a/HPS_v2.1_compressed.pt"
+PICKSCORE_WEIGHTS = (
+    "yuvalkirstain/PickScore_v1@a4e4367c6dfa7288a00c550414478f865b875800/model.safetensors"
+)
+PICKSCORE_PROCESSOR = (
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K@1c2b8495b28150b8a4922ee1c8edee224c284c0c"
+    "/preprocessor_config.json"
+)
+"""Files of the hub at revisions that public code names."""
 
 _CLIP, _PYIQA_PACKAGES = ("open_clip_torch", "torchvision"), ("pyiqa", "torchvision", "timm")
 
@@ -117,6 +129,7 @@ HPS = ScorerEntry(
     load="qsched.scoring.clip_models:load_hps",
     packages=_CLIP,
     source="xswu/HPSv2/HPS_v2.1_compressed.pt",
+    weights=(HPS_WEIGHTS,),
     download_gb=2.0,
 )
 PICKSCORE = ScorerEntry(
@@ -126,6 +139,7 @@ PICKSCORE = ScorerEntry(
     load="qsched.scoring.clip_models:load_pickscore",
     packages=("transformers", "torchvision"),
     source="yuvalkirstain/PickScore_v1",
+    weights=(PICKSCORE_WEIGHTS, PICKSCORE_PROCESSOR),
     download_gb=3.9,
     licence="not stated",
 )
@@ -346,6 +360,7 @@ def open_clip(name: str, rest: str) -> ScorerEntry:
             arguments=(rest,),
             packages=_CLIP,
             source=rest,
+            weights=(place,) if scheme == "local-dir" else (),
             licence="as its authors say",
         )
     model, _, tag = rest.partition("/")
@@ -365,6 +380,7 @@ def open_clip(name: str, rest: str) -> ScorerEntry:
         arguments=(rest,),
         packages=_CLIP,
         source=f"open_clip {model}, {tag}",
+        weights=(tag,) if tag.startswith("/") else (),
         licence="as its authors say",
     )
 

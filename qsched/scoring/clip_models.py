@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from qsched.errors import HubError, ScoreError, causes
 from qsched.hub import fetch_file, fetch_files, fetch_url
 from qsched.libraries import quiet
-from qsched.pipelines.twins import clip_words, made
+from qsched.pipelines.twins import made
+from qsched.pipelines.twins.text import clip_words
+from qsched.scoring.catalog import HPS_WEIGHTS, PICKSCORE_PROCESSOR, PICKSCORE_WEIGHTS
 from qsched.scoring.clip import (
     AqMap,
     ClipAlignment,
@@ -41,11 +43,8 @@ SCENE_TEMPLATES = (
 _PREPROCESS = ("mean", "std", "interpolation", "resize_mode")
 """What open_clip's table says of a tag's images."""
 
-_PICKSCORE = "yuvalkirstain/PickScore_v1"
 _TOKENIZER = ("tokenizer_config.json", "tokenizer.json", "special_tokens_map.json")
 """The files of a tokenizer of transformers."""
-
-_PICKSCORE_PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
 def load_clipscore(*, twin: bool = False) -> ClipAlignment:
@@ -71,7 +70,7 @@ def load_hps(*, twin: bool = False) -> ClipAlignment:
         architecture, checkpoint = _twin("hpsv2.1"), _twin_folder("hpsv2.1") / "hps.pt"
     else:
         architecture = "ViT-H-14"
-        checkpoint = fetch_file("xswu/HPSv2", "HPS_v2.1_compressed.pt")
+        checkpoint = _pinned(HPS_WEIGHTS)
     with quiet():
         network = open_clip.create_model(architecture, load_weights=False)
         open_clip.load_checkpoint(network, str(checkpoint))
@@ -88,8 +87,8 @@ def load_pickscore(*, twin: bool = False) -> ClipAlignment:
         folder = made("pickscore", _make_pickscore)
         model, processor = folder / "model", folder / "processor"
     else:
-        model = fetch_files(_PICKSCORE, ("config.json", "model.safetensors"))
-        processor = fetch_files(_PICKSCORE_PROCESSOR, ("preprocessor_config.json", *_TOKENIZER))
+        model = _pinned(PICKSCORE_WEIGHTS, "config.json").parent
+        processor = _pinned(PICKSCORE_PROCESSOR, *_TOKENIZER).parent
     with quiet():
         network = CLIPModel.from_pretrained(model, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(processor)
@@ -195,6 +194,13 @@ def _checkpoint(repository: str) -> Path:
         if not any(isinstance(each, EntryNotFoundError) for each in causes(error)):
             raise
         return fetch_file(repository, "open_clip_pytorch_model.bin")
+
+
+def _pinned(source: str, *beside: str) -> Path:
+    """The file of OWNER/NAME@REVISION/FILE, once those of the names `beside` it are here too."""
+    place, _, file = source.rpartition("/")
+    repository, _, revision = place.partition("@")
+    return fetch_files(repository, (file, *beside), revision=revision) / file
 
 
 def _repository(repository: str) -> str:

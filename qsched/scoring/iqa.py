@@ -8,12 +8,16 @@ Weights lie in torch's cache (`TORCH_HOME`) or the Hugging Face hub's (`HF_HOME`
 """
 
 import difflib
+import hashlib
 import random
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from fnmatch import fnmatchcase
 from io import StringIO
 from pathlib import Path
+from pickle import UnpicklingError
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,12 +29,16 @@ from qsched import hub
 from qsched.errors import ScoreError
 from qsched.libraries import quiet
 from qsched.pipelines.twins import made
+from qsched.plugins import may_run_others
 from qsched.prompts import Prompt
 from qsched.scoring.catalog import metric_entry
 from qsched.scoring.clip import precision
 
 QUALITY = ("Good photo.", "Bad photo.")
 """CLIP-IQA's "quality" pair (Wang et al. 2023), as torchmetrics and the Q-Sched code have it."""
+
+RUNS_CODE = ("qalign*", "compare2score")
+"""Metrics of pyiqa that have transformers run what a repository of the hub says."""
 
 NO_WEIGHTS = ("piqe", "entropy")
 """Metrics of pyiqa that need no download."""
@@ -123,8 +131,14 @@ def load_pyiqa(name: str, *, twin: bool = False) -> NoReference:
             f"pyiqa:{name}",
         )
     lower_better = bool(config.get("lower_better", False))
-    cpu = torch.device("cpu")
-    with _loading():
+    cpu, trusted = torch.device("cpu"), twin or may_run_others(entry.name)
+    if not trusted and any(fnmatchcase(name, pattern) for pattern in RUNS_CODE):
+        raise ScoreError(
+            f"{entry.name} runs code from the hub, of whoever may write there; it needs "
+            f"--allow-code {entry.name}",
+            entry.name,
+        )
+    with _loading(trusted=trusted), _only_weights(entry.name):
         if twin and name not in NO_WEIGHTS:
             metric = create_metric("clipiqa", device=cpu, backbone=str(_twin_file()))
         else:
@@ -164,18 +178,49 @@ def _same_random_numbers() -> Iterator[None]:
 
 
 @contextmanager
-def _loading() -> Iterator[None]:
+def _loading(*, trusted: bool = False) -> Iterator[None]:
     """pyiqa says nothing, and has its own files by `hub.fetch_url`, which asks nobody where
-    HF_HUB_OFFLINE forbids it and never hangs."""
+    HF_HUB_OFFLINE forbids it and never hangs. It unpickles them whole, by which a file can run
+    anything: unless `trusted`, only weights are read."""
     with quiet(), redirect_stdout(StringIO()):
         from pyiqa.utils import download_util
 
-        before = download_util.download_url_to_file
-        download_util.download_url_to_file = _fetched
-        try:
+        load = torch.load if trusted else _load_weights
+        with (
+            _replaced(download_util, "download_url_to_file", _fetched),
+            _replaced(torch, "load", load),
+        ):
             yield
-        finally:
-            download_util.download_url_to_file = before
+
+
+@contextmanager
+def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+    before = getattr(module, name)
+    setattr(module, name, value)
+    try:
+        yield
+    finally:
+        setattr(module, name, before)
+
+
+_torch_load = torch.load
+
+
+def _load_weights(*arguments: Any, **named: Any) -> Any:
+    """torch.load of weights alone, whatever the caller would take."""
+    return _torch_load(*arguments, **named | {"weights_only": True})
+
+
+@contextmanager
+def _only_weights(name: str) -> Iterator[None]:
+    try:
+        yield
+    except UnpicklingError as error:
+        raise ScoreError(
+            f"{name}: its file holds more than weights, so that loading it can run anything; "
+            f"--allow-code {name} loads it all the same",
+            name,
+        ) from error
 
 
 def _fetched(url: str, place: str, *options: Any, **named: Any) -> None:
@@ -188,7 +233,11 @@ def _openai_clip(name: str) -> Path:
     from pyiqa.archs.clip_model import _MODELS
 
     url = _MODELS[name.replace("-B-", "-B/").replace("-L-", "-L/")]
-    return hub.fetch_url(url, Path(torch.hub.get_dir()) / "clip" / Path(url).name)
+    file = hub.fetch_url(url, Path(torch.hub.get_dir()) / "clip" / Path(url).name)
+    with file.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != Path(url).parent.name:
+            raise ScoreError(f"{file} is not OpenAI's {name}, by its digest; remove the file")
+    return file
 
 
 def _twin_file() -> Path:

@@ -8,7 +8,7 @@ trials in the order of their ends.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import product
 from typing import Any, Protocol
@@ -26,7 +26,7 @@ from qsched.search.box import Box, History, Trial, Vector
 from qsched.search.catalog import resolved
 from qsched.search.nevergrad_sampler import NevergradSampler, Replay
 
-__all__ = ["NevergradSampler", "Proposer", "distributions", "parameters"]
+__all__ = ["NevergradSampler", "Proposer", "distributions", "parameters", "vector_of"]
 
 STARTUP = {"gp": 8, "tpe": 0}
 """Finished trials, the identity among them, before these samplers are asked: until then points
@@ -116,6 +116,26 @@ def distributions(space: Parametrisation, bounds: Bounds) -> dict[str, BaseDistr
 def parameters(space: Parametrisation, vector: Sequence[float]) -> dict[str, float]:
     """A search vector by parameter name."""
     return dict(zip(space.names, vector, strict=True))
+
+
+def vector_of(space: Parametrisation, bounds: Bounds, given: Mapping[str, Any]) -> Vector:
+    """The search vector that somebody asks for by parameter name; what is pinned may be left out.
+
+    Raises StudyError for other names, for what is no number, and outside the box.
+    """
+    asked = {**space.pinned, **given}
+    if asked.keys() != set(space.names):
+        raise StudyError(
+            f"parameters {', '.join(map(str, given)) or 'none'}; expected {', '.join(space.names)}"
+        )
+    for name, (low, high) in zip(space.names, space.box(bounds), strict=True):
+        low, high = (space.pinned.get(name, end) for end in (low, high))
+        value = asked[name]
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not low <= value <= high:
+            expected = f"{low:g} to {high:g}" if low < high else f"{low:g}"
+            raise StudyError(f"{name} = {value!r}; expected {expected}")
+    return tuple(float(asked[name]) for name in space.names)
 
 
 def _engine(name: str, box: Box, budget: int | None) -> Engine:

@@ -1,6 +1,7 @@
 """Studies in a shared database: slots under leases, worked by any number of workers.
 
-`database` and `schema` are the tables, `storage` the studies, `queue` the slots of one, `trials`
-its mirror in Optuna; `stored_study` puts them together; `worker` claims, scores (`evaluator`) and
-finishes, while `heartbeat` renews its lease; `launchers` start several. Begin with `worker`.
+`address` reads a URL, `database` opens it, `foundation` lays the tables of `schema`; `storage` has
+the studies, `queue` the slots of one, `trials` its mirror in Optuna; `stored_study` puts them
+together; `worker` claims, scores (`evaluator`) and finishes, while `heartbeat` renews its lease;
+`launchers` start several. Begin with `worker`.
 """

@@ -6,7 +6,9 @@ transient (a restart, a dropped connection, a lock) is repeated with back-off, v
 (a password, a missing table, a full disk) is one line at once. A password is in none of them.
 """
 
+import json
 import logging
+import math
 import os
 import random
 import time
@@ -22,6 +24,7 @@ from sqlalchemy.exc import (
     DBAPIError,
     IntegrityError,
     InterfaceError,
+    NoResultFound,
     OperationalError,
     PendingRollbackError,
 )
@@ -33,6 +36,7 @@ from sqlalchemy.sql.expression import FunctionElement
 from qsched.errors import StorageError, first_line
 from qsched.redaction import keep, redacted
 from qsched.service.address import DEFAULT_URL, file_of, parsed, secrets, shown
+from qsched.tables import unreadable
 
 if TYPE_CHECKING:
     from optuna.storages import RDBStorage
@@ -67,6 +71,7 @@ FINAL = {
     "not a database": "",
     "malformed": "",
     "unable to open": "",
+    "decode to UTF-8": "",
 }
 """Complaints that waiting does not mend, with the remedy where it is not the usual one."""
 
@@ -148,7 +153,9 @@ class Database:
         if self.path:
             self._make_file(self.path)
         try:
-            engine = sa.create_engine(self.url, **self._engine_arguments(2))
+            engine = sa.create_engine(
+                self.url, json_deserializer=_read_json, **self._engine_arguments(2)
+            )
         except ImportError as error:
             raise StorageError(
                 f"storage {self}: {error}; pip install 'qsched[postgres]'"
@@ -233,6 +240,11 @@ class Database:
                 return work()
             except Exception as error:
                 fault = _database_fault(error)
+                if fault is None and _unreadable(error):
+                    raise StorageError(
+                        f"storage {self}: a stored value can't be read: {unreadable(error)}; "
+                        "restore it from a backup"
+                    ) from error
                 if fault is None:
                     raise
                 left = deadline - self._clock.monotonic()
@@ -365,6 +377,24 @@ def _database_fault(error: BaseException | None) -> Fault | None:
     while error is not None and not isinstance(error, Fault):
         error = error.__cause__
     return error
+
+
+def _unreadable(error: Exception) -> bool:
+    """Whether a stored value is not what its column holds: JSON, a number, one of an enum's; or a
+    row isn't there without which the others mean nothing."""
+    wrong = (ValueError, TypeError, RecursionError, NoResultFound)
+    return isinstance(error, wrong) or type(error) is LookupError
+
+
+def _read_json(text: str | bytes) -> Any:
+    """A stored document. Raises ValueError for what is none, and for numbers that JSON has not."""
+
+    def number(digits: str) -> float:
+        if math.isfinite(found := float(digits)):
+            return found
+        raise ValueError(f"{digits[:20]} is no finite number")
+
+    return json.loads(text, parse_float=number, parse_constant=number)
 
 
 def _transient(fault: Fault) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
-from qsched.errors import LeaseLost, StorageError
+from qsched.errors import LeaseLost, StorageError, StudyGone
 from qsched.service.queue import Queue
 from qsched.service.schema import Slot
 from qsched.service.storage import Storage
@@ -84,6 +84,8 @@ class Heartbeat:
             if self._slot is slot:  # not given back in the meantime
                 self.lost = True
                 logger.warning("%s", error)
+        except StudyGone:  # the worker's own next write says so
+            pass
         except StorageError as error:
             logger.warning("%s", error)
 

@@ -29,6 +29,7 @@ from qsched.plugins import Registry
 from qsched.service.database import ENVIRONMENT
 from qsched.service.status import Status
 from qsched.service.stored_study import StoredStudy
+from qsched.study.study import ARTIFACTS, Study
 
 LOOK = 1.0
 """Seconds between two looks at the study."""
@@ -187,12 +188,23 @@ def crew_of(
     does, and not from the folder that they happen to run in."""
     url = study.storage.database.url.render_as_string(hide_password=False)
     return Crew(
-        command=(sys.executable, "-P", "-m", "qsched", "work", study.name, *options),
-        environment={ENVIRONMENT: url, "PYTHONPATH": os.pathsep.join(own_places())},
+        command=(sys.executable, "-P", "-m", "qsched", "work", *_named(study.definition), *options),
+        environment={
+            ENVIRONMENT: url,
+            "PYTHONPATH": os.pathsep.join(own_places()),
+            **({ARTIFACTS: store} if (store := study.definition.store) else {}),
+        },
         count=count,
         logs=logs,
         spread=spread,
     )
+
+
+def _named(study: Study) -> tuple[str, ...]:
+    """A study as `qsched work` is told of it: what this process lets it run, another one must be
+    told too."""
+    named = (study.file, "--name", study.name) if study.modules and study.file else (study.name,)
+    return (*named, *(word for name in sorted(study.allow) for word in ("--allow-code", name)))
 
 
 def own_places() -> list[str]:

@@ -3,9 +3,11 @@
 A slot that is running belongs to the worker that claimed it, under the attempt's number, until its
 lease expires by the database's clock. Every write of a trial checks the attempt in its own
 transaction and renews the lease; a worker that lost its slot gets LeaseLost and has written
-nothing. Each method is one transaction and may be repeated.
+nothing, one whose study was deleted gets StudyGone, whoever has the study's name now. Each method
+is one transaction and may be repeated.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +16,17 @@ from sqlalchemy.orm import Session, aliased
 
 from qsched.errors import LeaseLost
 from qsched.service.database import Database, now, transaction
-from qsched.service.schema import OPEN, Score, ScoreTable, Slot, SlotTable, StudyTable, Tried
+from qsched.service.schema import (
+    OPEN,
+    Incarnation,
+    Score,
+    ScoreTable,
+    Slot,
+    SlotTable,
+    StudyTable,
+    Tried,
+    gone,
+)
 
 STATES = ("waiting", "running", "finished", "stopped", "parked")
 
@@ -26,9 +38,9 @@ LOSSES = 10
 
 
 class Queue:
-    """The slots of the study `study` in `database`."""
+    """The slots of a study in `database`."""
 
-    def __init__(self, database: Database, study: str) -> None:
+    def __init__(self, database: Database, study: Incarnation) -> None:
         self.database = database
         self.study = study
 
@@ -37,18 +49,12 @@ class Queue:
     @transaction
     def grow(self, session: Session, budget: int) -> None:
         """Adds waiting slots until there are `budget`; never removes one."""
-        session.get_one(StudyTable, self.study, with_for_update=True)
-        have = session.scalar(
-            sa.select(sa.func.count()).select_from(SlotTable).filter_by(study=self.study)
-        )
-        if budget > (have or 0):
-            rows = [{"study": self.study, "number": number} for number in range(have or 0, budget)]
-            session.execute(sa.insert(SlotTable), rows)
+        add_slots(session, StudyTable.of(session, self.study, locked=True), budget)
 
     @transaction
     def slots(self, session: Session, states: Sequence[str] = STATES) -> list[Slot]:
         """The slots of a study that are in one of `states`, in the order of their numbers."""
-        query = sa.select(SlotTable).filter_by(study=self.study).order_by(SlotTable.number)
+        query = sa.select(SlotTable).filter_by(study=self.study.id).order_by(SlotTable.number)
         if states is not STATES:
             query = query.where(SlotTable.state.in_(states))
         return [row.frozen() for row in session.scalars(query)]
@@ -56,15 +62,16 @@ class Queue:
     @transaction
     def slot(self, session: Session, number: int) -> Slot:
         """One slot."""
-        return session.get_one(SlotTable, (self.study, number)).frozen()
+        return self._row(session, number).frozen()
 
     @transaction
     def counts(self, session: Session) -> dict[str, int]:
         """{state: number of slots}, after what expired was returned to the queue."""
+        StudyTable.of(session, self.study)
         self._reap(session)
         query = (
             sa.select(SlotTable.state, sa.func.count())
-            .filter_by(study=self.study)
+            .filter_by(study=self.study.id)
             .group_by(SlotTable.state)
         )
         found = {row[0]: row[1] for row in session.execute(query)}
@@ -75,7 +82,7 @@ class Queue:
         """(number, reason) of the slots that failed and are not finished."""
         query = (
             sa.select(SlotTable.number, SlotTable.reason)
-            .where(SlotTable.study == self.study, SlotTable.reason.is_not(None))
+            .where(SlotTable.study == self.study.id, SlotTable.reason.is_not(None))
             .order_by(SlotTable.number)
         )
         return [(number, str(reason)) for number, reason in session.execute(query)]
@@ -88,12 +95,12 @@ class Queue:
         later, in the order of their ends, and (number, vector) of those being tried right now."""
         finished = (
             sa.select(SlotTable.finished, SlotTable.number, SlotTable.vector, SlotTable.value)
-            .where(SlotTable.study == self.study, SlotTable.finished >= since)
+            .where(SlotTable.study == self.study.id, SlotTable.finished >= since)
             .order_by(SlotTable.finished, SlotTable.number)
         )
         running = (
             sa.select(SlotTable.number, SlotTable.vector)
-            .where(SlotTable.study == self.study, SlotTable.state == "running")
+            .where(SlotTable.study == self.study.id, SlotTable.state == "running")
             .order_by(SlotTable.number)
         )
         return (
@@ -109,7 +116,7 @@ class Queue:
         """The finished slot of the highest value, the first among equals."""
         query = (
             sa.select(SlotTable)
-            .filter_by(study=self.study, state="finished")
+            .filter_by(study=self.study.id, state="finished")
             .order_by(SlotTable.value.desc(), SlotTable.number)
             .limit(1)
         )
@@ -119,7 +126,9 @@ class Queue:
     @transaction
     def retry(self, session: Session) -> int:
         """Returns the parked slots to the queue, with their vectors and scores; how many."""
-        query = sa.select(SlotTable).filter_by(study=self.study, state="parked").with_for_update()
+        query = (
+            sa.select(SlotTable).filter_by(study=self.study.id, state="parked").with_for_update()
+        )
         rows = list(session.scalars(query))
         for row in rows:
             row.state, row.failures, row.lost, row.trial = "waiting", 0, 0, None
@@ -145,8 +154,8 @@ class Queue:
         )
         query = (
             sa.select(SlotTable)
-            .join(StudyTable, StudyTable.name == SlotTable.study)
-            .where(SlotTable.study == self.study, OPEN, ~StudyTable.paused, free)
+            .join(StudyTable, StudyTable.id == SlotTable.study)
+            .where(SlotTable.study == self.study.id, OPEN, ~StudyTable.paused, free)
             .order_by(SlotTable.number)
             .limit(1)
             .with_for_update(skip_locked=True, of=SlotTable)
@@ -155,7 +164,7 @@ class Queue:
             zero = aliased(SlotTable)
             scored = (
                 sa.select(zero.number)
-                .where(zero.study == self.study, zero.number == 0, zero.state == "finished")
+                .where(zero.study == self.study.id, zero.number == 0, zero.state == "finished")
                 .exists()
             )
             query = query.where(sa.or_(SlotTable.number == 0, scored))
@@ -164,6 +173,7 @@ class Queue:
             session.flush()
             row = session.scalar(query)
         if row is None:
+            StudyTable.of(session, self.study)
             return None
         row.state, row.worker, row.attempt = "running", worker, row.attempt + 1
         row.lease = now() + lease
@@ -184,12 +194,38 @@ class Queue:
         self._hold(session, slot, lease, vector=list(vector), trial=trial)
 
     @transaction
+    def adopt(
+        self,
+        session: Session,
+        slot: Slot,
+        lease: float,
+        *,
+        vector: Sequence[float],
+        trial: int,
+    ) -> Slot | None:
+        """As `begin`, with a trial that somebody enqueued, unless another slot has it or tries its
+        vector: that slot is returned, and nothing is changed. One worker at a time gets here, so
+        none is taken twice. Raises LeaseLost."""
+        StudyTable.of(session, self.study, locked=True)
+        begun = sa.select(SlotTable).where(
+            SlotTable.study == self.study.id,
+            SlotTable.number != slot.number,
+            SlotTable.vector.is_not(None),
+        )
+        for row in session.scalars(begun.order_by(SlotTable.number)):
+            other = row.frozen()
+            if other.trial == trial or other.vector == tuple(vector):
+                return other
+        self._hold(session, slot, lease, vector=list(vector), trial=trial)
+        return None
+
+    @transaction
     def record(self, session: Session, slot: Slot, lease: float, scores: Sequence[Score]) -> None:
         """Commits a batch of scores, all or none; one that is there stays. Raises LeaseLost."""
         self._hold(session, slot, lease, lost=0)
         rows = [
             {
-                "study": self.study,
+                "study": self.study.id,
                 "slot": slot.number,
                 "prompt": score.prompt,
                 "metric": score.metric,
@@ -215,7 +251,7 @@ class Queue:
         try:
             self._hold(session, slot, 0, state=state, value=value, reason=None, finished=now())
         except LeaseLost:
-            row = session.get_one(SlotTable, (self.study, slot.number))
+            row = self._row(session, slot.number)
             if (row.state, row.attempt) != (state, slot.attempt):
                 raise
 
@@ -234,7 +270,7 @@ class Queue:
             row.failures, row.reason, row.worker, row.lease = row.failures + 1, reason, None, None
             row.state = "parked" if row.failures >= FAILURES else "waiting"
             return row.state == "parked"
-        return session.get_one(SlotTable, (self.study, slot.number)).state == "parked"
+        return self._row(session, slot.number).state == "parked"
 
     # Scores
 
@@ -243,7 +279,7 @@ class Queue:
         """What a slot has scored, by prompt."""
         query = (
             sa.select(ScoreTable.prompt, ScoreTable.metric, ScoreTable.value, ScoreTable.seconds)
-            .filter_by(study=self.study, slot=slot)
+            .filter_by(study=self.study.id, slot=slot)
             .order_by(ScoreTable.prompt, ScoreTable.metric)
         )
         return [Score(*row) for row in session.execute(query)]
@@ -252,36 +288,50 @@ class Queue:
     def effort(self, session: Session) -> tuple[int, float]:
         """How many scores a study has, and the sum of their seconds."""
         query = sa.select(sa.func.count(), sa.func.sum(ScoreTable.seconds)).filter_by(
-            study=self.study
+            study=self.study.id
         )
         count, seconds = session.execute(query.select_from(ScoreTable)).one()
-        return count, float(seconds or 0.0)
+        total = float(seconds or 0.0)
+        if not math.isfinite(total):
+            raise ValueError("the seconds of the scores are no number")
+        return count, total
 
     # Inside a transaction
 
     def _hold(self, session: Session, slot: Slot, lease: float, **changes: Any) -> None:
         """Checks the fencing token and renews the lease in one statement; LeaseLost if it is not
-        this attempt's any more."""
+        this attempt's any more, StudyGone if there is none."""
         result = session.execute(
             sa.update(SlotTable)
-            .filter_by(study=self.study, number=slot.number, state="running", attempt=slot.attempt)
+            .filter_by(
+                study=self.study.id, number=slot.number, state="running", attempt=slot.attempt
+            )
             .values(lease=now() + lease, **changes)
             .execution_options(synchronize_session=False)
         )
         if result.rowcount != 1:  # type: ignore[attr-defined]
-            raise LeaseLost(f"study {self.study!r}: slot {slot.number} went to another worker")
+            self._row(session, slot.number)
+            raise lost(self.study, slot)
 
     def _held(self, session: Session, slot: Slot) -> SlotTable | None:
         """The slot's row, locked, if this attempt still holds it."""
-        row = session.get_one(SlotTable, (self.study, slot.number), with_for_update=True)
+        row = self._row(session, slot.number, locked=True)
         return row if row.state == "running" and row.attempt == slot.attempt else None
+
+    def _row(self, session: Session, number: int, *, locked: bool = False) -> SlotTable:
+        row = session.get(SlotTable, (self.study.id, number), with_for_update=locked)
+        if row is None:
+            raise gone(self.study)
+        return row
 
     def _reap(self, session: Session) -> None:
         """Returns what expired to the queue; what others are looking at is theirs."""
         query = (
             sa.select(SlotTable)
             .where(
-                SlotTable.study == self.study, SlotTable.state == "running", SlotTable.lease < now()
+                SlotTable.study == self.study.id,
+                SlotTable.state == "running",
+                SlotTable.lease < now(),
             )
             .with_for_update(skip_locked=True)
         )
@@ -289,6 +339,31 @@ class Queue:
             if not _lost(row):
                 row.state, row.worker, row.lease = "waiting", None, None
         session.flush()
+
+
+def add_slots(session: Session, study: StudyTable, budget: int) -> None:
+    """Adds waiting slots to a study that is locked or new until there are `budget`."""
+    query = sa.select(sa.func.count()).select_from(SlotTable).filter_by(study=study.id)
+    missing = range(session.scalar(query) or 0, budget)
+    if missing:
+        rows = [{"study": study.id, "number": number} for number in missing]
+        session.execute(sa.insert(SlotTable), rows)
+
+
+def scores_by_slot(session: Session, study: Incarnation) -> dict[int, list[Score]]:
+    """All scores of a study, by prompt within a slot."""
+    columns = (ScoreTable.slot, ScoreTable.prompt, ScoreTable.metric)
+    query = sa.select(*columns, ScoreTable.value, ScoreTable.seconds)
+    found: dict[int, list[Score]] = {}
+    rows = session.execute(query.filter_by(study=study.id).order_by(*columns))
+    for slot, prompt, metric, value, seconds in rows:
+        found.setdefault(slot, []).append(Score(prompt, metric, value, seconds))
+    return found
+
+
+def lost(study: Incarnation, slot: Slot) -> LeaseLost:
+    """What is raised for a slot that is another attempt's."""
+    return LeaseLost(f"study {study.name!r}: slot {slot.number} went to another worker")
 
 
 def _lost(row: SlotTable) -> bool:

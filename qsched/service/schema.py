@@ -1,16 +1,37 @@
-"""qsched's own tables in the shared database, and the frozen values that leave them."""
+"""qsched's own tables in the shared database, and the frozen values that leave them.
+
+The database is data that others may write, and SQLite keeps any value in any column: what leaves is
+checked here, and ValueError is raised where it isn't what it should be; `Database` says it in a
+line.
+"""
 
 import datetime as dt
-from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Self
 
 import sqlalchemy as sa
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-SCHEMA_VERSION = 2
+from qsched.errors import StudyGone
+
+SCHEMA_VERSION = 3
+
+FINITE = ConfigDict(allow_inf_nan=False)
+Count = Annotated[int, Field(ge=0)]
+State = Annotated[str, Field(pattern="^(waiting|running|finished|stopped|parked)$")]
 
 OPEN = sa.text("state IN ('waiting', 'running')")
 """Slots that may be claimed; in words, so that both databases see that their index fits."""
+
+
+@dataclass(frozen=True)
+class Incarnation:
+    """A study from its making to its deletion. `id` is random and its own; another study may have
+    the same name later."""
+
+    name: str
+    id: str
 
 
 class Table(DeclarativeBase):
@@ -33,12 +54,13 @@ class SchemaTable(Table):
 class StudyTable(Table):
     """A study: its definition as JSON, the fingerprint that a resume has to match, its outcome.
 
-    `hardware` is that of the first worker. `accepted` holds the fingerprint's keys that were
-    overridden, with both values.
+    `id` is the incarnation's, which everything of the study hangs on. `hardware` is that of the
+    first worker. `accepted` holds the fingerprint's keys that were overridden, with both values.
     """
 
     __tablename__ = "qsched_studies"
-    name: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    id: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    name: Mapped[str] = mapped_column(sa.String(64), unique=True)
     definition: Mapped[str] = mapped_column(sa.Text)
     fingerprint: Mapped[dict[str, Any]]
     accepted: Mapped[dict[str, Any]] = mapped_column(default=dict)
@@ -46,6 +68,25 @@ class StudyTable(Table):
     outcome: Mapped[dict[str, Any] | None]
     paused: Mapped[bool] = mapped_column(default=False)
     created: Mapped[dt.datetime] = mapped_column(server_default=sa.func.now())
+
+    @classmethod
+    def of(cls, session: Session, study: Incarnation, *, locked: bool = False) -> Self:
+        """The row of a study. Raises StudyGone. `locked`: until the transaction ends, which also
+        puts it off while Optuna's storage writes for the study."""
+        row = session.get(cls, study.id, with_for_update=locked)
+        if row is None:
+            raise gone(study)
+        return row
+
+    def frozen(self) -> "StudyRecord":
+        """The row as a value that outlives its session."""
+        return StudyRecord(
+            study=Incarnation(self.name, self.id),
+            definition=self.definition,
+            fingerprint=self.fingerprint,
+            accepted=self.accepted,
+            paused=self.paused,
+        )
 
 
 class SlotTable(Table):
@@ -58,7 +99,7 @@ class SlotTable(Table):
     """
 
     __tablename__ = "qsched_slots"
-    study: Mapped[str] = mapped_column(sa.ForeignKey(StudyTable.name), primary_key=True)
+    study: Mapped[str] = mapped_column(sa.ForeignKey(StudyTable.id), primary_key=True)
     number: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     state: Mapped[str] = mapped_column(sa.String(16), default="waiting")
     attempt: Mapped[int] = mapped_column(default=0)
@@ -107,7 +148,7 @@ class ScoreTable(Table):
     """
 
     __tablename__ = "qsched_scores"
-    study: Mapped[str] = mapped_column(primary_key=True)
+    study: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
     slot: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     prompt: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
     metric: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
@@ -127,7 +168,7 @@ class WorkerTable(Table):
 
     __tablename__ = "qsched_workers"
     id: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
-    study: Mapped[str] = mapped_column(sa.ForeignKey(StudyTable.name), index=True)
+    study: Mapped[str] = mapped_column(sa.ForeignKey(StudyTable.id), index=True)
     machine: Mapped[str] = mapped_column(sa.String(255))
     host: Mapped[str] = mapped_column(sa.String(255))
     pid: Mapped[int]
@@ -139,17 +180,33 @@ class WorkerTable(Table):
     seconds: Mapped[float] = mapped_column(default=0.0)
 
 
-@dataclass(frozen=True)
+class SelfTestTable(Table):
+    """What a self-test found, for every worker of this fingerprint (a digest of it) and hardware
+    (JSON). It belongs to no study and outlives them."""
+
+    __tablename__ = "qsched_self_tests"
+    fingerprint: Mapped[str] = mapped_column(sa.String(64), primary_key=True)
+    hardware: Mapped[str] = mapped_column(sa.Text, primary_key=True)
+    result: Mapped[dict[str, Any]]
+
+
+def gone(study: Incarnation) -> StudyGone:
+    """What is raised for a study that is not there any more."""
+    return StudyGone(f"study {study.name!r} was deleted")
+
+
+@dataclass(frozen=True, config=FINITE)
 class StudyRecord:
     """A study as it is stored."""
 
+    study: Incarnation
     definition: str
     fingerprint: dict[str, Any]
     accepted: dict[str, Any]
     paused: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FINITE)
 class Tried:
     """A slot that was finished or stopped, as a sampler sees it; `time`: of its end, by the
     database's clock in seconds since 1970."""
@@ -160,17 +217,17 @@ class Tried:
     value: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FINITE)
 class Slot:
     """A slot as it stood when it was read.
 
     States: waiting, running, finished, stopped (early; the value is an estimate), parked.
     """
 
-    number: int
-    state: str
-    attempt: int
-    failures: int
+    number: Count
+    state: State
+    attempt: Count
+    failures: Count
     worker: str | None
     vector: tuple[float, ...] | None
     trial: int | None
@@ -178,17 +235,17 @@ class Slot:
     reason: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FINITE)
 class Score:
     """A prompt's score under one metric; `seconds` is the prompt's share of its batch."""
 
-    prompt: int
+    prompt: Count
     metric: str
     value: float
     seconds: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=FINITE)
 class WorkerRecord:
     """A worker of a study. `idle`: seconds since it was last heard of."""
 
@@ -198,7 +255,7 @@ class WorkerRecord:
     hardware: dict[str, Any]
     state: str
     idle: float
-    images: int
+    images: Count
     seconds: float
 
     @property
@@ -209,6 +266,7 @@ class WorkerRecord:
     def to_dict(self) -> dict[str, Any]:
         """As `status --json` prints it."""
         return {
+            **self.hardware,
             "id": self.id,
             "host": self.host,
             "pid": self.pid,
@@ -216,5 +274,4 @@ class WorkerRecord:
             "idle_seconds": round(self.idle, 1),
             "images": self.images,
             "images_per_second": round(self.images_per_second, 3),
-            **self.hardware,
         }

@@ -4,11 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+import pydantic
+
 from qsched.schedule.coefficients import Coefficients
 from qsched.service.schema import WorkerRecord
 
 
-@dataclass(frozen=True)
+@pydantic.dataclasses.dataclass(frozen=True, config={"allow_inf_nan": False})
 class Candidate:
     """A finished trial: its slot, value and coefficients."""
 

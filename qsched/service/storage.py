@@ -2,27 +2,43 @@
 
 Optuna keeps the studies' trials in the same database, so that samplers and optuna-dashboard work on
 them as on any other study. Here is what Optuna has no place for: definition, fingerprint, outcome,
-and who works on what. A study's slots and scores are in `queue`.
+and who works on what. A study's slots and scores are in `queue`. A name means a study only until
+that is deleted: what is done to a study names its incarnation.
 """
 
+import json
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
+from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 
 from qsched.errors import StorageError
 from qsched.service.database import Database, now, transaction
 from qsched.service.foundation import lay
+from qsched.service.queue import add_slots
 from qsched.service.schema import (
     SCHEMA_VERSION,
+    Incarnation,
+    SchemaTable,
     ScoreTable,
+    SelfTestTable,
     SlotTable,
     StudyRecord,
     StudyTable,
+    Table,
     WorkerRecord,
     WorkerTable,
 )
+from qsched.service.trials import add_mirror, adopt_mirror, remove_mirror
+
+NAMED = 2
+"""The version of the tables of qsched 0.1, in which studies were told by their names."""
+
+RECENT = 60.0
+"""Seconds after which a worker of 0.1 that wasn't heard of is gone; it spoke every 20."""
 
 
 class Storage:
@@ -43,60 +59,106 @@ class Storage:
 
     @transaction
     def add_study(
-        self, session: Session, name: str, definition: str, fingerprint: Mapping[str, Any]
-    ) -> None:
-        """Stores a new study without slots; one that is there already stays as it is."""
-        if session.get(StudyTable, name) is None:
-            session.add(StudyTable(name=name, definition=definition, fingerprint=dict(fingerprint)))
+        self,
+        session: Session,
+        name: str,
+        definition: str,
+        fingerprint: Mapping[str, Any],
+        *,
+        budget: int,
+    ) -> StudyRecord:
+        """Stores a new study with its slots and its mirror in Optuna, all or nothing; one of the
+        name that is there already stays as it is, and is returned. Raises NotOurs."""
+        row = session.scalar(sa.select(StudyTable).filter_by(name=name))
+        if row is None:
+            study = Incarnation(name, uuid.uuid4().hex)
+            add_mirror(session, study)
+            row = StudyTable(
+                id=study.id, name=name, definition=definition, fingerprint=dict(fingerprint)
+            )
+            session.add(row)
+            session.flush()
+            add_slots(session, row, budget)
+        return row.frozen()
 
     @transaction
     def study(self, session: Session, name: str) -> StudyRecord | None:
         """A study as it is stored; None if there is no such study."""
-        row = session.get(StudyTable, name)
-        if row is None:
-            return None
-        return StudyRecord(row.definition, dict(row.fingerprint), dict(row.accepted), row.paused)
+        row = session.scalar(sa.select(StudyTable).filter_by(name=name))
+        return row.frozen() if row else None
+
+    @transaction
+    def record(self, session: Session, study: Incarnation) -> StudyRecord:
+        """A study as it is stored. Raises StudyGone."""
+        return StudyTable.of(session, study).frozen()
 
     @transaction
     def study_names(self, session: Session) -> list[str]:
         """All studies, by name."""
-        return list(session.scalars(sa.select(StudyTable.name).order_by(StudyTable.name)))
+        names = session.scalars(sa.select(StudyTable.name).order_by(StudyTable.name))
+        return TypeAdapter(list[str]).validate_python(list(names))
 
     @transaction
-    def accept(self, session: Session, name: str, accepted: Mapping[str, tuple[Any, Any]]) -> None:
-        """Overrides keys of the fingerprint, {key: (stored, new)}, and records both values."""
-        row = session.get_one(StudyTable, name)
-        row.fingerprint = row.fingerprint | {key: pair[1] for key, pair in accepted.items()}
+    def redefine(
+        self,
+        session: Session,
+        study: Incarnation,
+        definition: str,
+        fingerprint: Mapping[str, Any],
+        accepted: Mapping[str, tuple[Any, Any]],
+    ) -> None:
+        """Replaces a study's definition and fingerprint. `accepted`: the keys of it that were
+        overridden, {key: (stored, new)}; both values are recorded. Raises StudyGone."""
+        row = StudyTable.of(session, study, locked=True)
+        row.definition, row.fingerprint = definition, dict(fingerprint)
         row.accepted = row.accepted | {key: list(pair) for key, pair in accepted.items()}
 
     @transaction
-    def renew_fingerprint(
-        self, session: Session, name: str, fingerprint: Mapping[str, Any]
-    ) -> None:
-        """A fingerprint of an older format takes the form of today's."""
-        session.get_one(StudyTable, name).fingerprint = dict(fingerprint)
-
-    @transaction
-    def pause(self, session: Session, name: str, paused: bool) -> None:
+    def pause(self, session: Session, study: Incarnation, paused: bool) -> None:
         """Workers claim nothing from a paused study; what they hold they finish."""
-        session.get_one(StudyTable, name).paused = paused
+        StudyTable.of(session, study).paused = paused
 
     @transaction
-    def conclude(self, session: Session, name: str, outcome: Mapping[str, Any]) -> None:
-        """Stores the outcome of a validation; a later one replaces it."""
-        session.get_one(StudyTable, name).outcome = dict(outcome)
+    def conclude(self, session: Session, study: Incarnation, outcome: Mapping[str, Any]) -> None:
+        """Stores the outcome of a validation; a later one replaces it. Raises StudyGone."""
+        StudyTable.of(session, study, locked=True).outcome = dict(outcome)
 
     @transaction
-    def outcome(self, session: Session, name: str) -> dict[str, Any] | None:
-        """What `conclude` stored last; None before the first validation."""
-        return session.get_one(StudyTable, name).outcome
+    def outcome(self, session: Session, study: Incarnation) -> dict[str, Any] | None:
+        """What `conclude` stored last; None before the first validation. Raises StudyGone."""
+        return StudyTable.of(session, study).outcome
 
     @transaction
-    def delete_study(self, session: Session, name: str) -> None:
-        """Removes a study with its slots, scores and workers; its mirror in Optuna stays."""
+    def delete_study(self, session: Session, study: Incarnation) -> None:
+        """Removes a study with its slots, scores, workers and mirror. Raises StudyGone."""
+        row = StudyTable.of(session, study, locked=True)
         for table in (ScoreTable, SlotTable, WorkerTable):
-            session.execute(sa.delete(table).filter_by(study=name))
-        session.execute(sa.delete(StudyTable).filter_by(name=name))
+            session.execute(sa.delete(table).filter_by(study=study.id))
+        session.delete(row)
+        remove_mirror(session, study)
+
+    # Self-tests
+
+    @transaction
+    def self_test(
+        self, session: Session, fingerprint: str, hardware: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
+        """What a self-test found under a fingerprint, by its digest, on this hardware; None if
+        nobody has tested it."""
+        row = session.get(SelfTestTable, (fingerprint, _key(hardware)))
+        return dict(row.result) if row else None
+
+    @transaction
+    def keep_self_test(
+        self,
+        session: Session,
+        fingerprint: str,
+        hardware: Mapping[str, Any],
+        result: Mapping[str, Any],
+    ) -> None:
+        """Stores what a self-test found, in the place of what is there."""
+        row = {"fingerprint": fingerprint, "hardware": _key(hardware), "result": dict(result)}
+        session.merge(SelfTestTable(**row))
 
     # Workers
 
@@ -104,7 +166,7 @@ class Storage:
     def enter(
         self,
         session: Session,
-        study: str,
+        study: Incarnation,
         worker: str,
         *,
         machine: str,
@@ -112,8 +174,8 @@ class Storage:
         pid: int,
         hardware: Mapping[str, Any],
     ) -> dict[str, Any]:
-        """Enters a worker; returns the hardware of the study's first one."""
-        row = session.get_one(StudyTable, study, with_for_update=True)
+        """Enters a worker; returns the hardware of the study's first one. Raises StudyGone."""
+        row = StudyTable.of(session, study, locked=True)
         if row.hardware is None:
             row.hardware = dict(hardware)
         if session.get(WorkerTable, worker) is None:
@@ -121,7 +183,7 @@ class Storage:
             session.add(
                 WorkerTable(
                     id=worker,
-                    study=study,
+                    study=study.id,
                     machine=machine,
                     host=host,
                     pid=pid,
@@ -141,11 +203,11 @@ class Storage:
         session.execute(sa.update(WorkerTable).filter_by(id=worker).values(**values))
 
     @transaction
-    def workers(self, session: Session, study: str) -> list[WorkerRecord]:
+    def workers(self, session: Session, study: Incarnation) -> list[WorkerRecord]:
         """All workers that a study ever had, the first one first."""
         query = (
             sa.select(WorkerTable, now() - WorkerTable.seen)
-            .where(WorkerTable.study == study)
+            .where(WorkerTable.study == study.id)
             .order_by(WorkerTable.started, WorkerTable.id)
         )
         return [
@@ -153,7 +215,7 @@ class Storage:
                 id=row.id,
                 host=row.host,
                 pid=row.pid,
-                hardware=dict(row.hardware),
+                hardware=row.hardware,
                 state=row.state,
                 idle=max(0.0, idle),
                 images=row.images,
@@ -163,28 +225,29 @@ class Storage:
         ]
 
     @transaction
-    def bury(self, session: Session, study: str, gone: Callable[[str], bool]) -> int:
+    def bury(self, session: Session, study: Incarnation, gone: Callable[[str], bool]) -> int:
         """Ends the leases of workers whose process is known to be gone; how many workers.
 
         Nobody has to wait for leases whose end is known. `gone`: of a worker's `machine`.
         """
-        query = sa.select(WorkerTable).filter_by(study=study, state="working")
+        query = sa.select(WorkerTable).filter_by(study=study.id, state="working")
         dead = [row for row in session.scalars(query) if gone(row.machine)]
         for row in dead:
             row.state = "lost"
             session.execute(
                 sa.update(SlotTable)
-                .filter_by(study=study, worker=row.id, state="running")
+                .filter_by(study=study.id, worker=row.id, state="running")
                 .values(lease=0.0)
             )
         return len(dead)
 
     def _prepare(self) -> None:
-        """Makes the tables where there are none; refuses those of another version."""
+        """Makes the tables where there are none; upgrades those of 0.1, refuses any others."""
 
         def prepare(session: Session) -> int:
             self.database.alone(session)
-            return lay(session.connection(), str(self))
+            version = lay(session.connection(), str(self))
+            return self._upgrade(session) if version == NAMED else version
 
         version = self.database.transaction(prepare)
         if version != SCHEMA_VERSION:
@@ -192,3 +255,66 @@ class Storage:
                 f"storage {self}: its tables have version {version}, this qsched reads version "
                 f"{SCHEMA_VERSION}; use the qsched that wrote them, or another database"
             )
+
+    def _upgrade(self, session: Session) -> int:
+        """Turns the tables of version 2, where a study's key was its name, into today's, whose
+        version it returns; nothing is lost. Raises StorageError while workers of that version are
+        at it."""
+        working = sa.select(sa.func.count()).select_from(sa.table(WorkerTable.__tablename__))
+        working = working.where(sa.column("state") == "working", sa.column("seen") > now() - RECENT)
+        if count := session.scalar(working):
+            raise StorageError(
+                f"storage {self}: its tables are of an older qsched, of which {count} workers are "
+                f"at it; stop them, or wait {RECENT:.0f} s if they were killed"
+            )
+        tables: tuple[type[Table], ...] = (StudyTable, SlotTable, ScoreTable, WorkerTable)
+        names = [table.__tablename__ for table in tables]
+        for name in names:
+            session.execute(sa.text(f"CREATE TABLE {name}_2 AS SELECT * FROM {name}"))
+        for name in reversed(names):
+            session.execute(sa.text(f"DROP TABLE {name}"))
+        new = [
+            table
+            for name, table in Table.metadata.tables.items()
+            if name != SchemaTable.__tablename__
+        ]
+        Table.metadata.create_all(session.connection(), new, checkfirst=False)
+        for study in session.scalars(sa.text("SELECT name FROM qsched_studies_2")).all():
+            values = {"new": uuid.uuid4().hex, "study": study}
+            _copy(session, StudyTable, "id", ":new", "WHERE o.name = :study", values)
+        for table in tables[1:]:
+            named = "JOIN qsched_studies AS s ON s.name = o.study"
+            _copy(session, table, "study", "s.id", named)
+        for name in names:
+            session.execute(sa.text(f"DROP TABLE {name}_2"))
+        session.execute(sa.update(SchemaTable).values(version=SCHEMA_VERSION))
+        version = lay(session.connection(), str(self))  # 0.1 left Optuna's tables for later
+        for row in session.scalars(sa.select(StudyTable)).all():
+            adopt_mirror(session, row.frozen().study)
+        return version
+
+
+def _copy(
+    session: Session,
+    table: type[Table],
+    key: str,
+    incarnation: str,
+    of: str,
+    values: Mapping[str, str] | None = None,
+) -> None:
+    """Copies a table's rows as they were before `_upgrade`; `key` is the column of the incarnation,
+    which SQL finds by `of`."""
+    name = table.__tablename__
+    columns = [column.name for column in table.__table__.columns if column.name != key]
+    old = ", ".join(f"o.{column}" for column in columns)
+    session.execute(
+        sa.text(
+            f"INSERT INTO {name} ({key}, {', '.join(columns)}) "
+            f"SELECT {incarnation}, {old} FROM {name}_2 AS o {of}"
+        ),
+        values or {},
+    )
+
+
+def _key(hardware: Mapping[str, Any]) -> str:
+    return json.dumps(dict(hardware), sort_keys=True)

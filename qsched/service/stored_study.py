@@ -1,20 +1,41 @@
 """A study in the database: created or resumed under its fingerprint, and where it stands."""
 
-from collections.abc import Collection, Sequence
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
-from qsched.errors import StudyError
+import sqlalchemy as sa
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy.orm import Session
+
+from qsched.errors import MirrorLost, NotOurs, StudyError
 from qsched.schedule.coefficients import Coefficients
 from qsched.scoring import jaq
 from qsched.search import stopping
 from qsched.search.catalog import BLIND
 from qsched.search.samplers import Proposer
-from qsched.service.queue import Queue
-from qsched.service.schema import Score, Slot
+from qsched.service.queue import Queue, scores_by_slot
+from qsched.service.schema import (
+    Incarnation,
+    Score,
+    Slot,
+    SlotTable,
+    StudyRecord,
+    StudyTable,
+)
 from qsched.service.status import Candidate, Status
 from qsched.service.storage import Storage
-from qsched.service.trials import Trials
+from qsched.service.trials import (
+    ESTIMATE,
+    Trials,
+    add_mirror,
+    enter_trial,
+    find_mirror,
+    trials_in,
+)
 from qsched.study.study import Study
 
 OVERLAP = 5.0
@@ -22,15 +43,29 @@ OVERLAP = 5.0
 
 UNFINISHED = ("waiting", "running", "parked")
 
+ENDED = {
+    "finished": TrialState.COMPLETE,
+    "stopped": TrialState.PRUNED,
+    "parked": TrialState.FAIL,
+}
+"""The states of slots whose trial is over, as Optuna has them."""
+
+logger = logging.getLogger(__name__)
+
 
 class StoredStudy:
-    """A study of a database: its definition, its slots, and its mirror in Optuna."""
+    """A study of a database: its definition, its slots, and its mirror in Optuna.
 
-    def __init__(self, storage: Storage, definition: Study) -> None:
+    It stays that study, `incarnation`: once it is deleted everything raises StudyGone, even if
+    another study has its name by then.
+    """
+
+    def __init__(self, storage: Storage, definition: Study, incarnation: Incarnation) -> None:
         self.storage = storage
         self.definition = definition
-        self.name = definition.name
-        self.queue = Queue(storage.database, definition.name)
+        self.incarnation = incarnation
+        self.name = incarnation.name
+        self.queue = Queue(storage.database, incarnation)
         self._objective: jaq.Objective | None = None
         self._rival: dict[int, dict[int, float]] = {}  # the best trial's value by prompt
         self._seen = 0.0  # the end of the last trial that the proposer knows
@@ -40,7 +75,7 @@ class StoredStudy:
         """The slots' trials in Optuna."""
         return Trials(
             self.storage.database,
-            self.name,
+            self.incarnation,
             self.definition.parametrisation,
             self.definition.bounds,
             images=len(self.definition.calibration),
@@ -57,6 +92,16 @@ class StoredStudy:
             budget=search.trials,
         )
 
+    def require_agreement(self, accept: Collection[str] = ()) -> None:
+        """Raises StudyError, naming each key with both values, where this machine has other
+        weights, library versions or plug-ins than the study goes on under; keys in `accept` may
+        differ, and the study records both values. Raises StudyGone."""
+        record, here = self.storage.record(self.incarnation), self.definition.here()
+        agreed = _agreed(self, here, record, accept, read=False)
+        if agreed.accepted:
+            stored = replace(Study.from_json(record.definition), weights=here.weights)
+            self.storage.redefine(self.incarnation, stored.to_json(), *agreed)
+
     def slots(self) -> list[Slot]:
         """All slots, by number."""
         return self.queue.slots()
@@ -70,6 +115,30 @@ class StoredStudy:
         if slot and self.definition.tables.search.sampler not in BLIND:
             self._catch_up()
         return self._proposer.vector(slot)
+
+    def adopt(self, slot: Slot, lease: float) -> Slot | None:
+        """Makes the first trial that was enqueued in Optuna a slot's; the slot with it, None if
+        none waits. What can't be tried, or is tried already, is failed, with the reason. Raises
+        LeaseLost."""
+        for enqueued in self.trials.enqueued():
+            trial = enqueued._trial_id
+            try:
+                vector = self.trials.asked(enqueued)
+            except StudyError as error:
+                self._refuse(enqueued, str(error))
+                continue
+            other = self.queue.adopt(slot, lease, vector=vector, trial=trial)
+            if other is None:
+                adopted = replace(slot, vector=vector, trial=trial)
+                self.trials.start(adopted)
+                return adopted
+            if other.trial != trial:
+                self._refuse(enqueued, f"slot {other.number} has the same parameters")
+        return None
+
+    def _refuse(self, enqueued: FrozenTrial, reason: str) -> None:
+        logger.warning("enqueued trial %d is refused: %s", enqueued.number, reason)
+        self.trials.abandon(enqueued._trial_id, reason)
 
     def _catch_up(self) -> None:
         """Tells the proposer the trials it doesn't know yet, in the order of their ends."""
@@ -165,6 +234,11 @@ class StoredStudy:
     def _terms(self, scores: Sequence[Score]) -> dict[str, list[float]]:
         terms: dict[str, list[float]] = {scorer: [] for scorer in self.definition.scorers}
         for score in sorted(scores, key=lambda score: score.prompt):
+            if score.metric not in terms:
+                raise StudyError(
+                    f"study {self.name!r}: a score by {score.metric[:100]!r}; expected "
+                    f"{', '.join(terms)}; restore it from a backup"
+                )
             terms[score.metric].append(score.value)
         return terms
 
@@ -172,13 +246,68 @@ class StoredStudy:
         """Repairs what workers left that are gone; then {state: number of slots}.
 
         Expired slots go back to the queue; Optuna's trials that belong to nobody, or to a parked
-        slot, are marked as failed.
+        slot, are marked as failed. A mirror that somebody deleted is made anew; where its name was
+        taken in the meantime that is said, and nothing is touched.
         """
-        running = self.trials.running()
+        try:
+            running = self.trials.running()
+        except MirrorLost:
+            try:
+                self.restore()
+            except NotOurs as error:
+                logger.warning("%s", error)
+                return self.queue.counts()
+            return self.tidy()
         counts = self.queue.counts()
         if running:
             self.trials.sweep(running, self.queue.slots(UNFINISHED))
         return counts
+
+    def restore(self) -> None:
+        """Makes the mirror anew where somebody deleted it in Optuna, by what is stored: the trials
+        with their vectors, states, values, scorers' means and seconds. Raises NotOurs, StudyGone.
+        """
+        optuna = self.storage.database.optuna
+
+        def restored(session: Session) -> bool:
+            StudyTable.of(session, self.incarnation, locked=True)
+            there = find_mirror(session, self.incarnation)
+            mirror = there or add_mirror(session, self.incarnation)
+            present = trials_in(session, mirror)
+            begun = sa.select(SlotTable).where(SlotTable.trial.is_not(None))
+            query = begun.filter_by(study=self.incarnation.id).order_by(SlotTable.number)
+            missing = [row for row in session.scalars(query).all() if row.trial not in present]
+            scores = scores_by_slot(session, self.incarnation) if missing else {}
+            for row in missing:
+                trial = self._trial(row, scores.get(row.number, []))
+                row.trial = enter_trial(session, optuna, mirror, trial)
+            return there is None or bool(missing)
+
+        if self.storage.database.transaction(restored):
+            logger.warning(
+                "study %r: its trials in Optuna were deleted; they are made anew by what is stored",
+                self.name,
+            )
+
+    def _trial(self, row: SlotTable, scores: Sequence[Score]) -> FrozenTrial:
+        """A slot's trial, as far as it is known."""
+        slot, attributes = row.frozen(), self.attributes(scores) if scores else {}
+        prompts = len({score.prompt for score in scores})
+        more: dict[str, Any] = {}
+        if slot.state == "finished":
+            steps = {prompts: slot.value} if slot.number else {}
+            more = {"value": slot.value, "intermediate_values": steps}
+        elif slot.state == "stopped":
+            attributes |= {ESTIMATE: slot.value, "prompts": prompts}
+        elif slot.state == "parked":
+            attributes |= {"reason": slot.reason}
+        state = ENDED.get(slot.state, TrialState.RUNNING)
+        made = self.trials.template(slot, slot.vector or (), state, user_attrs=attributes, **more)
+        if row.finished is not None:
+            made.datetime_complete = datetime.fromtimestamp(row.finished)
+            taken = timedelta(seconds=attributes.get("seconds", 0.0))
+            made.datetime_start = made.datetime_complete - taken
+        return made
 
     def extend(self, trials: str) -> int:
         """Gives the study a larger budget, "200" or "+50"; returns it. Raises StudyError."""
@@ -198,10 +327,10 @@ class StoredStudy:
         return self.queue.retry()
 
     def delete(self) -> None:
-        """Removes the study, its scores and its trials. Raises StudyError while workers hold it."""
+        """Removes the study, its scores and its trials. Raises StudyError while workers hold it,
+        StudyGone the second time."""
         self.require_rest()
-        self.trials.delete()
-        self.storage.delete_study(self.name)
+        self.storage.delete_study(self.incarnation)
 
     def require_rest(self) -> None:
         """Raises StudyError while workers hold trials."""
@@ -211,13 +340,13 @@ class StoredStudy:
             )
 
     def candidate(self, slot: Slot) -> Candidate:
-        """A finished slot's coefficients and value."""
-        vector = slot.vector or ()
-        return Candidate(
-            slot.number,
-            slot.value if slot.value is not None else float("nan"),
-            self.coefficients(vector),
-        )
+        """A finished slot's coefficients and value. Raises StudyError for one that has none."""
+        if slot.value is None or slot.vector is None:
+            raise StudyError(
+                f"study {self.name!r}: trial {slot.number} is finished and has no value or vector; "
+                "restore it from a backup"
+            )
+        return Candidate(slot.number, slot.value, self.coefficients(slot.vector))
 
     def best(self) -> Candidate | None:
         """The finished trial of the highest value, the earlier one among equals."""
@@ -233,7 +362,7 @@ class StoredStudy:
         """Where the study stands, after what expired was returned to the queue."""
         counts = self.queue.counts()
         rows, seconds = self.queue.effort()
-        record = self.storage.study(self.name)
+        record = self.storage.record(self.incarnation)
         scorers = len(self.definition.scorers)
         return Status(
             study=self.name,
@@ -243,65 +372,114 @@ class StoredStudy:
             running=counts["running"],
             waiting=counts["waiting"],
             parked=counts["parked"],
-            paused=record.paused if record else False,
+            paused=record.paused,
             images=rows // scorers,
             seconds=seconds / scorers,
             identity=self.identity(),
             best=self.best(),
             reasons=tuple(self.queue.reasons()),
-            workers=tuple(self.storage.workers(self.name)),
-            fingerprint=record.fingerprint if record else {},
-            accepted=record.accepted if record else {},
+            workers=tuple(self.storage.workers(self.incarnation)),
+            fingerprint=record.fingerprint,
+            accepted=record.accepted,
         )
 
 
-def create(storage: Storage, definition: Study, *, accept: Collection[str] = ()) -> StoredStudy:
+def create(
+    storage: Storage,
+    definition: Study,
+    *,
+    accept: Collection[str] = (),
+    on_change: Callable[[Mapping[str, tuple[Any, Any]]], None] = lambda changed: None,
+) -> StoredStudy:
     """Creates a study with its slots, or resumes the one of the same name and fingerprint.
 
-    A larger budget adds slots; a smaller one is refused. `accept`: keys of the fingerprint that may
-    differ; the study records both values. Raises StudyError, naming each other key that differs
-    with both values.
+    A larger budget adds slots; a smaller one is refused, but for the one that the study was begun
+    with: it may have been extended since. `accept`: keys of the fingerprint that may differ; the
+    study records both values. What no value depends on, `[execution]` and `[gallery]`, is taken as
+    it is now, for workers that start from here on; `on_change` is told {key: (before, now)} of it.
+    Raises StudyError, naming each other key that differs with both values, and NotOurs if a study
+    of plain Optuna has the name.
     """
-    study = StoredStudy(storage, definition)
-    stored = storage.study(definition.name)
-    if stored is None:
-        storage.add_study(definition.name, definition.to_json(), definition.fingerprint())
-    else:
-        _agree(storage, definition, stored.fingerprint, accept)
-        have = sum(study.queue.counts().values())
-        if definition.trials < have:
-            raise StudyError(
-                f"study {definition.name!r} has {have} trials; a budget of {definition.trials} "
-                f"would drop some: set search.trials (or --trials) to {have} or more"
-            )
+    record = storage.study(definition.name) or storage.add_study(
+        definition.name,
+        definition.to_json(),
+        definition.fingerprint(),
+        budget=definition.trials,
+    )
+    study = StoredStudy(storage, definition, record.study)
+    agreed = _agreed(study, definition, record, accept)
+    have, before = sum(study.queue.counts().values()), Study.from_json(record.definition)
+    if definition.trials < have and definition.trials != before.trials:
+        raise StudyError(
+            f"study {definition.name!r} has {have} trials; a budget of {definition.trials} "
+            f"would drop some: set search.trials (or --trials) to {have} or more"
+        )
+    redefined = definition.with_budget(before.trials)  # the sampler's, which it keeps
+    if redefined != before or agreed.fingerprint != record.fingerprint:
+        storage.redefine(record.study, redefined.to_json(), agreed.fingerprint, agreed.accepted)
+    if changed := definition.changed_settings(before):
+        on_change(changed)
     study.queue.grow(definition.trials)
     return study
 
 
-def load(storage: Storage, name: str) -> StoredStudy:
-    """A study by its name. Raises StudyError with the names that exist."""
-    stored = storage.study(name)
-    if stored is None:
+def load(
+    storage: Storage, name: str, *, file: Study | None = None, allow: Collection[str] = ()
+) -> StoredStudy:
+    """A study by its name. Of what its definition names as ``module:name`` nothing is run but what
+    the `file` at hand names too, and the modules in `allow`. Raises StudyError with the names that
+    exist, and for a definition that can't be read.
+    """
+    record = storage.study(name)
+    if record is None:
         names = ", ".join(storage.study_names()) or "none"
         raise StudyError(f"study {name!r} is not in {storage}; there: {names}")
-    return StoredStudy(storage, Study.from_json(stored.definition))
-
-
-def _agree(
-    storage: Storage, definition: Study, stored: dict[str, Any], accept: Collection[str]
-) -> None:
-    """Refuses another fingerprint, but for the keys in `accept`, which are recorded."""
-    name, current = definition.name, definition.fingerprint()
-    differing = definition.differences(stored)
-    refused = {key: words for key, words in differing.items() if key not in accept}
-    if refused:
-        raise StudyError(
-            f"study {name!r} exists in {storage} with another fingerprint:\n  "
-            + "\n  ".join(refused.values())
-            + "\nchange it back, give this one another name with --name, or take responsibility "
-            "with --accept KEY"
+    allowed = file.modules if file else ()
+    try:
+        definition = Study.from_json(
+            record.definition, file=file.file if file else None, allowed=allowed
         )
-    if "format" not in stored:
-        storage.renew_fingerprint(name, current)
-    if differing:
-        storage.accept(name, {key: (stored.get(key), current.get(key)) for key in differing})
+    except StudyError as error:
+        raise StudyError(f"study {name!r} in {storage}: {error}") from error
+    if definition.name != name:
+        raise StudyError(
+            f"study {name!r} in {storage}: its stored definition is one of {definition.name!r}; "
+            "restore it from a backup"
+        )
+    return StoredStudy(storage, definition.allowing(allow), record.study)
+
+
+class _Agreed(NamedTuple):
+    """A fingerprint that a study goes on under, and the keys of it that were `accepted`."""
+
+    fingerprint: dict[str, Any]
+    accepted: dict[str, tuple[Any, Any]]
+
+
+def _agreed(
+    study: StoredStudy,
+    current: Study,
+    record: StudyRecord,
+    accept: Collection[str],
+    *,
+    read: bool = True,
+) -> _Agreed:
+    """The one gate: refuses another fingerprint than the stored one, but for keys in `accept`.
+
+    `current`: the study as it is here and now. `read`: its prompts were read here. Raises
+    StudyError, naming each key with both values.
+    """
+    stored, now = record.fingerprint, current.fingerprint(read=read)
+    differing = current.differences(stored, read=read)
+    refused = [words for key, words in differing.items() if key not in accept]
+    if refused:
+        instead = "give this one another name with --name, " if read else ""
+        raise StudyError(
+            f"study {study.name!r} exists in {study.storage} with another fingerprint:\n  "
+            + "\n  ".join(refused)
+            + f"\nchange it back, {instead}or take responsibility with --accept KEY"
+        )
+    accepted = {key: (stored.get(key), now.get(key)) for key in differing}
+    renewed = read and "format" not in stored
+    fingerprint = now if renewed else stored | {key: now.get(key) for key in differing}
+    return _Agreed(fingerprint, accepted)

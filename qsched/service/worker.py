@@ -7,14 +7,24 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol
 
-from qsched.errors import GenerationError, LeaseLost, ScoreError, StorageError, StudyError
+from qsched.errors import (
+    GenerationError,
+    LeaseLost,
+    MirrorLost,
+    ScoreError,
+    StorageError,
+    StudyError,
+    StudyGone,
+)
 from qsched.prompts import Prompt
 from qsched.schedule.coefficients import Coefficients
 from qsched.service.heartbeat import Heartbeat
 from qsched.service.hosts import is_gone, this_process
 from qsched.service.interrupts import Interrupts
+from qsched.service.queue import lost
 from qsched.service.schema import Score, Slot
 from qsched.service.stored_study import StoredStudy
 
@@ -47,7 +57,7 @@ class Evaluates(Protocol):
 
 
 class Worker:
-    """Works on one study.
+    """Works on one study, until that is done or deleted.
 
         worker = Worker(study, evaluator)
         while worker.run_one():
@@ -57,8 +67,8 @@ class Worker:
     unless the study allows it. `lease`: seconds, by the database's clock. `grace`: seconds that a
     trial in hand may still take when it is asked to stop. `on_batch(slot, prompts scored)` is
     called after each committed batch, `on_trial()` after each slot that was finished or failed,
-    `on_wait()` before each pause in which nothing is free, `gallery(slot, trial, images, value)`
-    with the images of a trial before it is finished. `poll`: seconds between two looks while
+    `on_wait()` before each pause in which nothing is free, `gallery(slot, images, value)` with the
+    images of a trial before it is finished. `poll`: seconds between two looks while
     nothing is free.
     """
 
@@ -73,7 +83,7 @@ class Worker:
         on_batch: Callable[[int, int], None] = lambda slot, scored: None,
         on_trial: Callable[[], None] = lambda: None,
         on_wait: Callable[[], None] = lambda: None,
-        gallery: "Callable[[Slot, int, list[Batch], float], None] | None" = None,
+        gallery: "Callable[[Slot, list[Batch], float], None] | None" = None,
         poll: float = POLL,
     ) -> None:
         self.study = study
@@ -95,8 +105,8 @@ class Worker:
 
         While other workers hold the last slots it waits, because theirs may come back. `stay`: it
         goes on waiting, for a larger budget. `max_trials`: stops after so many slots. Raises
-        StudyError if its hardware is refused or the identity failed, StorageError if the database
-        stays away.
+        StudyError if its hardware is refused or the identity failed, StudyGone if the study was
+        deleted, StorageError if the database stays away.
         """
         self._join()
         logger.info("worker %s begins on %s", self.id, self.hardware)
@@ -110,7 +120,7 @@ class Worker:
                     elif not self._wait(stay):
                         break
             finally:
-                with suppress(StorageError):
+                with suppress(StorageError, StudyGone):
                     self.study.tidy()
                     self.study.storage.seen(
                         self.id, self._heartbeat.images, self._heartbeat.seconds, "stopped"
@@ -132,9 +142,12 @@ class Worker:
                     logger.info("slot %d: given back", slot.number)
             except LeaseLost as error:
                 logger.warning("%s", error)
+            except MirrorLost:  # its scores are kept, and its next attempt has another trial
+                queue.release(slot)
+                self.study.restore()
             except (GenerationError, ScoreError) as error:
                 self._fail(slot, str(error))
-            except StorageError:
+            except (StorageError, StudyGone):
                 raise
             except Exception as error:
                 self._fail(slot, f"{type(error).__name__}: {error}")
@@ -147,23 +160,21 @@ class Worker:
     def _work(self, slot: Slot) -> bool:
         """Scores what the slot lacks and finishes it; False if it was asked to stop before."""
         study, queue = self.study, self.study.queue
-        vector, trial = slot.vector, slot.trial
-        if vector is None or trial is None:
-            if slot.attempt > 1:
-                study.tidy()
-            vector = vector or study.vector(slot.number)
-            trial = study.trials.make(slot, vector, self.id)
-            queue.begin(slot, self.lease, vector=vector, trial=trial)
+        if slot.vector is None or slot.trial is None:
+            slot = self._begin(slot)
+        elif slot.attempt > 1:
+            study.trials.start(slot)
+        vector = slot.vector or ()
         scores = queue.scores(slot.number) if slot.attempt > 1 else []
         done = frozenset(score.prompt for score in scores)
         made: list[Batch] = []
-        if done and (estimate := self._hopeless(slot, trial, scores, vector)) is not None:
-            self._stop(slot, trial, scores, estimate)
+        if done and (estimate := self._hopeless(slot, scores, vector)) is not None:
+            self._stop(slot, scores, estimate)
             return True
         order = study.order(slot.number)
         for batch in self.evaluator.batches(study.coefficients(vector), done, order):
             if self._heartbeat.lost:
-                raise LeaseLost(f"study {study.name!r}: slot {slot.number} went to another worker")
+                raise lost(study.incarnation, slot)
             queue.record(slot, self.lease, batch.scores)
             self._count(batch)
             scores += batch.scores
@@ -173,40 +184,54 @@ class Worker:
             self.on_batch(slot.number, len(done))
             complete = len(done) == len(self.evaluator.prompts)
             if slot.number:  # the identity's own scores set the units, once they are complete
-                study.trials.report(trial, len(done), study.value(scores, vector))
+                study.trials.report(slot, len(done), study.value(scores, vector))
             if complete:
                 break
             if (estimate := study.hopeless(slot.number, scores, vector)) is not None:
-                self._stop(slot, trial, scores, estimate)
+                self._stop(slot, scores, estimate)
                 return True
             if not self.interrupts.time_for(self._batch_seconds):
                 return False
-        self._finish(slot, trial, vector, scores, made)
+        self._finish(slot, vector, scores, made)
         return True
 
+    def _begin(self, slot: Slot) -> Slot:
+        """A slot that lacks vector and trial, with both: its own vector, the next that somebody
+        enqueued, or what the sampler proposes."""
+        study = self.study
+        if slot.attempt > 1:
+            study.tidy()
+        if slot.number and slot.vector is None:
+            adopted = study.adopt(slot, self.lease)
+            if adopted is not None:
+                return adopted
+        vector = slot.vector or study.vector(slot.number)
+        trial = study.trials.make(slot, vector)
+        study.queue.begin(slot, self.lease, vector=vector, trial=trial)
+        return replace(slot, vector=vector, trial=trial)
+
     def _hopeless(
-        self, slot: Slot, trial: int, scores: Sequence[Score], vector: Sequence[float]
+        self, slot: Slot, scores: Sequence[Score], vector: Sequence[float]
     ) -> float | None:
         """As `StoredStudy.hopeless`, for a slot that somebody began: who stopped its trial and died
         before the slot knew is believed."""
         if self.study.order(slot.number) is None:
             return None
-        stopped = self.study.trials.estimate(trial)
+        stopped = self.study.trials.estimate(slot)
         return self.study.hopeless(slot.number, scores, vector) if stopped is None else stopped
 
-    def _stop(self, slot: Slot, trial: int, scores: Sequence[Score], estimate: float) -> None:
+    def _stop(self, slot: Slot, scores: Sequence[Score], estimate: float) -> None:
         """Ends a trial that is clearly worse than the best: Optuna's trial, then the slot."""
         study = self.study
         prompts = len({score.prompt for score in scores})
         study.queue.renew(slot, self.lease)
-        study.trials.prune(trial, estimate, self._attributes(slot, scores) | {"prompts": prompts})
+        study.trials.prune(slot, estimate, self._attributes(slot, scores) | {"prompts": prompts})
         study.queue.finish(slot, estimate, stopped=True)
         logger.info("slot %d: stopped after %d prompts, %.6g", slot.number, prompts, estimate)
 
     def _finish(
         self,
         slot: Slot,
-        trial: int,
         vector: Sequence[float],
         scores: Sequence[Score],
         made: "list[Batch]",
@@ -215,10 +240,10 @@ class Worker:
         study = self.study
         value = study.value(scores, vector, identity=slot.number == 0)
         if self.gallery:
-            self.gallery(slot, trial, made, value)
+            self.gallery(slot, made, value)
         attributes = self._attributes(slot, scores)
         study.queue.renew(slot, self.lease)
-        study.trials.complete(trial, value, attributes)
+        study.trials.complete(slot, value, attributes)
         study.queue.finish(slot, value)
         logger.info("slot %d: %.6g", slot.number, value)
 
@@ -243,7 +268,7 @@ class Worker:
 
     def _wait(self, stay: bool) -> bool:
         """Nothing is free: returns what expired, and waits a little; False if all is done."""
-        self.study.storage.bury(self.study.name, is_gone)
+        self.study.storage.bury(self.study.incarnation, is_gone)
         counts = self.study.tidy()
         identity = self.study.queue.slot(0)
         if identity.state == "parked":  # every value is measured against it
@@ -260,15 +285,16 @@ class Worker:
 
     def _join(self) -> None:
         """Enters the study's list of workers. Raises StudyError for other hardware."""
+        self.study.restore()
         expected = self.study.storage.enter(
-            self.study.name,
+            self.study.incarnation,
             self.id,
             machine=str(this_process() or ""),
             host=socket.gethostname(),
             pid=os.getpid(),
             hardware=self.hardware,
         )
-        self.study.storage.bury(self.study.name, is_gone)
+        self.study.storage.bury(self.study.incarnation, is_gone)
         allowed = self.study.definition.tables.execution.allow_mixed_hardware
         if expected != self.hardware and not allowed:
             keys = sorted(expected.keys() | self.hardware.keys())
@@ -280,5 +306,6 @@ class Worker:
             self.study.storage.seen(self.id, 0, 0.0, "refused")
             raise StudyError(
                 f"study {self.study.name!r} was begun on other hardware, and values differ between "
-                f"them: {'; '.join(differing)}; set execution.allow_mixed_hardware = true to mix"
+                f"them: {'; '.join(differing)}; set execution.allow_mixed_hardware = true to mix, "
+                "and enter the file again with qsched create"
             )

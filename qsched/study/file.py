@@ -1,5 +1,6 @@
 """A study file: the rooms' tables in one, and the rules between them."""
 
+import re
 from typing import Self
 
 from pydantic import Field, ValidationInfo, model_validator
@@ -7,7 +8,7 @@ from pydantic import Field, ValidationInfo, model_validator
 from qsched.errors import QschedError
 from qsched.evidence.table import Validation
 from qsched.pictures.table import Gallery
-from qsched.pipelines.agreement import averages
+from qsched.pipelines.agreement.settings import averages
 from qsched.pipelines.table import Execution, Model, Sampling
 from qsched.prompts import Prompts
 from qsched.quantization.table import Quantization
@@ -18,11 +19,18 @@ from qsched.search.catalog import resolved
 from qsched.search.table import Search
 from qsched.tables import Section, is_stored
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+
+
+def is_name(name: object) -> bool:
+    """Whether a study may have this name: it is part of paths and of commands."""
+    return isinstance(name, str) and re.fullmatch(NAME, name) is not None
+
 
 class StudyFile(Section):
     """The tables of a study file, as written."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    name: str = Field(pattern=NAME)
     model: Model
     sampling: Sampling
     quantization: Quantization

@@ -4,17 +4,18 @@ Each room says what it computes with: the scorers, the sampler and the backend t
 name their packages, and a plug-in's code has an origin.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from qsched.captions import READERS
-from qsched.errors import StudyError
+from qsched.digests import whole
 from qsched.evidence.table import packages_of_reference
 from qsched.libraries import installed_version
 from qsched.pipelines.table import origins_of_model, packages_of_model
-from qsched.plugins import Origin
+from qsched.plugins import Origin, is_reference
 from qsched.quantization.backend import origin_of
-from qsched.scoring.catalog import metric_entry
+from qsched.scoring.catalog import SCORERS, metric_entry
 from qsched.search.catalog import packages_of_sampler
 from qsched.study.file import StudyFile
 
@@ -41,11 +42,45 @@ def plugins(tables: StudyFile) -> dict[str, str]:
     return {f"plugins.{name}": str(origin) for name, origin in _origins(tables)}
 
 
+def modules(tables: StudyFile) -> frozenset[str]:
+    """The modules of what a study names as ``module:name``."""
+    model, heads = tables.model, SCORERS.names()
+    named = [
+        *(name for name in _scorers(tables) if name.partition(":")[0] not in heads),
+        *(model.source, model.name, model.full_precision),
+        *(tables.quantization.backend, tables.prompts.reader, tables.execution.launcher),
+    ]
+    return frozenset(name.partition(":")[0] for name in named if name and is_reference(name))
+
+
+def weights(tables: StudyFile) -> dict[str, str | None]:
+    """{"weights.NAME": what tells a scorer's weights} of those of which something does: files on
+    this machine by their digest, None where one isn't there."""
+    told = {name: metric_entry(name).weights for name in _scorers(tables)}
+    return {f"weights.{name}": _told(places) for name, places in told.items() if places}
+
+
+def _told(places: Sequence[str]) -> str | None:
+    found = [each if "@" in each else _digest_of(Path(each)) for each in places]
+    return " ".join(each for each in found if each) if all(found) else None
+
+
+def _digest_of(place: Path) -> str | None:
+    return whole(place) if place.exists() else None
+
+
 def reader(tables: StudyFile) -> dict[str, str]:
     """The same of the plug-in that reads the prompts, if there is one."""
     name = tables.prompts.reader
     origin = READERS.find(name).origin if name else None
     return {f"plugins.{name}": str(origin)} if origin else {}
+
+
+def without_reader(tables: StudyFile, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """A stored fingerprint without the plug-in that read the prompts."""
+    return {
+        key: value for key, value in stored.items() if key != f"plugins.{tables.prompts.reader}"
+    }
 
 
 def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, str]:
@@ -57,23 +92,13 @@ def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> dict[s
     keys = stored.keys() | current.keys()
     if "format" not in stored:
         both = stored.keys() & current.keys()
-        unknown = ("versions.", "plugins.")
+        unknown = ("versions.", "plugins.", "weights.")
         keys = {key for key in keys - {"format"} if key in both or not key.startswith(unknown)}
     return {
         key: f"{key}: the study has {stored.get(key)!r}, now it is {current.get(key)!r}"
         for key in sorted(keys)
         if stored.get(key) != current.get(key)
     }
-
-
-def require_same_plugins(tables: StudyFile, stored: Mapping[str, Any]) -> None:
-    """Raises StudyError, naming both, if the code of a plug-in is not what a study began with."""
-    for key, origin in plugins(tables).items():
-        if stored.get(key) not in (None, origin):
-            raise StudyError(
-                f"{key}: the study began with {stored[key]!r}, here it is {origin!r}; use the code "
-                "that it began with, or take responsibility with --accept where it is run"
-            )
 
 
 def _scorers(tables: StudyFile) -> list[str]:

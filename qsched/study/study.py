@@ -6,20 +6,23 @@ under the same one.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from qsched.captions import read_captions
 from qsched.digests import first_and_last
-from qsched.documents import from_toml, read
-from qsched.errors import ConfigError, DocumentError, QschedError, one_line
+from qsched.errors import ConfigError, DocumentError, QschedError, StudyError, one_line
 from qsched.evidence.table import with_reference
-from qsched.pipelines import agreement, catalog
+from qsched.files.documents import from_toml, read
+from qsched.pipelines import catalog
+from qsched.pipelines.agreement import settings
 from qsched.pipelines.table import placed, sampling_of, weights_of, with_entry
 from qsched.plugins import beside
 from qsched.prompts import Prompt, Prompts, choose, is_remote, locate, split, stand_ins, with_seeds
@@ -27,8 +30,20 @@ from qsched.schedule.parametrisations import Bounds, Parametrisation
 from qsched.scoring import jaq
 from qsched.seeds import digest
 from qsched.study.file import StudyFile
-from qsched.study.fingerprint import FORMAT, differences, plugins, reader, versions
-from qsched.tables import STORED, in_words
+from qsched.study.fingerprint import (
+    FORMAT,
+    differences,
+    modules,
+    plugins,
+    reader,
+    versions,
+    weights,
+    without_reader,
+)
+from qsched.tables import STORED, Seed, checked, in_words, unreadable
+
+ARTIFACTS = "QSCHED_ARTIFACTS"
+"""The variable that says where pictures lie: a folder, or s3://bucket."""
 
 TWIN_PROMPTS = 4
 """A twin calibrates on no more prompts than this, and is held to no more."""
@@ -38,15 +53,45 @@ TWIN_PROMPTS = 4
 class Study:
     """A validated study: the file's tables with every default and prompt filled in.
 
-    Complete by itself: it is stored in the database as JSON, so a worker needs no file. `folder`:
-    of the file, beside which plug-ins are looked for; None for a study without one.
+    Complete by itself: it is stored in the database as JSON, so a worker needs no file. `file`: the
+    study file at hand, beside which plug-ins are looked for; None for what a database says. Whoever
+    writes to that may choose what is computed, but no code: `allowed` are the modules that may be
+    imported for a ``module:name``, None any; `allow`: what a person named with `--allow-code`.
     """
 
     tables: StudyFile
     calibration: tuple[Prompt, ...]
     held_out: tuple[Prompt, ...]
     weights: str
-    folder: str | None = None
+    file: str | None = field(default=None, compare=False)
+    allowed: frozenset[str] | None = field(default=None, compare=False)
+    allow: frozenset[str] = field(default=frozenset(), compare=False)
+
+    @property
+    def folder(self) -> str | None:
+        """The folder of the study file."""
+        return str(Path(self.file).parent) if self.file else None
+
+    def code(self) -> AbstractContextManager[None]:
+        """While the context lasts, plug-ins are found for this study, and only those allowed."""
+        return beside(self.folder, self.allowed, self.allow)
+
+    def allowing(self, names: Collection[str]) -> "Study":
+        """The same study, which may run these modules, and the code that these scorers fetch."""
+        allowed = None if self.allowed is None else self.allowed | set(names)
+        return replace(self, allowed=allowed, allow=self.allow | set(names))
+
+    @property
+    def store(self) -> str | None:
+        """The place of its pictures: by the environment, else by the file at hand; a place that
+        only the database names is not written to. None is the default."""
+        given = os.environ.get(ARTIFACTS)
+        return given or (self.tables.gallery.store if self.file else None)
+
+    @property
+    def modules(self) -> frozenset[str]:
+        """The modules of one's own that this study names."""
+        return modules(self.tables)
 
     @property
     def name(self) -> str:
@@ -89,6 +134,26 @@ class Study:
             changes["search"] = self.tables.search.model_dump() | {"trials": trials}
         return _checked(self, changes) if changes else self
 
+    def with_budget(self, trials: int) -> "Study":
+        """The same study with a budget that was valid before."""
+        search = self.tables.search.model_copy(update={"trials": trials})
+        return replace(self, tables=self.tables.model_copy(update={"search": search}))
+
+    def here(self) -> "Study":
+        """The same study with its model's weights as this machine has them; a twin's are the same
+        everywhere. Raises ModelError for a file that can't be read."""
+        model = self.tables.model
+        return self if model.twin else replace(self, weights=weights_of(model))
+
+    def changed_settings(self, before: "Study") -> dict[str, tuple[Any, Any]]:
+        """{key: (value in `before`, value here)} of what no score depends on, `[execution]` and
+        `[gallery]`."""
+        then, now = (
+            dict(_flat(study.tables.model_dump(mode="json", include={"execution", "gallery"})))
+            for study in (before, self)
+        )
+        return {key: (then.get(key), now[key]) for key in now if then.get(key) != now[key]}
+
     def with_tables(self, changes: Mapping[str, Any]) -> "Study":
         """The same study with some tables replaced, checked as a file's are. Raises ConfigError."""
         return _checked(self, changes)
@@ -118,10 +183,11 @@ class Study:
             weights=f"twin of {model.pipeline}",
         )
 
-    def fingerprint(self) -> dict[str, Any]:
+    def fingerprint(self, *, read: bool = True) -> dict[str, Any]:
         """All that a value of this study depends on, flat: {"sampling.steps": 4, ...}.
 
-        Budget, name, batch size, device and gallery are not in it: they change no score.
+        Budget, name, batch size, device and gallery are not in it: they change no score. `read`:
+        its prompts were read here, so the plug-in that reads them counts too.
         """
         left_out = {"name", "prompts", "execution", "gallery"}
         tables = self.tables.model_dump(mode="json", exclude=left_out)
@@ -130,16 +196,20 @@ class Study:
         keys["model.weights"] = self.weights
         keys["prompts.calibration"] = _digest(self.calibration)
         keys["prompts.held_out"] = _digest(self.held_out)
-        with beside(self.folder):
-            code = plugins(self.tables) | reader(self.tables) | versions(self.tables)
+        with self.code():
+            code = plugins(self.tables) | versions(self.tables) | weights(self.tables)
+            code |= reader(self.tables) if read else {}
         return {"format": FORMAT, **keys, **code}
 
-    def differences(self, stored: Mapping[str, Any]) -> dict[str, str]:
+    def differences(self, stored: Mapping[str, Any], *, read: bool = True) -> dict[str, str]:
         """{key in which a stored fingerprint differs from this study's: both values in words}.
 
         Version 0.1 read less of large files; weights that agree as far as it read are the same.
+        `read`: as in `fingerprint`.
         """
-        current, key = self.fingerprint(), "model.weights"
+        current, key = self.fingerprint(read=read), "model.weights"
+        if not read:
+            stored = without_reader(self.tables, stored)
         if "format" not in stored and stored.get(key) != current[key]:
             before = weights_of(self.tables.model, first_and_last)
             current[key] = before if stored.get(key) == before else current[key]
@@ -153,21 +223,57 @@ class Study:
                 "calibration": [[prompt.text, prompt.seed] for prompt in self.calibration],
                 "held_out": [[prompt.text, prompt.seed] for prompt in self.held_out],
                 "weights": self.weights,
-                "folder": self.folder,
             }
         )
 
     @classmethod
-    def from_json(cls, text: str) -> "Study":
-        """The study that `to_json` wrote."""
-        stored = json.loads(text)
+    def from_json(
+        cls, text: str, *, file: str | None = None, allowed: Collection[str] = ()
+    ) -> "Study":
+        """The study that `to_json` wrote, or somebody else who may write to the database. `file`
+        and the modules `allowed` are what the reader lets it run. Raises StudyError, in one line.
+        """
+        try:
+            with beside(None, ()):  # nothing is imported to read it
+                stored = _Stored.model_validate_json(text, context=STORED)
+        except ValidationError as error:
+            raise StudyError(
+                f"its definition can't be read: {unreadable(error)}; restore it from a backup"
+            ) from error
         return cls(
-            tables=StudyFile.model_validate(stored["tables"], context=STORED),
-            calibration=tuple(Prompt(*pair) for pair in stored["calibration"]),
-            held_out=tuple(Prompt(*pair) for pair in stored["held_out"]),
-            weights=stored["weights"],
-            folder=stored.get("folder"),
+            tables=stored.tables,
+            calibration=tuple(Prompt(*pair) for pair in stored.calibration),
+            held_out=tuple(Prompt(*pair) for pair in stored.held_out),
+            weights=stored.weights,
+            file=file,
+            allowed=frozenset(allowed),
         )
+
+
+def is_file(study: str | Path) -> bool:
+    """Whether a study file is meant, and not the name of a study in a database."""
+    return Path(study).suffix == ".toml" or Path(study).is_file()
+
+
+class _Stored(BaseModel):
+    """What `Study.to_json` writes. Those of version 0.1 have more."""
+
+    tables: StudyFile
+    calibration: tuple[tuple[str, Seed], ...] = Field(min_length=1)
+    held_out: tuple[tuple[str, Seed], ...] = Field(min_length=1)
+    weights: str
+
+    @model_validator(mode="after")
+    def _names_are_names(self) -> Self:
+        """They become part of the code that a report shows and an export writes."""
+        model, sampling = self.tables.model, self.tables.sampling
+        names = [name for name in (model.pipeline, model.part) if name is not None]
+        names += [*sampling.call, *(sampling.none or ()), *(model.scheduler or {})]
+        names += [str(model.scheduler["class"])] if model.scheduler else []
+        for name in names:
+            if not name.isidentifier():
+                raise ValueError(f"tables: {name[:100]!r} is no name of Python's")
+        return self
 
 
 def load_study(path: str | Path, *, fetch: bool = True) -> Study:
@@ -181,7 +287,7 @@ def load_study(path: str | Path, *, fetch: bool = True) -> Study:
     try:
         content = from_toml(read(path))
     except DocumentError as error:
-        raise ConfigError(f"{path}: {error}; expected a study file") from error
+        raise ConfigError(one_line(f"{path}: {error}")) from error
     with beside(path.parent):
         return _read(content, path, fetch)
 
@@ -193,8 +299,8 @@ def _read(content: Mapping[str, Any], path: Path, fetch: bool) -> Study:
     tables = None
     try:
         tables = _with_defaults(StudyFile.model_validate(content), path.parent)
-        problems += agreement.problems(tables.model, tables.sampling)
-        problems += agreement.problems_of_space(tables.model, tables.space)
+        problems += settings.problems(tables.model, tables.sampling)
+        problems += settings.problems_of_space(tables.model, tables.space)
     except ValidationError as error:
         problems += [in_words(dict(problem), StudyFile) for problem in error.errors()]
     except QschedError as error:
@@ -213,7 +319,7 @@ def _read(content: Mapping[str, Any], path: Path, fetch: bool) -> Study:
         calibration=calibration,
         held_out=held_out,
         weights=weights_of(tables.model),
-        folder=str(path.parent.resolve()),
+        file=str(path.resolve()),
     )
 
 
@@ -289,13 +395,8 @@ def _with_defaults(tables: StudyFile, folder: Path) -> StudyFile:
 
 def _checked(study: Study, changes: Mapping[str, Any]) -> Study:
     """`study` with some tables replaced, validated again as a file would be."""
-    try:
-        with beside(study.folder):
-            tables = StudyFile.model_validate(study.tables.model_dump() | dict(changes))
-    except ValidationError as error:
-        raise ConfigError(
-            "\n".join(in_words(dict(entry), StudyFile) for entry in error.errors())
-        ) from error
+    with study.code():
+        tables = checked(StudyFile, study.tables.model_dump() | dict(changes))
     return replace(study, tables=tables)
 
 

@@ -6,7 +6,14 @@ from pathlib import Path
 from string import Template
 
 from qsched.errors import ConfigError
-from qsched.pipelines.catalog import MODELS, Hints, ModelEntry, is_folder, model_entry
+from qsched.pipelines.catalog import (
+    MODELS,
+    Hints,
+    ModelEntry,
+    is_checkpoint,
+    is_folder,
+    model_entry,
+)
 from qsched.pipelines.folders import Contents, contents_of
 from qsched.pipelines.table import Model, with_entry
 from qsched.quantization.backend import backend_named
@@ -28,7 +35,8 @@ _PRESETS = {
 def own_study_text(
     source: str, *, scheme: str | None = None, steps: int | None = None, name: str | None = None
 ) -> str:
-    """The study file of a diffusers folder or hub repository, by what its index and headers say.
+    """The study file of a diffusers folder, single file or hub repository, by what its index and
+    headers say.
 
     `scheme`: by default w4a8, or none for a network that is quantized already. Raises ModelError
     for what can't be had, QuantizationError for a scheme that does not exist.
@@ -37,11 +45,15 @@ def own_study_text(
     found = contents_of(source)
     scheme = scheme or ("none" if found.bits else "w4a8")
     backend = backend_named(backend_to_hold(scheme))
-    title = Path(source).resolve().name if is_folder(source) else source
+    here = is_folder(source) or is_checkpoint(source)
+    title = Path(source).resolve().name if here else source
     name = name or _as_name(f"{title.rpartition('/')[2]}-{scheme}")
     guidance, why = _guidance(found)
     says = "  # it is quantized already: nothing is touched" if found.bits else ""
     lines = {
+        "config": f'config = "{found.config}"    # its configs and tokenizers\n'
+        if found.config
+        else "",
         "part": f'part = "{found.part}"\n' if found.part else "",
         "variant": f'variant = "{found.variant}"\n' if found.variant else "",
         "dtype": f'dtype = "{found.dtype}"               # of its weights'
@@ -60,7 +72,7 @@ def own_study_text(
         "scheme_says": says,
         "file": f"{name}.toml",
         "name": name,
-        "model": json.dumps(str(Path(source).resolve()) if is_folder(source) else source),
+        "model": json.dumps(str(Path(source).resolve()) if here else source),
         "pipeline": found.pipeline,
         "scheduler": found.scheduler or "EulerDiscreteScheduler",
         "steps": steps or OWN_STEPS,
@@ -115,7 +127,7 @@ def study_text(
         "source": f"{entry.source}; {entry.licence}",
         "steps": steps,
         "steps_allowed": f"{', '.join(map(str, entry.steps or ()))} steps",
-        "guidance": entry.guidance_scale,
+        "guidance": _own_guidance(entry),
         "backend": backend.name,
         "backend_space": " " * max(1, 20 - len(backend.name)),
         "backend_says": backend.description,
@@ -130,6 +142,15 @@ def study_text(
         "batch_size": hints.batch_size,
     }
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(values)
+
+
+def _own_guidance(entry: ModelEntry) -> str:
+    """The comment that shows how the model is guided, and where that is set."""
+    key, value = entry.guidance or ("guidance_scale", None)
+    setting, others = f"{key} = {value}", "height, width and call = { ... }"
+    if key != "guidance_scale":
+        setting, others = f"call = {{ {setting} }}", "height and width"
+    return f"# {setting}          the model's own; {others} likewise"
 
 
 def study_name(model: str, scheme: str, steps: int) -> str:

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import torch
 import typer
 from diffusers import DiffusionPipeline
 
-from qsched import __version__
+from qsched import __version__, api
 from qsched.cli import main as cli
 from qsched.pipelines.twins import pipeline_twin
 from qsched.proof.outcome import keep
@@ -21,6 +23,7 @@ from qsched.schedule.coefficients import Coefficients
 from qsched.service import stored_study as studies
 from qsched.service.evaluator import Evaluator
 from qsched.service.storage import Storage
+from qsched.service.stored_study import StoredStudy
 from qsched.service.worker import Worker
 from qsched.study.study import load_study
 from tests.support import fakes
@@ -207,6 +210,7 @@ def test_bad_input_is_one_line_and_exit_code_two(
 def test_status_of_an_empty_database_says_how_to_begin(qsched: Qsched) -> None:
     code, out, _ = qsched("status")
     assert code == 0
+    assert "no studies yet" in out
     assert "qsched run" in out
     assert qsched("status", "--json")[1].strip() == "[]"
 
@@ -243,6 +247,92 @@ def test_a_study_is_managed(qsched: Qsched, finished: Path) -> None:
     assert "deleted   fake" in qsched("delete", "fake", "--yes")[1]
     assert json.loads(qsched("status", "--json")[1]) == []
     assert Storage(f"sqlite:///{finished}").database.optuna.get_all_studies() == []
+
+
+def test_a_study_that_was_extended_goes_on(
+    qsched: Qsched, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its file as it was and by its name; also if it is extended while it is being proven."""
+    proven: list[int] = []
+
+    def work(study: StoredStudy, **_: object) -> bool:
+        prompts = study.definition.calibration
+        return Worker(study, Evaluator(fakes.FakeGenerator(), fakes.FakeScorers(), prompts)).run()
+
+    def validate(study: StoredStudy, **_: object) -> api.Outcome:
+        proven.append(study.status().done)
+        if len(proven) == 1:
+            study.extend("+1")
+        return api.Outcome(study.status(), True, 0)
+
+    monkeypatch.setattr(api, "work", work)
+    monkeypatch.setattr(api, "validate", validate)
+    file = str(fakes.study_file(tmp_path / "files"))
+    assert "go on with qsched run fake" in qsched("extend", "fake", "--trials", "+2")[1]
+    code, out, _ = qsched("run", file)
+    assert code == 0
+    assert "budget    8 trials: the study was extended from 6" in out
+    assert proven == [8, 9]
+    assert "budget    9 trials" in qsched("create", file)[1]
+    qsched("extend", "fake", "--trials", "10")
+    assert qsched("run", "fake")[0] == 0
+    assert proven == [8, 9, 10]
+    code, _, err = qsched("run", file, "--trials", "7")
+    assert code == 2
+    assert "has 10 trials; a budget of 7 would drop some" in one_line(err)
+    assert "'other' is not in" in one_line(qsched("run", "other")[2])
+
+
+def test_a_study_that_is_worked_on_is_extended_without_more_words(
+    qsched: Qsched, tmp_path: Path
+) -> None:
+    stored = studies.create(
+        Storage(f"sqlite:///{tmp_path}/storage/qsched.db"), fakes.study(tmp_path / "files")
+    )
+    stored.storage.enter(stored.incarnation, "w", machine="", host="h", pid=1, hardware={})
+    assert qsched("extend", "fake", "--trials", "+2")[1] == "trials    8\n"
+
+
+@pytest.mark.parametrize("command", [("work", "fake"), ("run", "files/study.toml")])
+def test_a_study_that_is_deleted_ends_its_commands_in_one_line(
+    qsched: Qsched, finished: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, str]
+) -> None:
+    def asleep(worker: Worker, **_: object) -> None:
+        worker.study.storage.delete_study(worker.study.incarnation)
+        worker.study.tidy()
+
+    monkeypatch.setattr(Worker, "run", asleep)
+    assert "trials    7" in qsched("extend", "fake", "--trials", "+1")[1]
+    code, out, err = qsched(*command, *(["--trials", "7"] if command[0] == "run" else []))
+    assert code == 0, err
+    assert out.splitlines()[-1] == "ended     study 'fake' was deleted"
+    assert err == ""
+
+
+def test_edits_of_settings_are_taken_and_said(qsched: Qsched, tmp_path: Path) -> None:
+    """So the remedy that a worker on other hardware advises can take effect."""
+    path = fakes.study_file(tmp_path)
+    assert qsched("create", str(path))[0] == 0
+    path.write_text(path.read_text() + "allow_mixed_hardware = true\n")
+    code, out, _ = qsched("create", str(path))
+    assert code == 0
+    assert "takes     execution.allow_mixed_hardware = true, before false" in out
+    assert "takes" not in qsched("create", str(path))[1]
+
+
+def test_a_worker_says_by_what_its_machine_differs(qsched: Qsched, finished: Path) -> None:
+    study = studies.load(Storage(f"sqlite:///{finished}"), "fake")
+    other = study.status().fingerprint | {"versions.numpy": "1.26.4", "model.weights": "0"}
+    study.storage.redefine(study.incarnation, study.definition.to_json(), other, {})
+    for command in (("work", "fake", "--idle-exit"), ("validate", "fake")):
+        code, _, err = qsched(*command)
+        assert code == 2
+        assert "versions.numpy: the study has '1.26.4', now it is" in err
+        assert "model.weights: the study has '0', now it is" in err
+        assert "Traceback" not in err
+    accepted = ["--accept", "versions.numpy", "--accept", "model.weights"]
+    assert qsched("work", "fake", "--idle-exit", *accepted)[0] == 0
+    assert set(study.status().accepted) == {"versions.numpy", "model.weights"}
 
 
 def test_delete_asks_first(qsched: Qsched, finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,6 +397,33 @@ def test_export_says_what_it_wrote(qsched: Qsched, finished: Path) -> None:
     assert document["provenance"]["forced"] is True
     assert all(Path(path).is_file() for path in document["files"])
     assert len(document["files"]) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--steps", "0"), "sampling.steps = 0; demo was trained for"),
+        (("--model", "./" + "x" * 300), "name = './xxx.*too long for a path"),
+        (("--model", "~nouser/x"), "name = '~nouser/x'; Could not determine home directory"),
+        (("--prompts", "~nouser/x"), "--prompts = '~nouser/x'; Could not determine"),
+        (("--prompts", "pipe.txt"), "pipe.txt: it is a pipe; expected a file"),
+        (("--coefficients", "pipe.txt"), "pipe.txt: cannot be read: it is a pipe"),
+        (("--coefficients", "x" * 300), "xxx: cannot be read: File name too long"),
+        (("--out", "x" * 300), "xxx: cannot be written: File name too long; give another --out"),
+        (("--out", "captions.txt"), "captions.txt: cannot be written: File exists"),
+        (("--batch-size", "100000"), "batch_size = 100000; expected at most"),
+    ],
+)
+def test_odd_arguments_of_generate_are_one_line(
+    qsched: Qsched, tmp_path: Path, arguments: tuple[str, str], words: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "captions.txt").write_text("a cat\na dog\n")
+    given = {"--model": "demo", "--prompts": "captions.txt", "--out": "images", "--steps": "4"}
+    given |= dict([arguments])
+    code, _, err = qsched("generate", *(word for pair in given.items() for word in pair))
+    assert code == 2
+    assert re.search(words, one_line(err)), err
 
 
 def test_generate_reads_both_versions_and_refuses_the_rest(qsched: Qsched, tmp_path: Path) -> None:
@@ -548,6 +665,79 @@ def test_a_place_that_cannot_be_written_is_one_line(
         code, _, err = qsched(*words)
         assert code == 2, words
         assert "cannot be written: " in one_line(err)
+
+
+@pytest.mark.parametrize(
+    ("words", "folder", "option"),
+    [
+        (("work", "fake", "--idle-exit"), "/sys/runs", "--log"),
+        (("work", "fake", "--all-devices"), "/sys/runs", "--log"),
+        (("work", "fake", "--log", "/sys/x/y.log"), "/sys/x", "--log"),
+        (("run", "FILE"), "/sys/runs", "--out"),
+        (("report", "fake"), "/sys/runs", "--out"),
+        (("validate", "fake"), "/sys/runs", "--out"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, tuple) else "",
+)
+def test_a_folder_that_nobody_can_write_to_is_said_before_the_work(
+    qsched: Qsched,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: tuple[str, ...],
+    folder: str,
+    option: str,
+) -> None:
+    """/sys is such a folder, for the superuser too."""
+    monkeypatch.setattr("qsched.api.work", None)
+    monkeypatch.setattr("qsched.service.launchers.work", None)
+    monkeypatch.setattr("qsched.proof.validation.validate", None)
+    file = str(fakes.study_file(tmp_path / "files"))
+    monkeypatch.chdir("/sys")
+    arguments = [file if word == "FILE" else word for word in words]
+    code, _, err = qsched(*arguments, "--storage", f"sqlite:///{finished}")
+    assert code == 2
+    assert re.match(
+        rf"error: {folder}[^ ]*: cannot be written: .*; give another {option}$", one_line(err)
+    )
+
+
+def test_what_needs_no_folder_works_in_any(
+    qsched: Qsched, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/sys")
+    storage = ("--storage", f"sqlite:///{finished}")
+    log = tmp_path / "of a worker.log"
+    assert qsched("work", "fake", "--idle-exit", "--log", str(log), *storage)[0] == 0
+    assert log.exists()
+    assert qsched("work", "fake", "--idle-exit", "--log", str(tmp_path), *storage)[0] == 0
+    assert len(list(tmp_path.glob("*-*.log"))) == 1
+    assert qsched("status", *storage)[0] == 0
+    assert qsched("report", "fake", "--out", str(tmp_path / "report"), *storage)[0] == 0
+    assert "deleted   fake" in qsched("delete", "fake", "--yes", *storage)[1]
+
+
+def test_looking_makes_nothing(qsched: Qsched, tmp_path: Path) -> None:
+    """No empty database, and no folder for one."""
+    for looks in (("status",), ("status", "--json"), ("doctor",)):
+        assert qsched(*looks)[0] == 0
+    for words in (
+        ("status", "fake"),
+        ("work", "fake"),
+        ("extend", "fake", "--trials", "9"),
+        ("pause", "fake"),
+        ("retry", "fake"),
+        ("delete", "fake"),
+        ("validate", "fake"),
+        ("report", "fake"),
+        ("export", "fake", "--out", "x"),
+        ("dashboard",),
+    ):
+        code, _, err = qsched(*words)
+        assert code == 2
+        path = tmp_path / "storage" / "qsched.db"
+        assert f"no studies yet in {path}; start one with qsched run" in one_line(err)
+    assert not list(tmp_path.iterdir())
 
 
 def test_preview_draws_before_any_budget_is_spent(qsched: Qsched, tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def test_a_workers_log_is_redacted(tmp_path: Path) -> None:
     before, level = list(logger.handlers), logger.level
     Database(f"postgresql://u@{AWAY}?password={SECRET}")
     try:
-        studies._log_to(tmp_path / "worker.log")
+        studies._log_to(tmp_path / "worker.log", "fake")
         logger.warning("connect to %s", f"postgresql://u@{AWAY}?password={SECRET}")
     finally:
         for handler in set(logger.handlers) - set(before):

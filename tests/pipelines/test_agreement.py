@@ -9,7 +9,14 @@ import diffusers
 import pytest
 
 from qsched.errors import ConfigError, ModelError
-from qsched.pipelines.agreement import averages, problems, require_declared, require_taken
+from qsched.pipelines.agreement.settings import (
+    averages,
+    problems,
+    require_declared,
+    require_taken,
+    unread,
+)
+from qsched.pipelines.effective import warnings
 from qsched.pipelines.loading import load_model
 from qsched.pipelines.table import Model, Sampling, model_named, with_entry
 from qsched.pipelines.twins import pipeline_twin
@@ -25,6 +32,12 @@ SDXL, SD, LCM, FLUX = (
     "LatentConsistencyModelPipeline",
     "FluxPipeline",
 )
+FLOW_DPM = {
+    "class": "DPMSolverMultistepScheduler",
+    "use_flow_sigmas": True,
+    "prediction_type": "flow_prediction",
+}
+DYNAMIC = {"use_dynamic_shifting": True, "time_shift_type": "exponential"}
 EULER, TCD = {"class": "EulerDiscreteScheduler"}, {"class": "TCDScheduler"}
 
 
@@ -65,6 +78,12 @@ def sampling(**keys: Any) -> Sampling:
         ),
         (FLUX, None, {"call": {"true_cfg_scale": 4.0}}, "nothing without a negative prompt"),
         (FLUX, None, {"call": {"negative_prompt": "x"}}, "set sampling.call.true_cfg_scale above"),
+        (FLUX, FLOW_DPM, {}, "gives it mu, for which it expects use_dynamic_shifting and"),
+        (FLUX, EULER, {}, "FluxPipeline gives it mu, which it doesn't take"),
+        (FLUX, {"class": "LCMScheduler"}, {}, "gives it sigmas and mu, which it doesn't take"),
+        (SDXL, {"class": "LCMScheduler"}, {"sigmas": [9.0, 1.0]}, "takes no sigmas of one's own"),
+        (SDXL, {"class": "UniPCMultistepScheduler"}, {"timesteps": [999, 499]}, "no timesteps"),
+        (FLUX, None, {"timesteps": [999, 499]}, "takes no 'timesteps'"),
     ],
 )
 def test_what_a_class_does_not_take_is_named(
@@ -84,6 +103,8 @@ def test_what_a_class_does_not_take_is_named(
         (SDXL, EULER, {"sigmas": [9.0, 1.0], "call": {"clip_skip": 1}, "none": ["target_size"]}),
         (LCM, None, {"guidance_scale": 8.0, "call": {"original_inference_steps": 50}}),
         (FLUX, None, {"call": {"true_cfg_scale": 4.0, "negative_prompt": " "}}),
+        (FLUX, FLOW_DPM | DYNAMIC, {}),
+        (SDXL, {"class": "LCMScheduler"}, {"timesteps": [999, 499]}),
     ],
 )
 def test_what_it_takes_passes_by_source_and_loaded(
@@ -113,6 +134,7 @@ def test_a_loaded_pipeline_is_asked_again() -> None:
         ("output_type", '"pil"', "images are scored as tensors"),
         ("num_inference_steps", 8, "set sampling.steps"),
         ("denoising_end", 0.5, "steps would never run"),
+        ("timesteps", "[999, 499]", "set sampling.timesteps"),
         ("prompt_embeds", "[1.0]", "can't hold tensors"),
         ("negative_prompt", '["a", "b"]', "expected one text for all captions"),
     ],
@@ -232,3 +254,43 @@ def test_a_class_of_ones_own_takes_what_it_reads_and_passes_on() -> None:
 def test_every_model_of_the_catalogue_passes() -> None:
     for name in ("demo", "sdxl-turbo", "lcm-dreamshaper", "pcm-sd15", "flux-schnell"):
         assert list(problems(model_named(name, 4), sampling())) == []
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "scheduler", "keys", "words"),
+    [
+        (SDXL, TCD | {"timestep_spacing": "trailing"}, {}, "timestep_spacing does nothing: TCD"),
+        (SDXL, TCD | {"beta_end": 0.013}, {}, None),
+        (SDXL, EULER | {"timestep_spacing": "trailing"}, {"guidance_scale": 4.0}, None),
+        (FLUX, None, {"guidance_scale": 3.5}, "guidance_scale = 3.5 does nothing: its network"),
+        (FLUX, None, {"guidance_scale": 0.0}, None),
+    ],
+)
+def test_what_is_taken_and_not_read_is_said(
+    pipeline: str, scheduler: Any, keys: Any, words: str | None
+) -> None:
+    table = model(pipeline, scheduler=scheduler)
+    found = list(unread(table, sampling(**keys)))
+    assert list(problems(table, sampling(**keys))) == []
+    assert len(found) == (1 if words else 0)
+    assert words is None or words in found[0]
+    assert set(found) <= set(warnings(table, sampling(**keys)))
+
+
+def test_a_distilled_model_takes_no_guidance(tmp_path: Path) -> None:
+    """As FLUX.2 klein and Krea 2 say it of themselves."""
+    place = tmp_path / "model"
+    shutil.copytree(folder(FLUX), place)
+    index = place / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"is_distilled": True}))
+    table = with_entry(Model(name=str(place)), 2)
+    (found,) = unread(table, sampling(guidance_scale=4.0))
+    assert "is_distilled in its index" in found
+
+
+def test_what_a_study_compares_with_is_found_beside_it(tmp_path: Path) -> None:
+    path = fakes.study_file(tmp_path)
+    shutil.copytree(folder(SDXL), tmp_path / "whole")
+    text = path.read_text().replace('name = "demo"', 'name = "demo"\nfull_precision = "./whole"', 1)
+    path.write_text(text)
+    assert load_study(path).tables.model.full_precision == str((tmp_path / "whole").resolve())

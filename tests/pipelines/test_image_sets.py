@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -28,6 +29,14 @@ def prompts(tmp_path: Path) -> Path:
     path = tmp_path / "prompts.txt"
     path.write_text("\n".join(CAPTIONS) + "\n")
     return path
+
+
+@pytest.fixture
+def filled(model: str, prompts: Path, tmp_path: Path) -> Path:
+    """A set of which the first image is there."""
+    api.generate(model, prompts, tmp_path / "filled", steps=2)
+    Image.new("RGB", (8, 8)).save(tmp_path / "filled" / "00000.png")
+    return tmp_path / "filled"
 
 
 def make(
@@ -104,3 +113,65 @@ def test_the_number_of_steps_has_to_be_known(model: str, prompts: Path, tmp_path
     words = r"two\.json: for 2 steps, and 4 are asked for; take 2 steps or other coefficients"
     with pytest.raises(QschedError, match=words):
         make(model, prompts, tmp_path / "out", steps=4, coefficients=tmp_path / "two.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"steps": 4}, "sampling.steps = 2, now it is 4"),
+        ({"quantization": "w4a4"}, "quantization.scheme = None, now it is 'w4a4'"),
+        ({"twin": True}, "now it is 'float32'|model.twin"),
+        ({"coefficients": "ramp.json", "steps": None}, r"coefficients.model = \[1.0, 1.0\], now"),
+    ],
+)
+def test_images_of_other_settings_are_not_mixed(
+    filled: Path, model: str, prompts: Path, tmp_path: Path, changes: dict[str, Any], key: str
+) -> None:
+    if "coefficients" in changes:
+        changes = changes | {"coefficients": tmp_path / "ramp.json"}
+        Coefficients.ramp(2, 1.1, 0.9).save(tmp_path / "ramp.json")
+    before = {path: path.read_bytes() for path in filled.iterdir()}
+    with pytest.raises(ConfigError, match=key) as raised:
+        api.generate(model, prompts, filled, **({"steps": 2} | changes))
+    assert str(raised.value).endswith("; use another --out")
+    assert {path: path.read_bytes() for path in filled.iterdir()} == before
+
+
+def test_other_weights_in_the_same_place_are_seen(
+    model: str, prompts: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "model"
+    shutil.copytree(model, own)
+    api.generate(str(own), prompts, tmp_path / "out", steps=2)
+    Image.new("RGB", (8, 8)).save(tmp_path / "out" / "00000.png")
+    own.rename(tmp_path / "moved")  # the same weights elsewhere make the same images
+    api.generate(str(tmp_path / "moved"), prompts, tmp_path / "out", steps=2)
+    (tmp_path / "moved" / "vae" / "note.txt").write_text("other weights")
+    with pytest.raises(ConfigError, match=r"model\.weights = '"):
+        api.generate(str(tmp_path / "moved"), prompts, tmp_path / "out", steps=2)
+
+
+def test_what_made_the_images_has_to_be_known(model: str, prompts: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    api.generate(model, prompts, out, steps=2)
+    api.generate(model, prompts, out, steps=4)  # as long as there is no image
+    Image.new("RGB", (8, 8)).save(out / "00000.png")
+    (out / "manifest.json").unlink()
+    with pytest.raises(ConfigError, match="nobody knows what made the images"):
+        api.generate(model, prompts, out, steps=4)
+
+
+def test_what_does_not_decode_is_made_again(model: str, prompts: Path, tmp_path: Path) -> None:
+    make(model, prompts, tmp_path / "out")
+    expected = pictures(tmp_path / "out")
+    names = [tmp_path / "out" / f"{index:05}.png" for index in range(5)]
+    names[0].write_bytes(b"")
+    names[1].write_bytes(names[1].read_bytes()[:-20])
+    names[2].write_text("a text")
+    names[3].unlink()
+    names[3].symlink_to("precious")
+    (tmp_path / "out" / "precious").write_text("of somebody")
+    assert make(model, prompts, tmp_path / "out") == 2
+    for one, other in zip(pictures(tmp_path / "out"), expected, strict=True):
+        assert np.array_equal(one, other)
+    assert (tmp_path / "out" / "precious").read_text() == "of somebody"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from qsched.errors import ModelError
 from qsched.pipelines.loading import Loaded, load_model
+from qsched.pipelines.lora import FusedLora
 from qsched.pipelines.table import Model, with_entry
 from qsched.pipelines.twins import pipeline_twin
 
@@ -114,8 +115,9 @@ def test_a_file_that_does_not_fit_is_refused(
 
 def test_a_part_of_it_is_enough_if_the_study_says_so(tmp_path: Path) -> None:
     part = written(tmp_path, renamed("mid_block", "mid_blocks"))
-    found = loaded(part, partial=True)
-    assert 0 < found.loras[0].matched < found.loras[0].layers == 32
+    (fused,) = loaded(part, partial=True).added
+    assert isinstance(fused, FusedLora)
+    assert 0 < fused.matched < fused.layers == 32
 
 
 def test_one_of_another_base_model_is_refused(capfd: pytest.CaptureFixture[str]) -> None:

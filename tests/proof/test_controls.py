@@ -68,9 +68,9 @@ def test_equal_coefficients_are_one_candidate(study: StoredStudy) -> None:
     best = controls.candidates(study, 1)[0]
 
     def repeat(session: Any) -> None:
-        vector = session.get_one(SlotTable, (study.name, best.slot)).vector
+        vector = session.get_one(SlotTable, (study.incarnation.id, best.slot)).vector
         for slot in (1, 2, 3):
-            session.get_one(SlotTable, (study.name, slot)).vector = vector
+            session.get_one(SlotTable, (study.incarnation.id, slot)).vector = vector
 
     study.storage.database.transaction(repeat)
     found = controls.candidates(study, 16)
@@ -146,7 +146,7 @@ def test_controls_that_are_ready_are_found_and_those_of_another_study_left_out(
     assert [each.name for each in controls.ready(study)] == ["quality"]
     assert controls.companion(study, "quality").status().budget == 8
     other = replace(study.definition, calibration=study.definition.calibration[:4])
-    assert not controls.ready(StoredStudy(study.storage, other))
+    assert not controls.ready(StoredStudy(study.storage, other, study.incarnation))
     assert "no control of 'fake' as this one is now" in caplog.text
 
 

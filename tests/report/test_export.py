@@ -16,7 +16,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 from qsched import api
-from qsched.errors import CoefficientsError, StudyError
+from qsched.errors import CoefficientsError, OutputError, StudyError
 from qsched.pipelines.generator import ImageGenerator
 from qsched.pipelines.loading import load_model
 from qsched.pipelines.twins import pipeline_twin
@@ -24,7 +24,6 @@ from qsched.plugins import beside
 from qsched.proof import outcome
 from qsched.proof.outcome import Taken
 from qsched.report.card import model_card
-from qsched.report.export import export
 from qsched.report.sample_code import sample_code
 from qsched.schedule.coefficients import Coefficients
 from qsched.schedule.preconditioning import (
@@ -36,7 +35,7 @@ from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy
 from qsched.study.study import Study, load_study
 from tests.support import fakes
-from tests.support.outcomes import RAMP, proof
+from tests.support.outcomes import RAMP, export, proof
 
 AVERAGED = RAMP.averaged((0.25, 0.25, 0.25, 0.25))
 STUDIES = sorted((Path(__file__).parents[2] / "studies").glob("*.toml"))
@@ -83,7 +82,7 @@ def test_a_changed_file_is_refused(folder: Path) -> None:
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     config = json.dumps({"_class_name": "PreconditionedLCMScheduler"})
-    with pytest.raises(StudyError, match=r"taken.*: cannot be written: .*; give another --out"):
+    with pytest.raises(OutputError, match=r"taken.*: cannot be written: .*; give another --out"):
         export(tmp_path / "taken", RAMP, config, {})
 
 
@@ -118,10 +117,17 @@ def test_only_what_is_proven_or_forced_leaves(
     assert document["provenance"]["verdict"] == verdict
     config = json.loads((tmp_path / "out" / "scheduler" / "scheduler_config.json").read_text())
     assert config["model_coefficients"] == list(expected.model)
-    assert config["_calibration"] == {"study": "fake", "verdict": verdict, "forced": forced}
+    run = proof(verdict).run
+    assert config["_calibration"] == {
+        "run": run,
+        "study": "fake",
+        "verdict": verdict,
+        "forced": forced,
+    }
     readme = (tmp_path / "out" / "README.md").read_text()
     assert words in readme
     assert ("**Not proven.**" in readme) == forced
+    assert f"run `{run}`" in readme
     assert f"| 1 | {expected.model[0]:.4f} | {expected.sample[0]:.4f} |" in readme
 
 
@@ -181,6 +187,7 @@ def scored(study: Study, coefficients: Coefficients) -> np.ndarray:
         "sdxl-turbo-w8a8",
         "flux-schnell-w4a8",
         "pcm-sdxl-4step-w4a8",
+        "dmd2-sdxl-4step-w4a8",
         "flux-schnell-nf4",
         "int8",
         "w4",
@@ -271,6 +278,8 @@ def test_the_code_of_every_study_names_what_it_loads(path: Path) -> None:
     named = {model.source or model.name, model.revision, model.variant, definition.held_out[0].text}
     for lora in model.loras:
         named |= {lora.source, lora.file, lora.revision}
+    if model.weights:
+        named |= {model.weights.source, model.weights.file, model.weights.revision}
     assert named - {None} <= strings
     assert f"{model.pipeline}.from_pretrained(" in code
     assert f"dtype=torch.{model.dtype or 'float32'}" in code

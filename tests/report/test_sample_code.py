@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from qsched.pipelines.catalog import MODELS
 from qsched.pipelines.twins import pipeline_twin
 from qsched.report.sample_code import in_order, sample_code
+from qsched.report.settings import settings
 from qsched.study.study import load_study
 from tests.support import fakes
 
@@ -30,3 +32,28 @@ def test_it_calls_and_fuses_as_the_study_does(tmp_path: Path) -> None:
     assert "target_size=None," in code
     fused = [code.index(f"pipeline.fuse_lora(lora_scale={scale})") for scale in (0.5, 2.0)]
     assert fused == sorted(fused)
+
+
+def test_it_rebuilds_a_single_file_and_weights_on_a_base(tmp_path: Path) -> None:
+    """From the hub, at the revisions of the study."""
+    own = '[model.weights]\nsource = "e/f"\nfile = "u_{steps}.bin"\nrevision = "12"\n[sampling]'
+    path = fakes.study_file(tmp_path)
+    single = 'name = "a/b/c.safetensors"\nconfig = "sdxl-base"\nrevision = "34"\npart = "unet"'
+    text = path.read_text().replace('name = "demo"', single).replace("[sampling]", own)
+    path.write_text(text)
+    study = load_study(path)
+    code = sample_code(study)
+    assert "StableDiffusionXLPipeline.from_single_file(" in code
+    assert 'hf_hub_download("a/b", "c.safetensors", revision="34")' in code
+    entry = MODELS["sdxl-base"]
+    assert (
+        f'config = snapshot_download(\n    "{entry.source}",\n    revision="{entry.revision}",'
+        in code
+    )
+    assert 'weights = hf_hub_download("e/f", "u_4.bin", revision="12")' in code
+    assert "pipeline.unet.load_state_dict(torch.load(weights, map_location=" in code
+    compile(code, "sample", "exec")
+    assert "denoiser e/f@12/u_4.bin" in study.weights
+    assert "denoiser's weights from `e/f/u_4.bin` at revision `12`" in str(
+        [setting.card for setting in settings(study, network="")]
+    )

@@ -1,6 +1,7 @@
 """The pictures and numbers that a study leaves: true to the pixel, readable, complete."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from qsched import api
 from qsched.pictures.sheets import KEPT_SIDE, ROWS, Pictures
 from qsched.proof import outcome
 from qsched.report import artifacts, writing
+from qsched.report.writing import Part
 from qsched.schedule.coefficients import Coefficients
 from qsched.service import stored_study as studies
 from qsched.service.evaluator import Evaluator
@@ -38,9 +40,8 @@ def study(tmp_path: Path) -> StoredStudy:
 
 def concluded(study: StoredStudy, folder: Path, found: outcome.Proof, seen: Pictures) -> None:
     """What `api.validate` leaves."""
-    outcome.keep(study, found)
-    artifacts.keep(study, seen)
-    writing.write(folder, study, study.status(), found, seen)
+    artifacts.conclude(study, found, seen)
+    writing.write(folder, study, ~Part(0), pictures=seen)
 
 
 @pytest.mark.parametrize(("verdict", "published"), [("improved", 1.1), ("not_shown", 1.0)])
@@ -49,7 +50,6 @@ def test_everything_is_written_and_agrees(
 ) -> None:
     out, found = tmp_path / "out", proof(verdict)
     concluded(study, out, found, pictures())
-    api.take_away(study, out)
     document = json.loads((out / "report.json").read_text())
     assert document == found.report()
     assert document["study"] == study.name
@@ -66,7 +66,11 @@ def test_everything_is_written_and_agrees(
     assert config["model_coefficients"] == list(taken.model)
     for name in ("images.png", "history.png"):
         assert Image.open(out / name).width > 300
-    assert outcome.kept(study) == found
+    kept = outcome.kept(study)
+    assert kept
+    assert replace(kept, pictures=None) == found
+    assert kept.run == found.run == document["run"]
+    assert f'<meta name="qsched-run" content="{found.run}">' in text
 
 
 def test_the_report_is_made_again_from_the_database(tmp_path: Path, study: StoredStudy) -> None:
@@ -106,9 +110,9 @@ def test_where_there_are_no_pictures_the_page_says_why(tmp_path: Path, study: St
     assert "made when the study is validated" in words()
     outcome.keep(study, proof())
     assert "were not kept; qsched validate fake" in words()
-    artifacts.keep(study, pictures(coefficients=OTHER))
+    artifacts.conclude(study, proof(), pictures(coefficients=OTHER))
     assert "belong to an earlier verdict" in words()
-    artifacts.keep(study, pictures())
+    artifacts.conclude(study, proof(), pictures())
     (stored,) = (tmp_path / "artifacts").iterdir()
     stored.write_bytes(stored.read_bytes()[:100])
     assert "can&#39;t be read from here" in words()

@@ -18,11 +18,11 @@ from diffusers.utils import dynamic_modules_utils
 from torch import Tensor
 
 from qsched.pipelines.loading import load_pipeline
-from qsched.report.export import export
 from qsched.schedule.coefficients import Coefficients
 from qsched.schedule.preconditioning import coefficients_of, precondition
 from qsched.schedule.standalone import module_name, source
 from tests.support.loops import SCALED, SCHEDULERS, loop
+from tests.support.outcomes import export
 from tests.support.twin_pipelines import Case, twin
 
 ROOT = Path(__file__).parents[2]

@@ -1,7 +1,10 @@
 """Metrics by name: what is accepted, what is refused, and what is evidence from outside."""
 
+import json
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,9 @@ from qsched.scoring.catalog import (
     metric_entry,
     scorer_entry,
 )
+from qsched.study.fingerprint import differences
+from qsched.study.study import load_study
+from tests.support import fakes_light
 
 SPELT = ("open_clip", "pyiqa")
 """Names that go on after a colon."""
@@ -146,3 +152,19 @@ def test_all_of_pyiqas_metrics_are_known() -> None:
     others = {name for name, config in configs.items() if config["metric_mode"] != "NR"}
     sets = {"fid", "sfid", "fid_dinov2", "inception_score"}
     assert refused == others | sets | {"clipscore"}
+
+
+def test_weights_are_pinned_and_in_the_fingerprint(tmp_path: Path) -> None:
+    own = tmp_path / "mine.pt"
+    own.write_bytes(b"weights")
+    path = fakes_light.study_file(tmp_path)
+    names = ["pixels", "hpsv2.1", "pickscore", f"open_clip:ViT-B-32/{own}"]
+    path.write_text(path.read_text().replace('["pixels"]', json.dumps(names)))
+    before = load_study(path).fingerprint()
+    assert re.fullmatch(
+        r"xswu/HPSv2@[0-9a-f]{40}/HPS_v2.1_compressed.pt", before["weights.hpsv2.1"]
+    )
+    assert before["weights.pickscore"].count("@") == 2
+    own.write_bytes(b"others")
+    after = load_study(path).fingerprint()
+    assert list(differences(before, after)) == [f"weights.open_clip:ViT-B-32/{own}"]

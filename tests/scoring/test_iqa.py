@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from qsched import hub
 from qsched.errors import HubError, ScoreError
+from qsched.plugins import beside
 from qsched.prompts import Prompt
 from qsched.scoring import iqa
 
@@ -170,3 +172,51 @@ def test_loading_prints_nothing(capfd: pytest.CaptureFixture[str], tiny: str) ->
     printed: Sequence[str] = capfd.readouterr()
     assert "Loading" not in printed[0]
     assert not printed[0]
+
+
+# What is not ours may be anything.
+
+
+@pytest.mark.parametrize("name", ["qalign", "qalign_8bit", "compare2score"])
+def test_code_of_the_hubs_runs_only_by_leave(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(pyiqa, "create_metric", lambda name, **_: made.append(name))
+    monkeypatch.setattr(iqa, "_openai_clip", lambda name: None)
+    with pytest.raises(ScoreError, match=f"needs --allow-code pyiqa:{name}"):
+        iqa.load_pyiqa(name)
+    with beside(None, (), ["pyiqa:musiq"]), pytest.raises(ScoreError, match="needs --allow-code"):
+        iqa.load_pyiqa(name)
+    assert made == []
+    with beside(None, (), [f"pyiqa:{name}"]):
+        iqa.load_pyiqa(name)
+    assert made == [name]
+
+
+class Pickled:
+    """What a file of weights can do when all of it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("it ran",)
+
+
+def test_a_file_of_pyiqas_is_read_for_its_weights_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """cnniqa loads its file with weights_only=False."""
+    monkeypatch.setattr("pyiqa.utils.download_util.DEFAULT_CACHE_DIR", str(tmp_path))
+    served = tmp_path / "served.pth"
+    torch.save(Pickled(), served)
+    monkeypatch.setattr(hub, "fetch_url", lambda url, place: place.symlink_to(served))
+    with pytest.raises(ScoreError, match=r"more than weights.*--allow-code pyiqa:cnniqa"):
+        iqa.load_pyiqa("cnniqa")
+    assert "it ran" not in capsys.readouterr().out
+    assert torch.load.__name__ == "load"  # torch's own again
+
+
+def test_openais_file_is_known_by_its_digest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "RN50.pt").write_bytes(b"another")
+    monkeypatch.setattr(hub, "fetch_url", lambda url, place: tmp_path / "RN50.pt")
+    with pytest.raises(ScoreError, match="is not OpenAI's RN50, by its digest; remove the file"):
+        iqa._openai_clip("RN50")

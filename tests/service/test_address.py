@@ -18,6 +18,7 @@ MEMORY = "a database in memory ends with this process; expected a file"
         (f"postgresql://u:{SECRET}@h:1/x", "postgresql+psycopg://u:***@h:1/x"),
         (f"postgresql+psycopg2://u:a/{SECRET}@h/x", "postgresql+psycopg://u:***@h/x"),
         (f"postgresql://u:a:?#{SECRET}@h/x", "postgresql+psycopg://u:***@h/x"),
+        (f"postgresql://u:%24%7B%40%25{SECRET}@h/x", "postgresql+psycopg://u:***@h/x"),
         (f"postgresql://u@h/x?password={SECRET}&sslmode=prefer", "postgresql+psycopg://u@h/x"),
         (f"postgresql://u@h/x?sslpassword={SECRET}", "postgresql+psycopg://u@h/x"),
         (
@@ -31,6 +32,7 @@ def test_of_a_server_driver_user_host_port_and_database_are_shown(text: str, nam
     url = parsed(text)
     assert shown(url) == name
     assert SECRET in secrets(url).pop()
+    assert parsed(url.render_as_string(hide_password=False)) == url  # as workers get it
 
 
 def test_a_password_that_everybody_sees_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,7 +198,7 @@ def test_a_read_only_database_is_said_at_once(postgres: str) -> None:
     storage = Storage(Database(reading, patience=60))
     assert storage.study_names() == storage.database.optuna.get_all_studies() == []
     with pytest.raises(StorageError, match="read-only transaction; use the primary server"):
-        storage.add_study("one", "{}", {})
+        storage.add_study("one", "{}", {}, budget=1)
     empty = sa.make_url(new_database(postgres)).set(query=sa.make_url(reading).query)
     with pytest.raises(StorageError, match="cannot execute CREATE TABLE in a read-only"):
         Storage(Database(text(empty), patience=60))
@@ -208,8 +208,8 @@ def test_what_is_written_is_for_its_owner_alone(tmp_path: Path) -> None:
     """With the log and its index beside it; a file that is there keeps its permissions."""
     url = f"sqlite:///{tmp_path}/q{{}}.db"
     storage = Storage(url)
-    storage.add_study("one", "{}", {})
-    optuna.create_study(study_name="one", storage=storage.database.optuna)
+    storage.add_study("one", "{}", {}, budget=1)
+    optuna.create_study(study_name="two", storage=storage.database.optuna)
     modes = {path.suffix: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
     assert modes == dict.fromkeys((".db", ".db-wal", ".db-shm"), 0o600)
     (tmp_path / "q{}.db").chmod(0o640)

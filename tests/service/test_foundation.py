@@ -199,7 +199,7 @@ def test_the_first_schema_of_the_urls_search_path_is_the_place(
             connection.execute(sa.text("CREATE TABLE public.alembic_version (version_num TEXT)"))
             connection.execute(sa.text("CREATE TYPE public.trialstate AS ENUM ('a')"))
     if not occupied:
-        Storage(server).add_study("team a's", "{}", {})
+        Storage(server).add_study("team a's", "{}", {}, budget=1)
     before = dump(server)
     url = with_options(server, "team_b", "public")
     storage = Storage(url)
@@ -210,7 +210,7 @@ def test_the_first_schema_of_the_urls_search_path_is_the_place(
     assert Storage(url).database.optuna.get_study_id_from_name("mirror") == 1
 
 
-def test_a_schema_that_is_missing_or_closed_is_one_line(postgres: str) -> None:
+def test_a_role_needs_what_it_uses_and_no_more(postgres: str) -> None:
     server = new_database(postgres)
     url = with_options(server, "team_c")
     with pytest.raises(StorageError, match="no schema of search_path = team_c is there"):
@@ -222,15 +222,22 @@ def test_a_schema_that_is_missing_or_closed_is_one_line(postgres: str) -> None:
     with pytest.raises(StorageError, match="permission denied for schema public; GRANT CREATE"):
         Storage(Database(guest, patience=60))
 
+    Storage(server).add_study("one", "{}", {}, budget=1)
+    with connected(server) as connection:
+        connection.execute(sa.text(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}"))
+    looking = Storage(Database(guest, patience=60))
+    assert looking.study_names() == ["one"]
+    assert [each.study_name for each in looking.database.optuna.get_all_studies()] == ["one"]
+
 
 # At once.
 
 
 def first(url: str, name: str, gate: Any, said: Any) -> None:
-    """The process of a first command."""
+    """The process of a first command; it repeats nothing."""
     gate.wait(60)
     try:
-        storage = Storage(url)
+        storage = Storage(Database(url, patience=0))
         optuna.create_study(study_name=name, storage=storage.database.optuna)
         said.put("")
     except Exception as error:  # noqa: BLE001 - for whoever waits

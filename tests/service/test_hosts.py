@@ -88,9 +88,8 @@ def test_a_container_of_the_same_host_name_keeps_its_trial(here: Process, url: s
     """A live worker in real namespaces of its own, whose process number nobody has out here."""
     command = elsewhere("--pid", "--uts", "--mount-proc")
     storage = Storage(url)
-    storage.add_study("one", "{}", {})
-    queue = Queue(storage.database, "one")
-    queue.grow(1)
+    study = storage.add_study("one", "{}", {}, budget=1).study
+    queue = Queue(storage.database, study)
     with subprocess.Popen(
         [*command, sys.executable, "-c", TELL],
         stdin=subprocess.PIPE,
@@ -103,10 +102,10 @@ def test_a_container_of_the_same_host_name_keeps_its_trial(here: Process, url: s
         assert contained is not None
         assert (contained.boot, contained.host) == (here.boot, here.host)
         assert contained.namespaces != here.namespaces
-        storage.enter("one", "w", machine=told, host=here.host, pid=contained.pid, hardware={})
+        storage.enter(study, "w", machine=told, host=here.host, pid=contained.pid, hardware={})
         slot = queue.claim("w", 60, identity_first=False)
         assert slot is not None
-        assert storage.bury("one", is_gone) == 0
+        assert storage.bury(study, is_gone) == 0
         queue.renew(slot, 60)
         worker.communicate("\n")
 

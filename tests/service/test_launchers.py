@@ -159,6 +159,7 @@ def test_a_crew_works_on_its_study(study: StoredStudy, tmp_path: Path) -> None:
     made = crew(study, tmp_path)
     assert made.command[1:] == ("-P", "-m", "qsched", "work", "fake", "--idle-exit")
     assert made.environment["QSCHED_STORAGE"] == f"sqlite:///{tmp_path}/q.db"
+    assert "q.db" not in repr(made)
 
 
 def test_workers_import_from_where_their_parent_does_and_from_nowhere_else(

@@ -18,10 +18,8 @@ SCORE = Score(0, "tc", 1.5, 0.1)
 @pytest.fixture
 def queue(url: str) -> Queue:
     storage = Storage(url)
-    storage.add_study("one", "{}", {"sampling.steps": 4})
-    queue = Queue(storage.database, "one")
-    queue.grow(3)
-    return queue
+    record = storage.add_study("one", "{}", {"sampling.steps": 4}, budget=3)
+    return Queue(storage.database, record.study)
 
 
 def claim(queue: Queue, worker: str = "w", lease: float = 60.0) -> Slot:
@@ -43,12 +41,10 @@ def test_slots_are_claimed_in_order_and_once(queue: Queue) -> None:
 
 def test_many_workers_at_once_claim_every_slot_once(url: str) -> None:
     storage = Storage(url)
-    storage.add_study("many", "{}", {})
-    queue = Queue(storage.database, "many")
-    queue.grow(60)
+    study = storage.add_study("many", "{}", {}, budget=60).study
 
     def work(worker: int) -> list[int]:
-        own = Queue(Database(url), "many")
+        own = Queue(Database(url), study)
         numbers = []
         while slot := own.claim(f"w{worker}", 60, identity_first=False):
             numbers.append(slot.number)
@@ -178,21 +174,19 @@ def test_a_slot_is_parked_after_its_last_failure_and_freed_by_retry(queue: Queue
 
 def test_a_paused_study_gives_out_nothing(queue: Queue) -> None:
     storage = Storage(queue.database)
-    storage.pause("one", True)
+    storage.pause(queue.study, True)
     assert queue.claim("w", 60, identity_first=False) is None
-    storage.pause("one", False)
+    storage.pause(queue.study, False)
     assert claim(queue).number == 0
 
 
 def test_two_studies_do_not_see_each_other(queue: Queue) -> None:
     storage = Storage(queue.database)
-    storage.add_study("two", "{}", {})
-    other = Queue(queue.database, "two")
-    other.grow(2)
+    other = Queue(queue.database, storage.add_study("two", "{}", {}, budget=2).study)
     slot = claim(other)
     other.record(slot, 60, [SCORE])
     assert queue.counts()["running"] == 0
     assert queue.scores(0) == []
-    storage.delete_study("two")
+    storage.delete_study(other.study)
     assert storage.study_names() == ["one"]
     assert len(queue.slots()) == 3

@@ -13,6 +13,7 @@ import pytest
 
 from qsched.demo.captions import prompt_lists
 from qsched.service.storage import Storage
+from qsched.service.stored_study import load
 
 pytestmark = pytest.mark.slow
 
@@ -136,8 +137,14 @@ def test_a_worker_on_each_device_of_this_machine(shell: Shell) -> None:
 def test_the_first_worker_that_fails_gives_its_exit_code_and_last_line(
     shell: Shell, url: str
 ) -> None:
-    Storage(url).enter(
-        "served", "other", machine="m", host="h", pid=1, hardware={"device": "cuda Other"}
+    storage = Storage(url)
+    storage.enter(
+        load(storage, "served").incarnation,
+        "other",
+        machine="m",
+        host="h",
+        pid=1,
+        hardware={"device": "cuda Other"},
     )
     crew = shell.start("work", "served", "--all-devices", "--idle-exit")
     out, _ = crew.communicate()

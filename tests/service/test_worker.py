@@ -359,9 +359,9 @@ def test_out_of_memory_halves_the_batch_and_says_so(tmp_path: Path) -> None:
 
 def test_a_paused_study_waits(tmp_path: Path) -> None:
     study = stored(tmp_path)
-    study.storage.pause(study.name, True)
+    study.storage.pause(study.incarnation, True)
     paused = worker(study)
-    paused.on_wait = lambda: study.storage.pause(study.name, False)
+    paused.on_wait = lambda: study.storage.pause(study.incarnation, False)
     assert paused.run()
     assert study.status().done == 6
 
@@ -394,6 +394,14 @@ def test_a_budget_is_extended_in_words_and_numbers(tmp_path: Path) -> None:
         study.extend("many")
 
 
+def test_a_worker_goes_on_with_a_budget_that_grows(tmp_path: Path) -> None:
+    study = stored(tmp_path, trials=2)
+    one = worker(study)
+    one.on_trial = lambda: study.queue.grow(3)
+    assert one.run()
+    assert study.status().done == 3
+
+
 def test_a_differing_key_is_accepted_by_name_and_recorded(tmp_path: Path) -> None:
     study = stored(tmp_path, seed=0)
     changed = fakes.study(tmp_path, seed=5)
@@ -416,8 +424,10 @@ def test_a_budget_may_grow_but_not_shrink(tmp_path: Path) -> None:
     larger = studies.create(study.storage, fakes.study(tmp_path, trials=7))
     worker(larger).run()
     assert larger.status().done == 7
-    with pytest.raises(StudyError, match="has 7 trials; a budget of 4"):
-        studies.create(study.storage, fakes.study(tmp_path, trials=4))
+    with pytest.raises(StudyError, match="has 7 trials; a budget of 5"):
+        studies.create(study.storage, fakes.study(tmp_path, trials=5))
+    as_before = studies.create(study.storage, fakes.study(tmp_path, trials=4))
+    assert as_before.status().budget == 7
 
 
 def test_an_unknown_study_names_those_that_exist(tmp_path: Path) -> None:

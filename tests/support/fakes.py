@@ -1,6 +1,8 @@
 """Small stand-ins of real collaborators, for tests of what is built on them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -8,9 +10,25 @@ from torch import Tensor
 from qsched.errors import GenerationError
 from qsched.prompts import Prompt
 from qsched.schedule.coefficients import Coefficients
+from qsched.service import stored_study as studies
+from qsched.service.evaluator import Evaluator
+from qsched.service.schema import Slot
+from qsched.service.storage import Storage
+from qsched.service.stored_study import StoredStudy
+from qsched.service.worker import Worker
 from tests.support.fakes_light import Changes, study, study_file
 
-__all__ = ["Changes", "FakeGenerator", "FakeScorers", "study", "study_file"]
+__all__ = [
+    "Changes",
+    "FakeGenerator",
+    "FakeScorers",
+    "begun",
+    "pixels",
+    "stored",
+    "study",
+    "study_file",
+    "worker",
+]
 
 
 class FakeGenerator:
@@ -54,3 +72,24 @@ def pixels(count: int, seed: int) -> Tensor:
     """Random uint8 images (count, 3, 16, 16)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 256, (count, 3, 16, 16), generator=generator, dtype=torch.uint8)
+
+
+def stored(url: str, folder: Path, trials: int = 3) -> StoredStudy:
+    """The study `fake`, made where it is not there."""
+    return studies.create(Storage(url), study(folder, trials=trials))
+
+
+def worker(stored_study: StoredStudy) -> Worker:
+    """A worker of fakes."""
+    evaluator = Evaluator(FakeGenerator(), FakeScorers(), stored_study.definition.calibration)
+    return Worker(stored_study, evaluator, lease=2.0, poll=0.2)
+
+
+def begun(study: StoredStudy, name: str) -> Slot:
+    """The next slot in a worker's hands, with its trial."""
+    slot = study.queue.claim(name, 60, identity_first=False)
+    assert slot is not None
+    vector = study.vector(slot.number)
+    trial = study.trials.make(slot, vector)
+    study.queue.begin(slot, 60, vector=vector, trial=trial)
+    return replace(slot, vector=vector, trial=trial)

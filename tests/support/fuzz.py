@@ -401,6 +401,8 @@ def _share(arguments: tuple[int, int, bool]) -> list[Found]:
         there = Path(folder)
         world(there)
         warm_up(there)
+        if commands:
+            import qsched.pipelines.image_sets  # noqa: F401 - as `generate` does, with torch
         run = by_command if commands else by_function
         return [outcome(odd, run) for odd in stream(there, count, seed)]
 

@@ -1,15 +1,19 @@
 """What a validation stores and shows, made up."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from qsched.evidence.guards import Guard
+from qsched.files import outputs
 from qsched.pictures.sheets import Pictures
 from qsched.pipelines.catalog import DEMO_FOLDER
 from qsched.proof.outcome import JAQ, Control, Distance, Gained, HeldOut, Judged, Proof, Verdict
+from qsched.report.export import contents
 from qsched.schedule.coefficients import Coefficients
 from qsched.service.status import Candidate
 from qsched.statistics import Interval
@@ -41,6 +45,16 @@ DISTANCE = Distance(
 WELL = Guard("contrast", 1.0, 1.0, 1.1, limit=0.15)
 TRIPPED = Guard("saturation", 1.0, 0.95, 1.4, limit=0.15)
 SIDE = 16
+
+
+def export(
+    folder: Path, coefficients: Coefficients, scheduler: str, provenance: Mapping[str, Any]
+) -> None:
+    """A folder to take away, without a card."""
+    with outputs.whole(folder) as unfinished:
+        for name, text in contents(coefficients, scheduler, provenance).items():
+            (unfinished / name).parent.mkdir(exist_ok=True)
+            (unfinished / name).write_text(text)
 
 
 def proof(

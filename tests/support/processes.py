@@ -4,5 +4,12 @@ import multiprocessing
 
 FORKED = multiprocessing.get_context("forkserver")
 FORKED.set_forkserver_preload(
-    ["optuna", "qsched.service.evaluator", "qsched.service.stored_study", "qsched.service.worker"]
+    [
+        "alembic.script",
+        "optuna.storages._rdb.models",
+        "psycopg",
+        "qsched.service.evaluator",
+        "qsched.service.stored_study",
+        "qsched.service.worker",
+    ]
 )

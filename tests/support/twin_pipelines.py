@@ -54,9 +54,9 @@ Case = tuple[DiffusionPipeline, Sampling]
 
 
 def twin(name: str, quantization: Quantization | None = None, **sampling: Unpack[Sampled]) -> Case:
-    """A tiny twin of a model of the catalog, and how it is sampled."""
+    """A tiny twin of a model of the catalog, and how it is sampled, in any number of steps."""
     settings = Sampling.model_validate(sampling)
-    model = with_entry(Model(name=name), settings.steps)
+    model = with_entry(Model(name=name, steps=(settings.steps,)), settings.steps)
     model = model.model_copy(update={"twin": True, "dtype": "float32"})
     side = {"height": TWIN_SIDE, "width": TWIN_SIDE}
     settings = sampling_of(name, settings).model_copy(update=side)

@@ -10,56 +10,92 @@ that were loaded, whoever wrote them.
 
 import ast
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from qsched.documents import is_file, is_folder, json_object
-from qsched.errors import DocumentError, ModelError
+from qsched.errors import ModelError
 from qsched.pipelines import catalog
-from qsched.pipelines.table import Model, Sampling, source_of
+from qsched.pipelines.agreement.kinds import denoisers, refusal
+from qsched.pipelines.agreement.places import problems_of_places
+from qsched.pipelines.agreement.schedulers import (
+    LEAVE_OUT,
+    config_of,
+    problems_of_declared,
+    problems_of_pair,
+    problems_of_scheduler,
+    read,
+    scheduler_of,
+)
+from qsched.pipelines.folders import part_of
+from qsched.pipelines.table import Model, Sampling, layout_of
 from qsched.schedule.parametrisations import Parametrisation
-from qsched.schedule.schedulers import AVERAGING, WORKING, predicts_x0, refusal
+from qsched.schedule.schedulers import AVERAGING, predicts_x0
 from qsched.signatures import (
     ClassSource,
     Parameter,
+    did_you_mean,
+    evaluated,
     names_in_diffusers,
     of_class,
     of_diffusers,
 )
 
-NAMED = ("guidance_scale", "height", "width", "sigmas")
+NAMED = ("guidance_scale", "height", "width", "sigmas", "timesteps")
 """The keys of `[sampling]` that are arguments of the pipeline, as `sampling.call` holds others."""
-
-_EVALUATED = {"len": len, "getattr": getattr, "hasattr": hasattr}
-"""What an expression of diffusers may call where it is evaluated."""
 
 
 def problems(model: Model, sampling: Sampling) -> Iterator[str]:
     """What can be known without weights to go wrong, each as key, value, rule and remedy."""
-    yield from _problems_of_places(model)
+    yield from problems_of_places(model)
     yield from _problems_of_class(model)
-    scheduler = _scheduler(model)
+    scheduler = scheduler_of(model)
     if scheduler is not None:
-        yield from _problems_of_scheduler(*scheduler, model)
+        yield from problems_of_scheduler(*scheduler, model)
     elif model.scheduler and (known := names_in_diffusers("Scheduler")):
         declared = str(model.scheduler["class"])
         yield (
             f"model.scheduler.class = {declared!r}; expected a scheduler of diffusers"
-            f"{_did_you_mean(declared, known)}"
+            f"{did_you_mean(declared, known)}"
         )
-    name = catalog.class_in(source_of(model)) or model.pipeline
-    kind = of_diffusers(name) if name else None
-    if kind is not None:
-        yield from _problems_of_call(kind, sampling, scheduler[0] if scheduler else None)
-        yield from _problems_of_size(kind, sampling, _stand_in(kind, source_of(model)))
+    kind = _pipeline(model)
+    if kind is None or refusal(kind):
+        return
+    if scheduler is not None:
+        yield from problems_of_pair(kind, *scheduler, config_of(scheduler[0], model))
+    yield from _problems_of_part(kind, model.part)
+    yield from _problems_of_call(kind, sampling, scheduler[0] if scheduler else None)
+    yield from _problems_of_size(kind, sampling, _stand_in(kind, layout_of(model)))
+
+
+def unread(model: Model, sampling: Sampling) -> Iterator[str]:
+    """What a study sets that its classes take and nothing reads: no error, and worth saying."""
+    kind, found = _pipeline(model), scheduler_of(model)
+    for key in (model.scheduler or {}).keys() - {"class"}:
+        if kind and found and not (found[0].reads(key) or kind.reads(key)):
+            yield f"model.scheduler.{key} does nothing: {found[0].name} doesn't read it"
+    if kind and not model.twin and (why := _deaf(kind, Path(layout_of(model)), sampling)):
+        yield (
+            f"sampling.guidance_scale = {sampling.guidance_scale:g} does nothing: {why}; set it to "
+            "0.0"
+        )
+
+
+def _deaf(kind: ClassSource, folder: Path, sampling: Sampling) -> str | None:
+    """Why guidance has no effect on a folder's pipeline; None if it has one, or nothing tells."""
+    index, guidance = read(folder / "model_index.json"), sampling.guidance_scale or 0.0
+    if index.get("is_distilled") and guidance > 1:
+        return "the model was distilled to draw without (is_distilled in its index)"
+    config = read(folder / (part_of(index) or "") / "config.json")
+    if guidance and config.get("guidance_embeds") is False and kind.reads("guidance_embeds"):
+        return "its network takes none (guidance_embeds is false in its config)"
+    return None
 
 
 def problems_of_space(model: Model, space: Parametrisation) -> Iterator[str]:
     """An average that the model's scheduler can't make."""
-    found = _scheduler(model)
+    found = scheduler_of(model)
     if found and space.guess and not averages(model):
         yield (
             f"search.parametrisation = {space.name!r}: the steps of {found[0].name} predict no x0 "
@@ -68,8 +104,10 @@ def problems_of_space(model: Model, space: Parametrisation) -> Iterator[str]:
 
 
 def require_taken(pipeline: Any, sampling: Sampling) -> None:
-    """Raises ModelError with the first setting that this pipeline, loaded, doesn't take."""
+    """Raises ModelError for a pipeline that can't be calibrated, or with the first setting that
+    it doesn't take."""
     kind, scheduler = of_class(type(pipeline)), of_class(type(pipeline.scheduler))
+    require_text_to_image(kind)
     for problem in (
         *_problems_of_call(kind, sampling, scheduler),
         *_problems_of_size(kind, sampling, pipeline),
@@ -77,107 +115,57 @@ def require_taken(pipeline: Any, sampling: Sampling) -> None:
         raise ModelError(problem)
 
 
+def require_text_to_image(kind: ClassSource) -> None:
+    """Raises ModelError for a class of which no pipeline can be calibrated."""
+    if (why := refusal(kind)) is not None:
+        raise ModelError(f"{kind.name}: {why}")
+
+
 def require_declared(scheduler: type, declared: Mapping[str, Any]) -> None:
     """Raises ModelError with the first key of `model.scheduler` that this class doesn't take."""
-    for problem in _problems_of_declared(of_class(scheduler), declared):
+    for problem in problems_of_declared(of_class(scheduler), declared):
         raise ModelError(problem)
 
 
 def averages(model: Model) -> bool:
     """Whether it is known of the model's scheduler that its x0 predictions can be averaged."""
-    found = _scheduler(model)
-    return found is not None and predicts_x0(found[0].names, _config(found[0], model))
-
-
-def _problems_of_places(model: Model) -> Iterator[str]:
-    """Folders and files that should be here, and revisions of what has none; a twin needs none."""
-    if model.twin:
-        return
-    source = source_of(model)
-    key = "model.source" if model.source and model.source != model.name else "model.name"
-    here = catalog.is_folder(source)
-    if not here and (
-        is_folder(Path(source)) or is_file(Path(source)) or source.startswith((".", "/", "~"))
-    ):
-        yield (
-            f"{key} = {source!r}; expected a folder with a model_index.json; correct the path, "
-            "which is relative to the study file"
-        )
-    elif model.revision and (here or catalog.is_function(source)):
-        yield f"model.revision = {model.revision!r}: {source} has no revisions; leave it out"
-    for lora in model.loras:
-        folder = Path(lora.source)
-        local = is_folder(folder) or lora.source.startswith((".", "/", "~"))
-        if local and not is_file(folder / lora.file):
-            yield f"model.lora.file = {lora.file!r}: not in {lora.source}; correct it"
-        elif local and lora.revision:
-            yield f"model.lora.revision = {lora.revision!r}: {folder} is a folder; leave it out"
+    found = scheduler_of(model)
+    return found is not None and predicts_x0(found[0].names, config_of(found[0], model))
 
 
 def _problems_of_class(model: Model) -> Iterator[str]:
-    """A pipeline class that doesn't exist, or isn't the folder's."""
+    """A pipeline class that doesn't exist, isn't the folder's, or can't be calibrated."""
     name, known = model.pipeline, names_in_diffusers("Pipeline")
-    own = catalog.class_in(source_of(model))
-    if name is None or not known:
+    own = catalog.class_in(layout_of(model))
+    if name is not None and known:
+        if own is not None and name not in (own, catalog.model_entry(model.name).pipeline):
+            yield f"model.pipeline = {name!r}: the folder's is {own}; leave it out"
+            return
+        if own is None and name not in known:
+            hint = did_you_mean(name, known)
+            yield f"model.pipeline = {name!r}; expected a pipeline of diffusers{hint}"
+    kind = _pipeline(model)
+    if kind is not None and (why := refusal(kind)) is not None:
+        says = f"the folder's {own}" if own else f"model.pipeline = {name!r}"
+        yield f"{says}: {why}"
+
+
+def _pipeline(model: Model) -> ClassSource | None:
+    """The class of the pipeline that the model will have; None if unknown."""
+    name = catalog.class_in(layout_of(model)) or model.pipeline
+    return of_diffusers(name) if name else None
+
+
+def _problems_of_part(kind: ClassSource, part: str | None) -> Iterator[str]:
+    """A denoiser that the class doesn't have, or doesn't call at each step."""
+    components, called = kind.parameters("__init__"), denoisers(kind)
+    if part is None or part in called or not components:
         return
-    if own is not None and name not in (own, catalog.model_entry(model.name).pipeline):
-        yield f"model.pipeline = {name!r}: the folder's is {own}; leave it out"
-    elif own is None and name not in known:
-        hint = _did_you_mean(name, known)
-        yield f"model.pipeline = {name!r}; expected a pipeline of diffusers{hint}"
-
-
-def _scheduler(model: Model) -> tuple[ClassSource, str] | None:
-    """The class of the scheduler that the model will have, and who says so; None if unknown."""
-    declared = model.scheduler or catalog.model_entry(model.name).scheduler
-    name = declared["class"] if declared else _scheduler_in(source_of(model)).get("_class_name")
-    kind = of_diffusers(str(name))
-    says = f"model.scheduler.class = {name!r}" if declared else f"the folder's {name}"
-    return (kind, says) if kind is not None else None
-
-
-def _scheduler_in(source: str) -> Mapping[str, Any]:
-    """The scheduler's config in a folder; empty where there is none."""
-    return _json(Path(source) / "scheduler" / "scheduler_config.json")
-
-
-def _json(path: Path) -> Mapping[str, Any]:
-    try:
-        return json_object(path)
-    except DocumentError:
-        return {}
-
-
-def _config(kind: ClassSource, model: Model) -> Mapping[str, Any]:
-    """The whole config: the class's defaults, the folder's, what is declared."""
-    defaults = {name: each.default for name, each in kind.parameters("__init__").items()}
-    declared = model.scheduler or catalog.model_entry(model.name).scheduler or {}
-    return defaults | dict(_scheduler_in(source_of(model))) | dict(declared)
-
-
-def _problems_of_scheduler(kind: ClassSource, says: str, model: Model) -> Iterator[str]:
-    reason = refusal(kind.names, list(kind.parameters("step")), kind.constant("order") or 1)
-    if reason:
-        yield f"{says}: {reason}; set model.scheduler to one of {WORKING}"
-    yield from _problems_of_declared(kind, model.scheduler or {})
-
-
-def _problems_of_declared(kind: ClassSource, declared: Mapping[str, Any]) -> Iterator[str]:
-    """Keys that the scheduler's constructor doesn't have, and values that it doesn't know."""
-    known = kind.parameters("__init__")
-    usual = of_diffusers("DDIMScheduler")
-    for key, value in declared.items():
-        if key == "class" or not known:
-            continue
-        place = f"model.scheduler.{key}"
-        if key not in known:
-            yield f"{place} = {value!r}: {kind.name} has no {key!r}{_nearest(key, known)}"
-            continue
-        expected = known[key].expects(value)
-        if expected is None and isinstance(value, str) and not known[key].choices and usual:
-            expected = usual.parameters("__init__").get(key, Parameter(key)).expects(value)
-        if expected is not None:
-            yield f"{place} = {value!r}; {kind.name} expects {expected}"
+    if called:
+        yield f"model.part = {part!r}: the steps of {kind.name} call {called[0]}; leave it out"
+    elif part not in components:
+        hint = did_you_mean(part, components, LEAVE_OUT)
+        yield f"model.part = {part!r}: {kind.name} has no {part!r}{hint}"
 
 
 def _problems_of_call(
@@ -187,11 +175,15 @@ def _problems_of_call(
     known = kind.parameters("__call__")
     if not known:
         return
+    for key, parameter in known.items():
+        if parameter.required and key not in {"prompt", *sampling.arguments()}:
+            yield f"sampling.call.{key} is missing; {kind.name} draws nothing without it"
     for key, value in sampling.arguments().items():
         place = f"sampling.{key}" if key in NAMED else f"sampling.call.{key}"
         place = "sampling.none" if value is None else place
         if key not in known and key != "num_inference_steps":
-            yield f"{place} = {value!r}: {kind.name} takes no {key!r}{_nearest(key, known)}"
+            hint = did_you_mean(key, known, LEAVE_OUT)
+            yield f"{place} = {value!r}: {kind.name} takes no {key!r}{hint}"
         elif (expected := _expected(known, key, value)) is not None:
             yield f"{place} = {value!r}; {kind.name} expects {expected}"
         elif key in ("sigmas", "timesteps") and value is not None:
@@ -210,7 +202,7 @@ def _problems_of_schedule(
     taken = scheduler.parameters("set_timesteps") if scheduler else {}
     if taken and key not in taken and scheduler:
         yield f"{place}: {scheduler.name} takes no {key} of one's own; leave it out"
-    elif sampling.call.get("timesteps") is not None and sampling.sigmas is not None:
+    elif sampling.timesteps and sampling.sigmas:
         yield f"{place}: both sigmas and timesteps; expected one of them"
     elif len(value) < sampling.steps:
         yield f"{place} has {len(value)} numbers; expected one a step, {sampling.steps}"
@@ -285,7 +277,7 @@ def _multiples(kind: ClassSource, pipeline: Any) -> Iterator[int]:
         if isinstance(node, ast.Assign) and named.intersection(map(ast.unparse, node.targets))
     ]
     for divisor in (*divisors, ast.parse("self.vae_scale_factor", mode="eval").body):
-        value = _evaluated(divisor, pipeline)
+        value = evaluated(divisor, pipeline)
         if isinstance(value, int) and value > 0:
             yield value
 
@@ -295,18 +287,9 @@ def _comparisons(kind: ClassSource, *methods: str) -> Iterator[ast.Compare]:
         yield from (node for node in ast.walk(function) if isinstance(node, ast.Compare))
 
 
-def _evaluated(expression: ast.expr, pipeline: Any) -> Any:
-    """The value of an expression of diffusers' own source about `self`; None if it needs more."""
-    code = compile(ast.Expression(expression), "diffusers", "eval")
-    try:
-        return eval(code, {"__builtins__": {}, "self": pipeline, **_EVALUATED})
-    except Exception:  # noqa: BLE001 - it needs what only the pipeline has
-        return None
-
-
 def _stand_in(kind: ClassSource, source: str) -> Any:
     """What tells a folder's sizes as the loaded pipeline would: its autoencoder's config."""
-    config = _json(Path(source) / "vae" / "config.json")
+    config = read(Path(source) / "vae" / "config.json")
     pipeline = SimpleNamespace()
     if config:
         pipeline.vae = SimpleNamespace(config=SimpleNamespace(**config))
@@ -315,14 +298,5 @@ def _stand_in(kind: ClassSource, source: str) -> Any:
                 if isinstance(node, ast.Assign) and "self.vae_scale_factor" in map(
                     ast.unparse, node.targets
                 ):
-                    pipeline.vae_scale_factor = _evaluated(node.value, pipeline)
+                    pipeline.vae_scale_factor = evaluated(node.value, pipeline)
     return pipeline
-
-
-def _nearest(key: str, known: Mapping[str, Parameter]) -> str:
-    return _did_you_mean(key, known) or "; leave it out"
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""

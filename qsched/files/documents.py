@@ -10,13 +10,14 @@ import json
 import math
 import os
 import re
+import reprlib
 import stat
 import tomllib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from qsched.errors import DocumentError, first_line
+from qsched.errors import DocumentError, first_line, in_one_line
 
 MEBIBYTE = 1 << 20
 
@@ -77,14 +78,15 @@ def located(source: str, folder: Path) -> Path:
     """The path that a person wrote, from `folder`, with ``~`` as home; whether something is there
     isn't looked at. Raises DocumentError for what can be no path."""
     if "\0" in source:
-        raise DocumentError(f"{source!r} holds a NUL; expected a path")
+        raise DocumentError("it holds a NUL; expected a path")
     try:
         place = folder / Path(source).expanduser()
         encoded = os.fsencode(place)
     except (RuntimeError, UnicodeError) as error:
-        raise DocumentError(f"{source!r}: {first_line(error)}; expected a path") from error
+        reason = first_line(error).rstrip(".")
+        raise DocumentError(f"{reason}; expected a path") from error
     if len(encoded) >= LONGEST_PATH or max(map(len, encoded.split(b"/"))) > LONGEST_NAME:
-        raise DocumentError(f"{shown(source)} is too long for a path; correct it")
+        raise DocumentError("it is too long for a path; correct it")
     return place
 
 
@@ -150,14 +152,16 @@ def from_yaml(text: str) -> Any:
         place = f"line {mark.line + 1}: " if mark else ""
         raise DocumentError(f"{place}not valid YAML: {error.problem}; correct it") from error
     except Exception as error:  # its constructors of numbers and dates have any
-        raise DocumentError(f"not valid YAML: {first_line(error)}; correct it") from error
+        raise DocumentError(f"not valid YAML: {in_one_line(error)}; correct it") from error
     _require_plain(content)
     return content
 
 
 def shown(value: Any, longest: int = 60) -> str:
-    """`repr` of a value that may be of any size, cut to so many characters."""
-    text = repr(value if not isinstance(value, str) else value[:longest])
+    """`repr` of a value that may be of any size and depth, cut to so many characters."""
+    brief = reprlib.Repr()
+    brief.maxlevel, brief.maxstring, brief.maxother = 3, longest + 1, longest + 1
+    text = brief.repr(value)
     return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
@@ -185,7 +189,7 @@ def _require_plain(content: Any, *, strict: bool = False) -> None:
         place, depth, value = waiting.pop()
         if not isinstance(value, dict | list):
             if problem := _problem(value, strict=strict):
-                raise DocumentError(f"{_key(place)}{problem}")
+                raise DocumentError(f"{_key(place)}{problem}".lstrip(": "))
         elif id(value) not in seen:
             seen.add(id(value))
             if depth == DEPTH:
@@ -195,21 +199,21 @@ def _require_plain(content: Any, *, strict: bool = False) -> None:
             )
             for key, each in inside:
                 if isinstance(key, int) and (problem := _problem(key, strict=strict)):
-                    raise DocumentError(f"{_key(place)}a key {problem}")
+                    raise DocumentError(f"{_key(place)}: a key{problem}".lstrip(": "))
                 waiting.append(((place, key), depth + 1, each))
 
 
 def _problem(value: Any, *, strict: bool) -> str | None:
     """What is wrong with a value that is no list and no table."""
     if isinstance(value, int):
-        return None if value in WHOLE else "a whole number of more than 64 bits; correct it"
+        return None if value in WHOLE else ": a whole number of more than 64 bits; correct it"
     if isinstance(value, float):
         return (
-            None if math.isfinite(value) or not strict else f"= {value}; expected a finite number"
+            None if math.isfinite(value) or not strict else f" = {value}; expected a finite number"
         )
     if isinstance(value, str):
-        return f"= {shown(value)}; it holds a NUL; remove it" if strict and "\0" in value else None
-    return f"= {shown(value)}; expected text, a number or true or false" if strict else None
+        return f" = {shown(value)}; it holds a NUL; remove it" if strict and "\0" in value else None
+    return f" = {shown(value)}; expected text, a number or true or false" if strict else None
 
 
 def _key(place: tuple[Any, ...]) -> str:
@@ -218,4 +222,4 @@ def _key(place: tuple[Any, ...]) -> str:
     while place:
         place, key = place
         parts.append(shown(key)[1:-1] if isinstance(key, str) else str(key))
-    return f"{'.'.join(reversed(parts))} " if parts else ""
+    return ".".join(reversed(parts))

@@ -1,0 +1,151 @@
+"""What is not ours is not touched; and the mirror comes back where somebody deleted it."""
+
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from qsched.errors import NotOurs
+from qsched.service import stored_study as studies
+from qsched.service.database import Database
+from qsched.service.storage import Storage
+from qsched.service.stored_study import StoredStudy
+from qsched.service.trials import MARK
+from tests.conftest import content
+from tests.support import fakes
+from tests.support.fakes import begun, stored, worker
+
+
+@pytest.fixture
+def plain(url: str) -> optuna.Study:
+    """Somebody's own study in the same database: a finished trial, one that runs, a metric."""
+    storage = Storage(url).database.optuna
+    study = optuna.create_study(storage=storage, study_name="fake", direction="maximize")
+    study.set_metric_names(["accuracy"])
+    study.tell(study.ask(), 0.5)
+    study.ask().set_user_attr("slot", 0)
+    return study
+
+
+def test_a_plain_study_of_the_name_is_refused_and_stays_as_it_was(
+    url: str, tmp_path: Path, plain: optuna.Study
+) -> None:
+    before = content(url)
+    with pytest.raises(NotOurs, match=r"qsched did not make.* --name, or another database"):
+        stored(url, tmp_path)
+    assert Storage(url).study_names() == []
+    assert content(url) == before
+
+
+def test_a_study_whose_name_was_taken_says_so_and_touches_nothing(
+    url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = stored(url, tmp_path)
+    optuna.delete_study(study_name="fake", storage=study.storage.database.optuna)
+    other = optuna.create_study(study_name="fake", storage=Database(url).optuna)
+    other.ask().set_user_attr("slot", 0)
+    before = content(url)["trials"], content(url)["studies"]
+    study.tidy()
+    assert study.status().waiting == 3
+    assert "did not make" in caplog.text
+    with pytest.raises(NotOurs):
+        worker(study).run()
+    study.delete()
+    assert (content(url)["trials"], content(url)["studies"]) == before
+    assert Storage(url).study_names() == []
+
+
+def test_neighbours_and_copies_are_left_alone(url: str, tmp_path: Path) -> None:
+    """A copy of our study carries our mark, and has another name."""
+    study = stored(url, tmp_path)
+    begun(study, "w")
+    storage = Database(url).optuna
+    optuna.copy_study(
+        from_study_name="fake", to_study_name="copy", from_storage=storage, to_storage=storage
+    )
+    copied = optuna.load_study(study_name="copy", storage=storage)
+    running = [trial.state for trial in copied.trials]
+    study.queue.counts()
+    study.storage.delete_study(study.incarnation)
+    again = optuna.load_study(study_name="copy", storage=Database(url).optuna)
+    assert [trial.state for trial in again.trials] == running
+    assert MARK in storage.get_study_system_attrs(copied._study_id)
+
+
+def test_trials_that_no_worker_made_are_not_swept(url: str, tmp_path: Path) -> None:
+    study = stored(url, tmp_path)
+    study.trials.study.ask()
+    study.tidy()
+    assert [trial.state for trial in study.trials.all()] == [TrialState.RUNNING]
+
+
+def record(study: StoredStudy) -> list[tuple[object, ...]]:
+    """What optuna-dashboard shows of our trials, but for times."""
+    return [
+        (
+            trial.user_attrs["slot"],
+            trial.state,
+            trial.params,
+            trial.distributions,
+            trial.value,
+            trial.user_attrs.get("demo-quality"),
+            trial.user_attrs.get("reason"),
+            trial.user_attrs.get("estimate"),
+        )
+        for trial in study.trials.all()
+    ]
+
+
+@pytest.mark.parametrize("found_by", ["status", "worker"])
+def test_a_mirror_that_somebody_deleted_is_made_anew(
+    url: str, tmp_path: Path, found_by: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = stored(url, tmp_path, trials=5)
+    assert worker(study).run(max_trials=2)
+    slot = begun(study, "parked")
+    for _ in range(3):
+        study.queue.fail(slot, "it is broken")
+        slot = study.queue.claim("parked", 60, identity_first=False) or slot
+    study.queue.release(slot)
+    study.tidy()
+    before = record(study)
+    assert len(before) >= 3
+    optuna.delete_study(study_name="fake", storage=Database(url).optuna)
+    fresh = studies.load(Storage(url), "fake")
+    if found_by == "status":
+        fresh.tidy()
+    else:
+        worker(fresh).run(max_trials=0)
+    assert record(fresh) == before
+    assert caplog.text.count("its trials in Optuna were deleted") == 1
+    assert fresh.trials.study.metric_names == ["JAQ"]
+    assert worker(fresh).run()
+    ended = [trial for trial in fresh.trials.all() if trial.state == TrialState.COMPLETE]
+    assert {trial.user_attrs["slot"]: trial.value for trial in ended} == {
+        slot.number: slot.value for slot in fresh.finished()
+    }
+
+
+def test_a_worker_goes_on_where_its_mirror_was_deleted_under_it(
+    url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = stored(url, tmp_path)
+    undisturbed = studies.create(
+        Storage(f"sqlite:///{tmp_path}/undisturbed.db"), fakes.study(tmp_path, trials=3)
+    )
+    assert worker(undisturbed).run()
+    working, made = worker(study), fakes.FakeGenerator()
+    working.evaluator.generator = made  # type: ignore[attr-defined]
+
+    def delete(slot: int, scored: int) -> None:
+        if (slot, scored) == (1, 4):
+            working.on_batch = lambda slot, scored: None
+            optuna.delete_study(study_name="fake", storage=Database(url).optuna)
+
+    working.on_batch = delete
+    assert working.run()
+    assert len(made.made) == 3 * 6  # no image twice
+    assert record(study) == record(undisturbed)
+    assert [slot.value for slot in study.slots()] == [slot.value for slot in undisturbed.slots()]
+    assert caplog.text.count("its trials in Optuna were deleted") == 1
