@@ -325,7 +325,7 @@ def _pictures(definition: Study, database: Database, storage: Storage | None) ->
     place = artifacts.place_of(definition.store, database)
     complaint = artifacts.complaint(place)
     if complaint is None and storage and storage.study(definition.name):
-        kept, lost = artifacts.inventory(load(storage, definition.name, file=definition), place)
+        kept, lost = artifacts.inventory(load(storage, definition.name, file=definition))
         if lost:
             complaint = f"{place}: {lost} of {kept + lost} pictures are gone"
     return Finding("pictures", complaint is None, complaint or f"are kept in {place}")

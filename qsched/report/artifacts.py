@@ -205,10 +205,10 @@ def clear(study: StoredStudy) -> str | None:
     return None
 
 
-def inventory(study: StoredStudy, place: str) -> tuple[int, int]:
-    """How many of a study's pictures are in the store at a place, and how many are gone. Raises the
-    store's own errors."""
-    store, listed = artifact_store(place), _ids(study)
+def inventory(study: StoredStudy) -> tuple[int, int]:
+    """How many of a study's pictures are in its store, and how many are gone. Raises the store's
+    own errors."""
+    store, listed = store_of(study), _ids(study)
     kept = 0
     for artifact in listed:
         with suppress(ArtifactNotFound), store.open_reader(artifact):

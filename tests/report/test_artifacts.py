@@ -100,7 +100,7 @@ def test_pictures_lie_in_the_bucket_and_go_with_their_study(bucket: Bucket, tmp_
     study = finished(tmp_path, f"sqlite:///{tmp_path}/q.db")
     assert len(bucket.keys) >= 2
     assert shown(study) == bucket.keys
-    assert artifacts.inventory(study, STORE) == (len(bucket.keys), 0)
+    assert artifacts.inventory(study) == (len(bucket.keys), 0)
     assert artifacts.clear(study) is None
     assert not bucket.keys
 
@@ -123,7 +123,7 @@ def test_a_study_is_deleted_without_its_store_and_says_what_remains(
     delete("fake", url, yes=True)
     deleted, remains = capsys.readouterr().out.strip().splitlines()
     assert deleted == "deleted   fake"
-    assert remains.startswith(f"remains   {len(pictures)} pictures in {STORE} ({GONE[what]}")
+    assert remains.startswith(f"remains   {len(pictures)} pictures in {STORE} ({GONE[what]}: ")
     assert all(picture in remains for picture in pictures)
     assert Storage(url).study_names() == []
 
