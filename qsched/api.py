@@ -96,7 +96,7 @@ class Observer:
         """The network was quantized; what share of it."""
 
     def tested(self, sentence: str) -> None:
-        """The pipeline was tested; what its images are equal to, and what was switched off."""
+        """The pipeline was tested, and nothing had to be switched off."""
 
     def working(self, status: Status) -> None:
         """Before the first trial, and after each finished one."""
@@ -288,7 +288,7 @@ def work(
         batch_size=execution.batch_size,
     )
     generator.prepare(definition.calibration)
-    if generator.tested:
+    if generator.tested and not generator.tested.off:  # which it has warned of
         observer.tested(generator.tested.sentence)
     prompts = len(definition.calibration)
     shown = 0.0

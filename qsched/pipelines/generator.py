@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
@@ -101,17 +102,20 @@ class ImageGenerator:
         self._later_outputs: dict[bytes, Any] = {}
         self._pass: tuple[Coefficients | None, set[Prompt]] = (None, set())
 
-    def prepare(self, prompts: Sequence[Prompt]) -> None:
+    def prepare(self, prompts: Sequence[Prompt], known: SelfTest | None = None) -> None:
         """Tests caches and batches on the pipeline itself, encodes all captions that will be asked
         for, then frees the memory of the text encoders.
 
-        The self-test is made once; what it finds different is switched off, with a warning. Warns
-        of captions that are longer than the text encoders read. Afterwards other captions than
+        The self-test is made once; what it finds different is switched off, with a warning.
+        `known`, what it found for the same study on the same hardware before, takes its place,
+        unless that was for other batches; `tested` is what counts. Warns of captions that are
+        longer than the text encoders read. Afterwards other captions than
         these raise GenerationError, and so does here a pipeline whose images can't be repeated or
         don't follow the coefficients.
         """
         if self.tested is None:
-            self._test(prompts)
+            fits = known is not None and known.suits(self.batch_size)
+            self._take(known if known and fits else self._test(prompts))
         if "embeddings" not in self._caches or self._encoders_freed:
             return
         first = {prompt.text: prompt for prompt in reversed(prompts)}
@@ -125,28 +129,29 @@ class ImageGenerator:
         if self.tested and not self.tested.encoders_needed:
             self._free_text_encoders()
 
-    def _test(self, prompts: Sequence[Prompt]) -> None:
-        """Takes over what the self-test finds."""
-
+    def _test(self, prompts: Sequence[Prompt]) -> SelfTest:
         def make(batch_size: int, caches: frozenset[str]) -> ImageGenerator:
             return ImageGenerator(
                 self.pipeline, self.sampling, part=self._part, batch_size=batch_size, caches=caches
             )
 
-        exact = self.pipeline._execution_device.type == "cpu"
-        self.tested = self_test(
+        return self_test(
             make,
             prompts,
             steps=self.sampling.steps,
             batch_size=self.batch_size,
             caches=self._caches,
             size=(self.sampling.height, self.sampling.width),
-            exact=exact,
+            exact=self.pipeline._execution_device.type == "cpu",
         )
-        self._caches = self.tested.caches
-        self.batch_size = self.tested.batch_size
-        if self.tested.off:
-            logger.warning("%s: %s", type(self.pipeline).__name__, self.tested.sentence)
+
+    def _take(self, tested: SelfTest) -> None:
+        """What the self-test found holds from here on."""
+        self.tested = tested
+        self._caches &= tested.caches
+        self.batch_size = self.batch_size if tested.batches else 1
+        if tested.off:
+            logger.warning("%s: self-test: %s", type(self.pipeline).__name__, tested.sentence)
 
     def _encode(self, prompts: Sequence[Prompt]) -> None:
         """Runs the pipeline up to its denoiser, which keeps what `encode_prompt` returns."""
@@ -257,11 +262,12 @@ class ImageGenerator:
         self._resize(batch_size)
 
     def _one_by_one(self, why: Exception) -> None:
-        logger.warning(
-            "batches of one image from here on: the captions' embeddings can't be put together "
-            "exactly, %s",
-            why,
-        )
+        if self.tested:  # else it is the self-test's, which says what it finds
+            logger.warning(
+                "batches of one image from here on: the captions' embeddings can't be put together "
+                "exactly, %s",
+                why,
+            )
         self._embeddings.clear()
         self._resize(1)
 
@@ -300,7 +306,10 @@ class ImageGenerator:
 
     def _images(self, output: Any, prompts: Sequence[Prompt]) -> Tensor:
         """The images of `prompts` in what the pipeline returned."""
-        images = _opaque(getattr(output, "images", None))
+        images = getattr(output, "images", getattr(output, "image", None))
+        if isinstance(images, np.ndarray) and images.ndim == 4:
+            images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+        images = _opaque(images)
         if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
             held = [name for name in ("frames", "audios", "image_embeds") if hasattr(output, name)]
             found = tuple(images.shape) if isinstance(images, Tensor) else ", ".join(held)
@@ -323,9 +332,17 @@ class ImageGenerator:
             return self.pipeline(
                 prompt=[prompt.text for prompt in prompts],
                 generator=noise,
-                output_type="pt",
-                **self.sampling.arguments(),
+                output_type="np",  # "pt" is in [-1, 1] where a pipeline decodes by itself
+                **self._arguments(len(prompts)),
             )
+
+    def _arguments(self, images: int) -> dict[str, Any]:
+        """What the study sets, a negative prompt once for each image: some pipelines take no text
+        beside a list."""
+        return {
+            name: [value] * images if _is_negative(name, value) else value
+            for name, value in self.sampling.arguments().items()
+        }
 
     def _settings(self) -> list[str]:
         """The keys of the study file that the pipeline may be called with."""
@@ -466,6 +483,10 @@ def _opaque(images: Any) -> Any:
         return images
     colours, alpha = images[:, :3], images[:, 3:]
     return colours * alpha + (1 - alpha)
+
+
+def _is_negative(name: str, value: Any) -> bool:
+    return name.startswith("negative_prompt") and isinstance(value, str)
 
 
 def _by_image(bound: inspect.BoundArguments, images: int) -> list[inspect.BoundArguments]:

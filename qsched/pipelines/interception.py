@@ -84,10 +84,11 @@ def row_digests(arguments: Mapping[str, Any], images: int) -> list[bytes]:
     """A digest of a network's inputs for each row of its batch.
 
     The first tensor, or list of tensors, is the sample; its length is the number of rows, a
-    multiple of `images` (twice as many under classifier-free guidance). Tensors of that length,
-    and lists of so many tensors, count row by row; all else counts for every row, and so does what
-    has that length by another axis too, where it can't be told which one is the batch's. Raises
-    UnknownValueError for inputs of another form.
+    multiple of `images` (twice as many under classifier-free guidance). Which of these runs over
+    the images a row is in counts: a network may treat one differently, as perturbed attention
+    guidance does. Tensors of that length, and lists of so many tensors, count row by row; all else
+    counts for every row, and so does what has that length by another axis too, where it can't be
+    told which one is the batch's. Raises UnknownValueError for inputs of another form.
     """
     leaves = list(_leaves(arguments, ""))
     count = next((_length(value) for _, value in leaves if _length(value)), 0)
@@ -104,7 +105,8 @@ def row_digests(arguments: Mapping[str, Any], images: int) -> list[bytes]:
         by_row.append((name, value))
     common = digest(shared)
     return [
-        digest((common, [(name, value[row]) for name, value in by_row])) for row in range(count)
+        digest((common, row // images, [(name, value[row]) for name, value in by_row]))
+        for row in range(count)
     ]
 
 

@@ -5,7 +5,7 @@ an error.
 """
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,18 +54,20 @@ def fuse(pipeline: DiffusionPipeline, table: LoraTable) -> FusedLora:
         )
     _refuse_unknown_kinds(file)
     listed: set[str] = set()
+    alphas: dict[str, float] = {}
     with (
         _unlogged("diffusers.loaders"),
         explained(ModelError, f"model.lora: {file} can't be loaded into {kind}", _remedy(kind)),
-        replaced(pipeline, "lora_state_dict", _watched(pipeline.lora_state_dict, listed)),
+        replaced(pipeline, "lora_state_dict", _watched(pipeline.lora_state_dict, listed, alphas)),
     ):
         pipeline.load_lora_weights(file.parent, weight_name=file.name, adapter_name=ADAPTER)
-    reached = set(_reached(pipeline))
-    _require_match(file, table, kind, listed, reached)
+    reached = dict(_reached(pipeline))
+    _require_match(file, table, kind, listed, reached.keys())
+    _require_alphas(file, kind, alphas, reached)
     with explained(ModelError, f"model.lora: {file} can't be fused", _remedy(kind)):
         pipeline.fuse_lora(lora_scale=table.scale)
         pipeline.unload_lora_weights()
-    return FusedLora(file.name, len(listed & reached), len(listed))
+    return FusedLora(file.name, len(listed & reached.keys()), len(listed))
 
 
 @contextmanager
@@ -111,26 +113,43 @@ def _refuse_unknown_kinds(file: Path) -> None:
             )
 
 
-def _watched(convert: Callable[..., Any], listed: set[str]) -> Callable[..., Any]:
-    """`lora_state_dict`; the layers that it makes of a file are put into `listed`."""
+def _watched(
+    convert: Callable[..., Any], listed: set[str], alphas: dict[str, float]
+) -> Callable[..., Any]:
+    """`lora_state_dict`; the layers that it makes of a file are put into `listed`, what they are to
+    be multiplied with, times their rank, into `alphas`."""
 
-    def converted(*args: Any, **kwargs: Any) -> Any:
-        output = convert(*args, **kwargs)
-        tensors = output[0] if isinstance(output, tuple) else output
+    def converted(given: Any, **kwargs: Any) -> Any:
+        output = convert(given, **kwargs)
+        tensors, *others = output if isinstance(output, tuple) else (output,)
         listed.update(_layers(tensors))
+        for each in (tensors, *others):
+            if isinstance(each, Mapping):
+                alphas.update(_alphas(each))
         return output
 
     return converted
 
 
-def _layers(tensors: Mapping[str, Any]) -> Iterator[str]:
-    """The layers, with the component's name in front, whose weights these are, by any naming."""
+def _layers(tensors: Mapping[str, Any]) -> set[str]:
+    """The layers, with the component's name in front, whose weights these are, by any naming; but
+    for those that change nothing."""
+    found: dict[str, bool] = {}
     for name, tensor in tensors.items():
-        layer = next(filter(None, (_layer(each) for each in _in_peft(name, tensor))), None)
-        if layer is not None:
-            yield _flat(layer)
+        peft = next((each for each in _in_peft(name, tensor) if _layer(each)), None)
+        if peft is not None:
+            layer = _flat(str(_layer(peft)))
+            first = ".lora_A." in peft
+            found[layer] = found.get(layer, False) or (not first and bool(tensor.any()))
         elif not name.endswith("alpha"):
-            yield name.rpartition(".")[0]
+            found[name.rpartition(".")[0]] = True
+    return {layer for layer, changes in found.items() if changes}
+
+
+def _alphas(values: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    for name, value in values.items():
+        if name.endswith(".alpha"):
+            yield _flat(name.removesuffix(".alpha")), float(value)
 
 
 def _flat(layer: str) -> str:
@@ -150,18 +169,42 @@ def _in_peft(name: str, tensor: Any) -> Iterator[str]:
             yield from to_peft({name: tensor})
 
 
-def _reached(pipeline: DiffusionPipeline) -> Iterator[str]:
-    """The layers of all components that have the adapter."""
+def _reached(pipeline: DiffusionPipeline) -> Iterator[tuple[str, Any]]:
+    """The layers of all components that the adapter changes, by their names."""
     for component, network in pipeline.components.items():
         if isinstance(network, nn.Module):
             for name, layer in network.named_modules():
-                parts = getattr(layer, "adapter_layer_names", ())
-                if any(ADAPTER in getattr(layer, part, ()) for part in parts):
-                    yield _flat(f"{component}.{name}")
+                parts = (
+                    getattr(layer, part, {}) for part in getattr(layer, "adapter_layer_names", ())
+                )
+                halves = [part[ADAPTER] for part in parts if ADAPTER in part]
+                # Where nothing of the file got in, it is as PEFT makes it: its second half is 0.
+                if halves and all(_any(half) for half in halves):
+                    yield _flat(f"{component}.{name}"), layer
+
+
+def _any(half: Any) -> bool:
+    """Whether a half of an adapter was filled, and with anything but zeros."""
+    return any(not each.is_meta and bool(each.any()) for each in half.parameters())
+
+
+def _require_alphas(
+    file: Path, kind: str, alphas: Mapping[str, float], reached: Mapping[str, Any]
+) -> None:
+    """Raises ModelError where diffusers left out what a layer's weights are multiplied with."""
+    for name in sorted(alphas.keys() & reached.keys()):
+        layer = reached[name]
+        rank, used = layer.r[ADAPTER], layer.scaling[ADAPTER]
+        if not layer.use_rslora.get(ADAPTER) and abs(used * rank - alphas[name]) > 1e-3 * rank:
+            raise ModelError(
+                f"model.lora: {file} has alpha = {alphas[name]:g} for {name} of rank {rank}, and "
+                f"{kind} loads it with {used * rank:g}; expected the file's; save it in PEFT's "
+                "naming (lora_A, lora_B), or without alpha"
+            )
 
 
 def _require_match(
-    file: Path, table: LoraTable, kind: str, listed: set[str], reached: set[str]
+    file: Path, table: LoraTable, kind: str, listed: set[str], reached: Set[str]
 ) -> None:
     """Raises ModelError unless the layers of the file are in the pipeline, its denoiser first."""
     missing = sorted(listed - reached)

@@ -1,15 +1,17 @@
 """The self-test: caches and batches compared with plain calls, on the pipeline that will be used.
 
-Two captions, the shortest and the longest, are drawn at the identity: by the pipeline alone, by the
-generator without caches, and with them, together and apart. What differs is switched off, from what
-saves the least: later calls, first call, embeddings, batches. A pipeline that doesn't repeat
-itself, or doesn't follow the coefficients, is refused.
+Two captions, the shortest and the longest, are drawn by the pipeline alone, together and apart, by
+the generator without caches, and with them: filled under other coefficients, read at the identity
+in another order, and at last without the text encoders. That is seven batches of two images, and
+one that needs no network. What differs is switched off, each with those before it: the cache of
+later calls, of the first call, of embeddings, and batches. A pipeline that doesn't repeat itself,
+or doesn't follow the coefficients, is refused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,10 +22,13 @@ from qsched.schedule.coefficients import Coefficients
 
 TOLERANCE = 1 / 512
 """The largest difference of a pixel in [0, 1] that counts as none on a GPU, half a step of an 8-bit
-image: its kernels may add in another order. On the CPU there is none."""
+image: its kernels may add in another order. It was never run on one. On the CPU there is none."""
 
-ORDER = ("embeddings", "first-call", "later-calls")
-"""The caches, from what saves the most."""
+ORDER = ("later-calls", "first-call", "embeddings")
+"""The caches, in the order in which they are switched off."""
+
+VERSION = 1
+"""Of the stored form of a `SelfTest`, and of what it was compared by."""
 
 
 class Draws(Protocol):
@@ -46,16 +51,19 @@ class Makes(Protocol):
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What may be used. `off`: what was switched off, in words; `largest`: the largest difference
-    of a pixel that was let pass. `encoders_needed`: images need the text encoders after encoding.
-    `own_noise`: the pipeline gives its scheduler no generator, so plain calls can't be repeated.
+    """What may be used. `pairs`: it was made for batches, else for batches of one image; `batches`:
+    they may have more than one. `encoders_needed`: images need the text encoders after encoding.
+    `off`: what was switched off, in words; `largest`: the largest difference of a pixel that was
+    let pass. `own_noise`: the pipeline gives its scheduler no generator, so plain calls can't be
+    repeated.
     """
 
     caches: frozenset[str]
-    batch_size: int
+    pairs: bool
+    batches: bool
     encoders_needed: bool
-    off: tuple[str, ...]
-    largest: float
+    off: tuple[str, ...] = ()
+    largest: float = 0.0
     own_noise: bool = False
 
     @property
@@ -68,6 +76,27 @@ class SelfTest:
                 f"uncached and cached images are the same {how}, their noise from their own seeds"
             )
         return f"{same}; switched off: {', '.join(self.off)}" if self.off else same
+
+    def suits(self, batch_size: int) -> bool:
+        """Whether it was made for batches of this size."""
+        return self.pairs == (batch_size > 1)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What JSON can hold of it, for `from_dict`."""
+        return asdict(self) | {
+            "version": VERSION,
+            "caches": sorted(self.caches),
+            "off": list(self.off),
+        }
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> "SelfTest | None":
+        """What `to_dict` stored; None for that of another version, which has to be made again."""
+        found = dict(stored)
+        names = {field.name for field in fields(cls)}
+        if found.pop("version", None) != VERSION or found.keys() != names:
+            return None
+        return cls(**found | {"caches": frozenset(found["caches"]), "off": tuple(found["off"])})
 
 
 def self_test(
@@ -87,22 +116,20 @@ def self_test(
     be repeated, or don't follow the coefficients.
     """
     ordered = sorted(prompts, key=lambda prompt: len(prompt.text))
-    test = _Test(make, (ordered[0], ordered[-1]), steps, 0.0 if exact else TOLERANCE)
-    together = min(2, batch_size)
-    off: list[str] = []
-    if together > 1 and (why := test.neighbours(size)):
-        off.append(f"batches ({why})")
-        together = 1
-    if together == 1:
-        test.alone(size)
-    found = test.caches(caches)
-    off += [f"cache of {name}" for name in reversed(ORDER) if name in caches - found]
-    if test.size < together:
-        off.append("batches (the captions' embeddings can't be put together exactly)")
+    test = _Test(make, (ordered[0], ordered[-1]), steps, size, 0.0 if exact else TOLERANCE)
+    pairs = batch_size > 1
+    if pairs:
+        test.together()
+    else:
+        test.alone("")
+    found = test.held(caches)
+    off = [f"cache of {name}" for name in ORDER if name in caches - found]
+    off += [f"batches ({test.why})"] if test.why else []
     return SelfTest(
         found,
-        batch_size if test.size > 1 else 1,
-        "embeddings" not in found or not test.spares_encoders(found),
+        pairs,
+        test.images > 1,
+        not test.spares_encoders,
         tuple(off),
         test.largest,
         test.own_noise,
@@ -110,52 +137,57 @@ def self_test(
 
 
 class _Test:
-    """The comparisons, each in its turn. `size`: images a batch; `largest`, `own_noise`: as in
-    `SelfTest`, so far."""
+    """The comparisons, each in its turn. `images`: of a batch, and `why` no more;
+    `spares_encoders`: images come out without them; `largest`, `own_noise`: as in `SelfTest`."""
 
     def __init__(
-        self, make: Makes, pair: tuple[Prompt, Prompt], steps: int, tolerance: float
+        self,
+        make: Makes,
+        pair: tuple[Prompt, Prompt],
+        steps: int,
+        size: tuple[int | None, int | None],
+        tolerance: float,
     ) -> None:
-        self.size = 2
+        self.images = 2
+        self.why = ""
+        self.spares_encoders = False
         self.largest = 0.0
+        self.own_noise = False
         self._make = make
         self._pair = pair
-        self._other = replace(pair[1], seed=pair[1].seed ^ 1)
+        self._size = size
         self._tolerance = tolerance
         self._identity = Coefficients.identity(steps)
         self._changed = Coefficients.constant(steps, 1.1, 0.93)
-        self.own_noise = False
         self._expected = torch.empty(0)
 
-    def neighbours(self, size: tuple[int | None, int | None]) -> str | None:
-        """Why captions can't be in one batch; None if their images are as beside themselves."""
+    def together(self) -> None:
+        """Batches of two captions, if their images are as beside themselves."""
         try:
-            self._expected = self._reference(self._pair, size)
+            self._expected = self._reference(self._pair)
             apart = [self._drawn((each, each))[:1] for each in self._pair]
         except GenerationError as error:
             try:  # an error of this batch, or of any call
-                self.alone(size)
+                self.alone(f"the pipeline fails: {error}")
             except GenerationError:
                 raise error from None
-            return f"the pipeline fails: {error}"
-        same = self._same(torch.cat(apart), self._expected)
-        return None if same else "images depend on their neighbours"
+            return
+        if not self._same(torch.cat(apart), self._expected):
+            self.alone("images depend on their neighbours")
 
-    def alone(self, size: tuple[int | None, int | None]) -> None:
+    def alone(self, why: str) -> None:
         """Batches of one from here on."""
-        self.size = 1
+        self.images, self.why = 1, why
         short, long = self._pair
-        self._expected = torch.cat([self._reference((short,), size), self._drawn((long,))])
+        self._expected = torch.cat([self._reference((short,)), self._drawn((long,))])
 
-    def _reference(
-        self, prompts: tuple[Prompt, ...], size: tuple[int | None, int | None]
-    ) -> Tensor:
+    def _reference(self, prompts: tuple[Prompt, ...]) -> Tensor:
         """What a batch looks like: the plain images, which the preconditioned scheduler's are equal
         to at the identity. Where plain calls can't be repeated, since the pipeline gives its
         scheduler no generator, the images with their own generators."""
         generator = self._make(len(prompts), frozenset())
         plain = generator.plain(prompts)
-        _require_images(plain, size)
+        _require_images(plain, self._size)
         ours = generator.generate(prompts, self._identity)
         if self._same(ours, plain):
             return plain
@@ -181,55 +213,61 @@ class _Test:
             return generator.generate(prompts, self._identity)
         return generator.plain(prompts)
 
-    def caches(self, wanted: frozenset[str]) -> frozenset[str]:
-        """Those of `wanted` that change no pixel. Raises GenerationError if coefficients don't."""
-        uncached = self._make(self.size, frozenset())
-        changed = uncached.generate(self._pair, self._changed)
+    def held(self, caches: frozenset[str]) -> frozenset[str]:
+        """Those of `caches` that change no pixel, in batches of one if there are none in others.
+        Raises GenerationError where images without any differ, too."""
+        for left in dict.fromkeys(
+            caches.intersection(ORDER[off:]) for off in range(len(ORDER) + 1)
+        ):
+            if self._holds(left):
+                return left
+        if self.images > 1:
+            self.alone("images depend on their order")
+            return self.held(caches)
+        raise GenerationError(
+            "self-test: images in another order differ, without any cache; expected the same; a "
+            "part of the pipeline keeps a state of its own; take another pipeline"
+        )
+
+    def _holds(self, caches: frozenset[str]) -> bool:
+        """Whether these caches change no pixel: filled under other coefficients, read in another
+        order, and read again, with the later calls, without the text encoders. Raises
+        GenerationError if coefficients change none, either."""
+        generator = self._make(self.images, caches)
+        there, back = (self._pair, self._expected), (self._pair[::-1], self._expected.flip(0))
+        try:
+            changed = generator.generate(self._pair, self._changed)
+            if generator.batch_size < self.images:
+                self.alone("the captions' embeddings can't be put together exactly")
+                return self._holds(caches)
+            same = all(self._as_expected(generator, *each) for each in (back, there))
+            if same:
+                spared = "embeddings" in caches and self._without_encoders(generator, *back)
+                same = spared or self._as_expected(generator, *back)
+                self.spares_encoders = spared
+        except GenerationError:
+            if not caches:
+                raise
+            return False
         if torch.equal(changed, self._expected):
             raise GenerationError(
                 "self-test: coefficients change no pixel; expected other images; the pipeline "
                 "doesn't use its scheduler's step"
             )
-        found = wanted
-        if not self._holds(wanted, changed):
-            found = frozenset()
-            for name in ORDER:
-                if name in wanted and self._holds(found | {name}, changed):
-                    found |= {name}
-        return found
+        return same
 
-    def _holds(self, caches: frozenset[str], changed: Tensor) -> bool:
-        """Whether these caches change no pixel: filled, read, and read in another order."""
-        generator = self._make(self.size, caches)
-        there, back = (self._pair, self._expected), (self._pair[::-1], self._expected.flip(0))
-        try:
-            for prompts, expected in (there, there, back):
-                images = generator.generate(prompts, self._identity)
-                if generator.batch_size < self.size:
-                    return self._shrunk(caches)
-                if not self._same(images, expected):
-                    return False
-            self._drawn((self._other,) * self.size)  # what a network may remember is another's now
-            return self._same(generator.generate(self._pair, self._changed), changed)
-        except GenerationError:
-            return False
+    def _as_expected(self, generator: Draws, prompts: Sequence[Prompt], expected: Tensor) -> bool:
+        return self._same(generator.generate(prompts, self._identity), expected)
 
-    def _shrunk(self, caches: frozenset[str]) -> bool:
-        """The same with batches of one, where a cache has to have them."""
-        self.alone((None, None))
-        uncached = self._make(1, frozenset())
-        return self._holds(caches, uncached.generate(self._pair, self._changed))
-
-    def spares_encoders(self, caches: frozenset[str]) -> bool:
+    def _without_encoders(
+        self, generator: Draws, prompts: Sequence[Prompt], expected: Tensor
+    ) -> bool:
         """Whether images of encoded captions come out without the text encoders."""
-        generator = self._make(self.size, caches)
-        generator.generate(self._pair, self._identity)
         try:
             with generator.without_text_encoders():
-                images = generator.generate(self._pair, self._identity)
+                return self._as_expected(generator, prompts, expected)
         except GenerationError:
             return False
-        return self._same(images, self._expected)
 
     def _same(self, one: Tensor, other: Tensor) -> bool:
         difference = _difference(one, other)

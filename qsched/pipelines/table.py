@@ -37,7 +37,7 @@ OWN_KEYS: Mapping[str, str] = {
     "generator": "each image has its own, seeded by prompts.seed; leave it out",
     "latents": "the noise is drawn by each image's own seed; leave it out",
     "num_images_per_prompt": "set prompts.held_out_seeds, or more captions",
-    "output_type": "images are scored as tensors; leave it out",
+    "output_type": "images are scored as arrays; leave it out",
     "return_dict": "leave it out",
     **dict.fromkeys(
         (

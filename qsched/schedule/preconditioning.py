@@ -37,6 +37,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
 from qsched.errors import CoefficientsError, ScheduleError
+from qsched.libraries import quiet
 from qsched.schedule.coefficients import Coefficients
 from qsched.schedule.schedulers import AVERAGING, WORKING, predicts_x0, refusal
 from qsched.schedule.step import Preconditioned, Series
@@ -71,12 +72,14 @@ def precondition(scheduler: Any, coefficients: Coefficients) -> Any:
     config = copy.deepcopy(dict(scheduler.config))
     defaults = config.pop("_use_default_values", None)
     config.pop("_calibration", None)  # what an export says of other coefficients
-    result = preconditioned_class(stock).from_config(
-        config,
-        model_coefficients=list(coefficients.model),
-        sample_coefficients=list(coefficients.sample),
-        average_weights=list(coefficients.average) or None,
-    )
+    kind = preconditioned_class(stock)
+    with quiet():  # of what a pipeline put into the config beside the scheduler's own (Cosmos)
+        result = kind.from_config(
+            config,
+            model_coefficients=list(coefficients.model),
+            sample_coefficients=list(coefficients.sample),
+            average_weights=list(coefficients.average) or None,
+        )
     if defaults is not None:
         result.register_to_config(_use_default_values=defaults)
     if getattr(diffusers, stock.__name__, None) is not stock:

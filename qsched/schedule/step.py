@@ -58,6 +58,9 @@ class Preconditioned:
             for wrap in (_constructor, _set_timesteps, _step):
                 method = wrap(cls.stock)
                 setattr(cls, method.__name__, method)
+            if not hasattr(cls.stock, "scale_model_input"):
+                # BriaPipeline asks it of every class but the very one that has none.
+                cls.scale_model_input = _unscaled  # type: ignore[attr-defined]
 
     @staticmethod
     def accepted(
@@ -247,6 +250,10 @@ X0_OF_INPUTS: dict[str, Callable[..., Tensor]] = {
 }
 """How to predict x0 from a step's inputs, for schedulers whose step keeps it to itself. Multistep
 solvers keep it in model_outputs; others return it beside the sample."""
+
+
+def _unscaled(self: Any, sample: Tensor, timestep: Any = None) -> Tensor:
+    return sample
 
 
 def _scaled(tensor: Tensor, coefficient: float) -> Tensor:

@@ -170,15 +170,15 @@ def test_check_reports_every_problem_of_every_file(qsched: Qsched, tmp_path: Pat
     ("arguments", "words"),
     [
         (("run", "none.toml"), "none.toml"),
-        (("status", "none"), "none"),
-        (("validate", "none"), "none"),
-        (("export", "none", "--out", "out"), "none"),
+        (("status", "none"), "no studies yet"),
+        (("validate", "none"), "no studies yet"),
+        (("export", "none", "--out", "out"), "no studies yet"),
         (("status", "--storage", "mysql://u:secret@h/db"), "mysql: not supported"),
-        (("work", "none"), "study 'none' is not in"),
-        (("extend", "none", "--trials", "+5"), "study 'none' is not in"),
-        (("pause", "none"), "study 'none' is not in"),
-        (("retry", "none"), "study 'none' is not in"),
-        (("delete", "none", "--yes"), "study 'none' is not in"),
+        (("work", "none"), "no studies yet"),
+        (("extend", "none", "--trials", "+5"), "no studies yet"),
+        (("pause", "none"), "no studies yet"),
+        (("retry", "none"), "no studies yet"),
+        (("delete", "none", "--yes"), "no studies yet"),
         (("status", "--storage", "nonsense"), "not a database URL"),
         (
             ("generate", "--model", "none", "--prompts", "p.txt", "--out", "o", "--steps", "4"),
@@ -532,7 +532,8 @@ def test_init_writes_a_study_that_check_takes(qsched: Qsched) -> None:
 def test_models_lists_what_each_needs(qsched: Qsched) -> None:
     code, out, _ = qsched("models")
     assert code == 0
-    for words in ("sdxl-turbo       1 4", "33.7 GB", "gated: accept it on the hub", "[schnell]"):
+    assert re.search(r"^sdxl-turbo +1 4 ", out, re.MULTILINE)
+    for words in ("33.7 GB", "gated: accept it on the hub", "[schnell]"):
         assert words in out
     code, out, _ = qsched("models", "--json")
     listed = {entry["name"]: entry for entry in json.loads(out)}

@@ -16,9 +16,10 @@ from qsched.pipelines.agreement.settings import (
     require_taken,
     unread,
 )
+from qsched.pipelines.catalog import MODELS
 from qsched.pipelines.effective import warnings
 from qsched.pipelines.loading import load_model
-from qsched.pipelines.table import Model, Sampling, model_named, with_entry
+from qsched.pipelines.table import Model, Sampling, model_named, sampling_of, with_entry
 from qsched.pipelines.twins import pipeline_twin
 from qsched.schedule.schedulers import X0_FROM_INPUTS, refusal
 from qsched.schedule.step import X0_OF_INPUTS
@@ -131,7 +132,7 @@ def test_a_loaded_pipeline_is_asked_again() -> None:
     ("key", "value", "words"),
     [
         ("num_images_per_prompt", 2, "set prompts.held_out_seeds"),
-        ("output_type", '"pil"', "images are scored as tensors"),
+        ("output_type", '"pil"', "images are scored as arrays"),
         ("num_inference_steps", 8, "set sampling.steps"),
         ("denoising_end", 0.5, "steps would never run"),
         ("timesteps", "[999, 499]", "set sampling.timesteps"),
@@ -251,9 +252,12 @@ def test_a_class_of_ones_own_takes_what_it_reads_and_passes_on() -> None:
     assert "negative_promt" not in known
 
 
-def test_every_model_of_the_catalogue_passes() -> None:
-    for name in ("demo", "sdxl-turbo", "lcm-dreamshaper", "pcm-sd15", "flux-schnell"):
-        assert list(problems(model_named(name, 4), sampling())) == []
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_of_the_catalogue_passes_and_sets_nothing_in_vain(name: str) -> None:
+    steps = max(MODELS[name].steps or (4,))
+    table, drawn = model_named(name, steps), sampling_of(name, Sampling(steps=steps))
+    assert list(problems(table, drawn)) == []
+    assert warnings(table, drawn) == []
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,15 @@ def test_rows_are_known_by_what_is_theirs() -> None:
     assert len(set(one)) == 3
 
 
+def test_the_same_inputs_count_twice_where_a_network_perturbs_one_of_them() -> None:
+    """(unconditional, conditional, perturbed) of two images: the last two are given the same."""
+    rows = torch.tensor([[0.0], [0.0], [1.0], [2.0], [1.0], [2.0]])
+    one = row_digests({"sample": rows}, 2)
+    other = row_digests({"sample": rows[[1, 0, 3, 2, 5, 4]]}, 2)
+    assert len(set(one[2:])) == 4
+    assert other == [one[0], one[1], one[3], one[2], one[5], one[4]]
+
+
 def test_layers_that_are_as_many_as_images_are_not_mistaken_for_them() -> None:
     """(2 layers, 2 images, 3): the first image's second layer enters its digest."""
     layers = torch.zeros(2, 2, 3)

@@ -15,7 +15,7 @@ from qsched.pipelines.lora import FusedLora
 from qsched.pipelines.table import Model, with_entry
 from qsched.pipelines.twins import pipeline_twin
 
-SD, SDXL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
+SD, SDXL, FLUX = "StableDiffusionPipeline", "StableDiffusionXLPipeline", "FluxPipeline"
 Tensors = dict[str, Tensor]
 
 
@@ -61,9 +61,20 @@ def with_dora(tensors: Tensors) -> Tensors:
     return {**tensors, f"{first}.lora_magnitude_vector.dora_scale": torch.ones(3)}
 
 
-def written(folder: Path, change: Callable[[Tensors], Tensors]) -> Path:
+def with_alpha(tensors: Tensors) -> Tensors:
+    """1, of rank 2: half of what the file would add without."""
+    layers = {name.partition(".lora_")[0] for name in tensors}
+    return {**tensors, **{f"{layer}.alpha": torch.tensor(1.0) for layer in layers}}
+
+
+def of_a_trainer(tensors: Tensors) -> Tensors:
+    """PEFT's naming with the adapter's name in it, as a model's own state has it."""
+    return renamed(".weight", ".default.weight")(in_pefts_naming(tensors))
+
+
+def written(folder: Path, change: Callable[[Tensors], Tensors], pipeline: str = SD) -> Path:
     place = folder / "changed.safetensors"
-    save_file(change(load_file(twin_file())), place)
+    save_file(change(load_file(twin_file(pipeline))), place)
     return place
 
 
@@ -124,6 +135,36 @@ def test_one_of_another_base_model_is_refused(capfd: pytest.CaptureFixture[str])
     with pytest.raises(ModelError, match=r"size mismatch.*take one made for StableDiffusionXL"):
         loaded(twin_file(SD), pipeline=SDXL)
     assert "Error(s)" not in capfd.readouterr().err
+
+
+def test_an_alpha_counts(tmp_path: Path) -> None:
+    half = written(tmp_path, lambda tensors: with_alpha(in_pefts_naming(tensors)), FLUX)
+    found = loaded(half, pipeline=FLUX)
+    expected = loaded(twin_file(FLUX), pipeline=FLUX, scale=0.5)
+    torch.testing.assert_close(weights(found), weights(expected), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (of_a_trainer, "none of the 7 layers"),
+        (renamed("transformer.", ""), "none of the 7 layers"),
+        (renamed("transformer.", "base_model.model."), "can't be loaded into FluxPipeline"),
+        (renamed("transformer.", "diffusion_model."), "none of the 7 layers"),
+        (
+            lambda tensors: with_alpha(
+                renamed(".lora.up.", ".lora_up.")(renamed(".lora.down.", ".lora_down.")(tensors))
+            ),
+            r"alpha = 1 for transformer\..* of rank 2, and FluxPipeline loads it with 2",
+        ),
+    ],
+)
+def test_what_diffusers_would_leave_out_is_refused(
+    tmp_path: Path, change: Callable[[Tensors], Tensors], words: str
+) -> None:
+    with pytest.raises(ModelError, match=rf"^model\.lora: .*{words}") as raised:
+        loaded(written(tmp_path, change, FLUX), pipeline=FLUX)
+    assert "\n" not in str(raised.value)
 
 
 class Bare:

@@ -3,6 +3,7 @@
 On pipelines of every awkward kind, and on fakes with one fault each.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from qsched.errors import GenerationError, ModelError
 from qsched.pipelines.generator import CACHES, ImageGenerator
-from qsched.pipelines.self_test import SelfTest, self_test
+from qsched.pipelines.self_test import ORDER, SelfTest, self_test
 from qsched.pipelines.table import Sampling
 from qsched.prompts import Prompt
 from qsched.schedule.coefficients import Coefficients
@@ -129,7 +130,7 @@ def test_a_network_that_remembers_loses_the_cache_of_its_first_call() -> None:
     generator = ImageGenerator(pipeline, how, batch_size=2)
     generator.prepare(PROMPTS)
     assert generator.tested
-    assert generator.tested.off == ("cache of first-call",)
+    assert generator.tested.off == ("cache of later-calls", "cache of first-call")
     for level, images in zip(levels, expected, strict=True):
         assert torch.equal(generator.generate(PROMPTS, level), images)
 
@@ -158,8 +159,9 @@ class Fake:
 
     @contextmanager
     def without_text_encoders(self) -> Iterator[None]:
-        self.fault = "range" if self.fault == "encoders" else self.fault
+        before, self.fault = self.fault, "range" if self.fault == "encoders" else self.fault
         yield
+        self.fault = before
 
 
 def outcome(fault: str, tolerance: str = "none") -> SelfTest:
@@ -176,16 +178,18 @@ def outcome(fault: str, tolerance: str = "none") -> SelfTest:
 
 def test_nothing_is_switched_off_without_a_fault() -> None:
     found = outcome("none")
-    assert found == SelfTest(CACHES, 8, encoders_needed=False, off=(), largest=0.0)
+    assert found == SelfTest(CACHES, pairs=True, batches=True, encoders_needed=False)
     assert found.sentence == "plain, uncached and cached images are the same to the bit"
 
 
-@pytest.mark.parametrize("cache", sorted(CACHES))
-def test_the_cache_that_differs_is_switched_off(cache: str) -> None:
-    found = outcome(cache)
-    assert found.caches == CACHES - {cache}
-    assert found.batch_size == 8
-    assert found.sentence.endswith(f"switched off: cache of {cache}")
+@pytest.mark.parametrize("differs", range(len(ORDER)))
+def test_the_cache_that_differs_is_switched_off_with_those_before_it(differs: int) -> None:
+    found = outcome(ORDER[differs])
+    off = ORDER[: differs + 1]
+    assert found.caches == CACHES - set(off)
+    assert found.batches
+    words = ", ".join(f"cache of {name}" for name in off)
+    assert found.sentence.endswith(f"switched off: {words}")
 
 
 def test_what_rounding_explains_on_a_gpu_is_let_pass_and_said() -> None:
@@ -196,7 +200,7 @@ def test_what_rounding_explains_on_a_gpu_is_let_pass_and_said() -> None:
 
 def test_images_that_depend_on_neighbours_are_made_one_by_one() -> None:
     found = outcome("neighbours")
-    assert (found.batch_size, found.caches) == (1, CACHES)
+    assert (found.batches, found.caches) == (False, CACHES)
     assert found.off == ("batches (images depend on their neighbours)",)
 
 
@@ -215,6 +219,22 @@ def test_text_encoders_that_images_need_are_kept() -> None:
 def test_what_can_not_be_right_is_refused(fault: str, words: str) -> None:
     with pytest.raises(GenerationError, match=words):
         outcome(fault)
+
+
+def test_what_was_found_before_takes_the_place_of_the_test() -> None:
+    """As from a database; for other batches, or from another version, it is made again."""
+    pipeline, how = twin("demo", steps=2)
+    stored = SelfTest(frozenset(), True, False, True, ("batches (by an earlier worker)",)).to_dict()
+    known = SelfTest.from_dict(json.loads(json.dumps(stored)))
+    generator = ImageGenerator(pipeline, how, batch_size=4)
+    generator.prepare(PROMPTS, known)
+    assert generator.tested == known
+    assert (generator.batch_size, generator.network_calls) == (1, 0)
+    single = ImageGenerator(pipeline, how, batch_size=1)
+    single.prepare(PROMPTS, known)
+    assert single.tested
+    assert single.tested.caches == CACHES
+    assert SelfTest.from_dict(stored | {"version": 0}) is None
 
 
 def test_a_size_that_the_pipeline_rounds_is_refused() -> None:

@@ -79,7 +79,7 @@ def one_of_each_model() -> Iterator[Any]:
             continue
         scheme = ("w8a8", "w4a8", "nf4")[index % 3]
         file = f"{template.study_name(name, scheme, entry.hints.steps)}.toml"
-        of = (entry.twin or entry.pipeline, entry.lora is None)
+        of = (entry.twin or entry.pipeline, entry.lora is None, entry.weights is None)
         yield pytest.param(file, marks=[pytest.mark.slow] if of in seen else [])
         seen.add(of)
 
@@ -101,18 +101,24 @@ def test_its_twin_runs_is_proven_exported_and_loaded_again(twin: Study, tmp_path
     assert outcome.validation is not None
     best = outcome.validation.candidate
     pipeline: DiffusionPipeline = load_model(twin.tables.model, twin.tables.quantization).pipeline
-    expected = ImageGenerator(pipeline, twin.tables.sampling, batch_size=2).generate(
-        twin.held_out[:2], best.coefficients
+    prompts = twin.held_out[:2]
+    expected = ImageGenerator(pipeline, twin.tables.sampling, batch_size=1).generate(
+        prompts, best.coefficients
     )
     scheduler = preconditioned_class(type(pipeline.scheduler))
     pipeline.scheduler = scheduler.from_pretrained(tmp_path / "taken" / "scheduler")
     assert coefficients_of(pipeline.scheduler) == best.coefficients
-    drawn = pipeline(
-        prompt=[prompt.text for prompt in twin.held_out[:2]],
-        generator=[torch.Generator().manual_seed(prompt.seed) for prompt in twin.held_out[:2]],
-        output_type="pt",
-        **twin.tables.sampling.arguments(),
-    ).images
+    drawn = torch.cat(
+        [
+            pipeline(
+                prompt=prompt.text,
+                generator=torch.Generator().manual_seed(prompt.seed),
+                output_type="pt",
+                **twin.tables.sampling.arguments(),
+            ).images
+            for prompt in prompts
+        ]
+    )
     if drawn.shape[1] == 4:  # transparency, on white
         drawn = drawn[:, :3] * drawn[:, 3:] + (1 - drawn[:, 3:])
     assert torch.equal(drawn, expected)

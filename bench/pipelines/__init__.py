@@ -1,0 +1,1 @@
+"""Are cached images those of plain calls, for every class of diffusers?"""
