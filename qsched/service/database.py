@@ -23,8 +23,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import (
     DBAPIError,
     IntegrityError,
-    InternalError,
     InterfaceError,
+    InternalError,
     NoResultFound,
     OperationalError,
     PendingRollbackError,

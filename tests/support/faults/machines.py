@@ -41,6 +41,14 @@ class Machine:
         self._process.wait()
 
 
+def second_machine(folder: Path) -> Machine | None:
+    """A machine; None where namespaces aren't allowed."""
+    try:
+        return Machine(folder)
+    except OSError:
+        return None
+
+
 def inside(init: int, function: Callable[..., None], *arguments: object) -> None:
     """Runs `function` in a child on the machine whose first process is `init`; ends as it ended."""
     libc = ctypes.CDLL(None, use_errno=True)
