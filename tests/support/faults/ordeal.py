@@ -209,15 +209,14 @@ class Ordeal:
         self.study = self.settled()
 
     def _rest(self) -> None:
-        """No worker holds a trial: they are stopped for longer than their leases, or find nothing
-        to claim. What the study has by now is examined."""
+        """No worker holds a trial, and none can claim one; half of the time they all sleep for
+        longer than their leases. What the study has by now is examined."""
+        self._pause(self.study, True)
         if self.rng.random() < 0.5:
             for worker in self.fleet.workers:
                 worker.signal(signal.SIGSTOP)
                 later(2.5 * LEASE, worker.signal, signal.SIGCONT)
             time.sleep(1.1 * LEASE)
-        else:
-            self._pause(self.study, True)
         while self.study.tidy()["running"]:
             time.sleep(0.05)
         self.wrong += examine(self.study, None, self.folder)["wrong"]
