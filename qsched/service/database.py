@@ -24,6 +24,7 @@ from sqlalchemy.exc import (
     DBAPIError,
     IntegrityError,
     InterfaceError,
+    InternalError,
     NoResultFound,
     OperationalError,
     PendingRollbackError,
@@ -80,6 +81,8 @@ OLDER = (
     "while nobody works on it"
 )
 NEWER = "Optuna's tables there were made by a newer Optuna; pip install --upgrade optuna"
+
+ABORTED = "current transaction is aborted"
 
 Fault = DBAPIError | PendingRollbackError | PoolTimeoutError
 """What SQLAlchemy raises when a database complains or is gone."""
@@ -402,6 +405,8 @@ def _transient(fault: Fault) -> bool:
         return True
     if any(word in str(fault.orig) for word in FINAL):
         return False
+    if isinstance(fault, InternalError):  # Optuna goes on where an earlier statement was cut off
+        return ABORTED in str(fault.orig)
     # Two processes inserted the same row: the second sees it when it tries again.
     transient = (OperationalError, InterfaceError, IntegrityError)
     return fault.connection_invalidated or isinstance(fault, transient)

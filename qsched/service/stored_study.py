@@ -251,16 +251,16 @@ class StoredStudy:
         """
         try:
             running = self.trials.running()
-        except MirrorLost:
+            counts = self.queue.counts()
+            if running:
+                self.trials.sweep(running, self.queue.slots(UNFINISHED))
+        except MirrorLost:  # before, or just now
             try:
                 self.restore()
             except NotOurs as error:
                 logger.warning("%s", error)
                 return self.queue.counts()
             return self.tidy()
-        counts = self.queue.counts()
-        if running:
-            self.trials.sweep(running, self.queue.slots(UNFINISHED))
         return counts
 
     def restore(self) -> None:

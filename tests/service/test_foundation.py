@@ -16,7 +16,8 @@ from qsched.service.database import Database
 from qsched.service.storage import Storage
 from tests.conftest import new_database
 from tests.support import fakes_light as fakes
-from tests.support import faults
+from tests.support.faults.invariants import examine
+from tests.support.faults.workers import NAME, work
 from tests.support.pgbouncer import pgbouncer
 from tests.support.processes import FORKED
 
@@ -264,11 +265,9 @@ def test_a_study_is_worked_on_behind_a_pooler(postgres: str, mode: str, tmp_path
     name = sa.make_url(new_database(postgres)).database
     with pgbouncer(postgres, mode, size=12 if mode == "session" else 2) as pooler:
         url = pooler.set(database=name).render_as_string(hide_password=False)
-        study = studies.create(Storage(url), fakes.study(tmp_path, trials=9))
+        study = studies.create(Storage(url), fakes.study(tmp_path, name=NAME, trials=9))
         processes = [
-            FORKED.Process(
-                target=faults.work, args=(url, "fake", tmp_path / f"worker-{i}.jsonl", i)
-            )
+            FORKED.Process(target=work, args=(url, tmp_path / f"worker-{i}.jsonl", i))
             for i in range(3)
         ]
         for process in processes:
@@ -276,7 +275,7 @@ def test_a_study_is_worked_on_behind_a_pooler(postgres: str, mode: str, tmp_path
         for process in processes:
             process.join(120)
         assert [process.exitcode for process in processes] == [0, 0, 0]
-        assert faults.examine(study, 9, tmp_path)["wrong"] == []
+        assert examine(study, 9, tmp_path)["wrong"] == []
 
 
 def test_what_a_pooler_refuses_is_said_at_once(postgres: str) -> None:

@@ -28,51 +28,71 @@ default_pool_size = {size}
 """Nothing else than a stock PgBouncer has."""
 
 
-@contextlib.contextmanager
-def pgbouncer(server: str, mode: str, size: int = 4) -> Iterator[sa.URL]:
-    """The URL of a server as seen through a pooler, without a database.
+class PgBouncer:
+    """A pooler that runs until `stop`.
 
-    `server`: its URL, by a socket's folder; it asks nobody for a password. `mode`: session or
-    transaction. `size`: the connections that all clients of a database share.
+    `server`: the URL of what is behind it, by a socket's folder; it asks nobody for a password.
+    `mode`: session or transaction. `size`: the connections that all clients of a database share.
     """
-    found = subprocess.run([SCRIPT], capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stderr
-    behind = sa.make_url(server)
-    with tempfile.TemporaryDirectory(prefix="qsched-pgbouncer-") as place, socket.socket() as free:
-        folder = Path(place)
+
+    def __init__(self, server: str, mode: str, folder: Path, size: int = 4) -> None:
+        found = subprocess.run([SCRIPT], capture_output=True, text=True, check=False)
+        assert found.returncode == 0, found.stderr
+        behind = sa.make_url(server)
+        user, host = behind.username or "postgres", str(behind.query["host"])
+        folder.mkdir(exist_ok=True)
         folder.chmod(0o755)
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-        free.close()
-        (folder / "users").write_text(f'"{behind.username or "postgres"}" ""\n')
-        (folder / "settings.ini").write_text(
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port = free.getsockname()[1]
+        (folder / "users").write_text(f'"{user}" ""\n')
+        settings = folder / "settings.ini"
+        settings.write_text(
             SETTINGS.format(
-                host=behind.query["host"], port=behind.port or 5432, listen=port,
+                host=host, port=behind.port or 5432, listen=self.port,
                 folder=folder, mode=mode, size=size,
             )
         )  # fmt: skip
-        owner = Path(str(behind.query["host"])).owner()
-        user = ["-u", owner] if os.geteuid() == 0 else []  # it refuses to be root
-        with (folder / "log").open("wb") as log:
-            process = subprocess.Popen(
-                [found.stdout.strip(), *user, folder / "settings.ini"], stdout=log, stderr=log
-            )
+        self.url = behind.set(
+            drivername="postgresql+psycopg", username=user,
+            host="127.0.0.1", port=self.port, database=None, query={},
+        )  # fmt: skip
+        owner = ["-u", Path(host).owner()] if os.geteuid() == 0 else []  # it refuses to be root
+        self._command = [found.stdout.strip(), *owner, str(settings)]
+        self._log = folder / "log"
+        self._start()
+
+    def restart(self) -> None:
+        """Is killed, and starts again."""
+        self._process.kill()
+        self._process.wait()
+        self._start()
+
+    def stop(self) -> None:
+        """The end."""
+        self._process.terminate()
+        self._process.wait(10)
+
+    def _start(self) -> None:
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(self._command, stdout=log, stderr=log)
+        deadline = time.monotonic() + 20
+        while True:
+            with (
+                contextlib.suppress(OSError),
+                socket.create_connection(("127.0.0.1", self.port)),
+            ):
+                return
+            assert self._process.poll() is None, self._log.read_text()
+            assert time.monotonic() < deadline, self._log.read_text()
+            time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def pgbouncer(server: str, mode: str, size: int = 4) -> Iterator[sa.URL]:
+    """The URL of a server as seen through a pooler, without a database."""
+    with tempfile.TemporaryDirectory(prefix="qsched-pgbouncer-") as folder:
+        pooler = PgBouncer(server, mode, Path(folder), size)
         try:
-            _await(process, port, folder / "log")
-            yield behind.set(
-                drivername="postgresql+psycopg", username=behind.username or "postgres",
-                host="127.0.0.1", port=port, database=None, query={},
-            )  # fmt: skip
+            yield pooler.url
         finally:
-            process.terminate()
-            process.wait(10)
-
-
-def _await(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
-    deadline = time.monotonic() + 20
-    while True:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < deadline, log.read_text()
-        time.sleep(0.05)
+            pooler.stop()
