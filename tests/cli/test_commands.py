@@ -446,7 +446,7 @@ def test_generate_reads_both_versions_and_refuses_the_rest(qsched: Qsched, tmp_p
         by_hand = {key: value for key, value in json.loads(text).items() if key != "digest"}
         assert "no captions.txt" in refusal(json.dumps(by_hand))
         assert "found.json: changed since it was written" in refusal(text.replace("1.1", "1.2"))
-        assert "found.json: broken JSON" in refusal(text[:-9])
+        assert ": not valid JSON: Unterminated string" in refusal(text[:-9])
         assert "found.json: for 4 steps, and 2 are asked for" in refusal(text, "--steps", "2")
     three = Coefficients.identity(3).to_json()
     assert "demo was trained for 1, 2, 4 steps" in refusal(three)
@@ -559,6 +559,7 @@ def test_a_twin_of_a_real_study_runs_offline(qsched: Qsched, tmp_path: Path) -> 
     assert code == 0
     assert [path.name for path in sorted((tmp_path / "set").iterdir())] == [
         "00000.png",
+        "manifest.json",
         "prompts.jsonl",
     ]
     code, _, err = qsched("run", study, "--trials", "2")
@@ -615,7 +616,7 @@ def test_init_of_what_is_no_model_is_one_line(qsched: Qsched, tmp_path: Path) ->
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "model_index.json").write_text("[]")
     for source, words in (
-        (str(tmp_path / "odd"), "model_index.json: not a JSON object"),
+        (str(tmp_path / "odd"), "model_index.json: [] is all there is; expected a JSON object"),
         (str(tmp_path / "none"), "no model_index.json in"),
         ("owner/name", "owner/name/model_index.json is not downloaded"),
     ):

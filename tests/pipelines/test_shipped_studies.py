@@ -68,18 +68,18 @@ def test_its_twin_is_quantized_as_it_says(twin: Study) -> None:
     report = load_model(twin.tables.model, twin.tables.quantization).report
     assert report is not None
     assert report.scheme.name == twin.tables.quantization.scheme
-    assert report.share > 0.3
+    assert report.share > 0.25
 
 
 def one_of_each_model() -> Iterator[Any]:
-    """A study of each model, the schemes in turn; slow where another one has the same twin."""
+    """A study of each model, the schemes in turn; slow but for one of each way to load."""
     seen = set()
     for index, (name, entry) in enumerate(MODELS.items()):
         if entry.hints is None:
             continue
         scheme = ("w8a8", "w4a8", "nf4")[index % 3]
         file = f"{template.study_name(name, scheme, entry.hints.steps)}.toml"
-        of = (entry.twin or entry.pipeline, entry.lora is None, entry.weights is None)
+        of = (entry.part, entry.lora is None, entry.weights is None)
         yield pytest.param(file, marks=[pytest.mark.slow] if of in seen else [])
         seen.add(of)
 

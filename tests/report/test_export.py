@@ -284,7 +284,8 @@ def test_the_code_of_every_study_names_what_it_loads(path: Path) -> None:
     assert f"{model.pipeline}.from_pretrained(" in code
     assert f"dtype=torch.{model.dtype or 'float32'}" in code
     assert f"num_inference_steps={sampling.steps}" in code
-    assert f"guidance_scale={sampling.guidance_scale}" in code
+    for name, value in sampling.arguments().items():
+        assert f"    {name}={value!r},\n" in code
     assert 'AutoModel.from_pretrained("./scheduler", trust_remote_code=True)' in code
 
 

@@ -207,7 +207,7 @@ def test_refuses_what_it_cannot_read_or_write(tmp_path: Path) -> None:
         with pytest.raises(CoefficientsError, match=f"{path}: cannot be read"):
             Coefficients.load(path)
     with pytest.raises(CoefficientsError, match="cannot be written"):
-        RAGGED.save(tmp_path / "no folder" / "coefficients.json")
+        RAGGED.save(binary / "coefficients.json")
 
 
 @pytest.mark.parametrize("steps", [2, 3, 4, 8])
