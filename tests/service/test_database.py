@@ -8,7 +8,7 @@ import optuna
 import pytest
 import sqlalchemy as sa
 from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import OperationalError, PendingRollbackError, ProgrammingError
+from sqlalchemy.exc import InternalError, OperationalError, PendingRollbackError, ProgrammingError
 
 from qsched.errors import StorageError
 from qsched.service.database import Database, now
@@ -45,6 +45,7 @@ def wrapped(error: Exception) -> StorageInternalError:
         fault("the database system is starting up"),
         fault("database is locked"),
         PendingRollbackError("Can't reconnect until invalid transaction is rolled back."),
+        InternalError("SELECT", {}, Exception("current transaction is aborted, commands ignored")),
         wrapped(fault("consuming input failed: server closed the connection unexpectedly")),
         wrapped(PendingRollbackError("Can't reconnect")),
     ],

@@ -127,6 +127,27 @@ def test_a_mirror_that_somebody_deleted_is_made_anew(
     }
 
 
+def test_a_mirror_that_is_deleted_while_somebody_tidies_is_made_anew(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = stored(url, tmp_path, trials=5)
+    slot = study.queue.claim("died before it had begun", 60, identity_first=False)
+    assert slot
+    study.trials.make(slot, study.vector(slot.number))
+    study.queue.release(slot)
+    counts = study.queue.counts
+
+    def deleted_meanwhile() -> dict[str, int]:
+        monkeypatch.undo()
+        optuna.delete_study(study_name="fake", storage=Database(url).optuna)
+        return counts()
+
+    monkeypatch.setattr(study.queue, "counts", deleted_meanwhile)
+    assert study.tidy()["waiting"] == 5
+    assert study.trials.all() == []
+    assert worker(study).run()
+
+
 def test_a_worker_goes_on_where_its_mirror_was_deleted_under_it(
     url: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
