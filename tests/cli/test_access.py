@@ -205,7 +205,9 @@ def test_a_large_body_is_refused_before_it_is_taken_in(open_one: Served, chunked
 def test_the_command_prints_a_link_with_a_new_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("QSCHED_STORAGE", f"sqlite:///{tmp_path}/q.db")
+    url = f"sqlite:///{tmp_path}/q.db"
+    Storage(url)
+    monkeypatch.setenv("QSCHED_STORAGE", url)
     given: list[Any] = []
 
     def serve(storage: Storage, **options: Any) -> None:

@@ -27,8 +27,8 @@ def first() -> dict[str, Any]:
 def test_what_version_0_1_stored_is_read_key_for_key() -> None:
     stored = first()
     found = Proof.from_dict(stored)
-    assert found.report() | {"scheduler": found.scheduler} == stored
-    assert list(found.report()) == [key for key in stored if key != "scheduler"]
+    assert found.report() | {"scheduler": found.scheduler} == {"run": found.run, **stored}
+    assert list(found.report())[1:] == [key for key in stored if key != "scheduler"]
     assert found.verdict is Verdict.IMPROVED
     assert found.held_out[JAQ].gain.mean == stored["held_out"]["jaq"]["difference"]
 

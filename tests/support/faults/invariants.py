@@ -58,7 +58,7 @@ def examine(study: StoredStudy, budget: int | None, folder: Path) -> dict[str, A
     best = study.best()
     finished = [slot.value or 0.0 for slot in slots if slot.state == "finished"]
     hold((best.value if best else None) == max(finished, default=None), "the best is no maximum")
-    kinds = _compare(study.trials.study.get_trials(deepcopy=False), slots, complete, hold)
+    kinds = _compare(study.trials.all(), slots, complete, hold)
 
     made, committed, gone = _history(folder, number)
     missing = [key for key in committed if not all((*key, metric) in present for metric in scorers)]

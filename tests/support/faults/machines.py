@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -62,6 +63,8 @@ def inside(init: int, function: Callable[..., None], *arguments: object) -> None
         try:
             function(*arguments)
             code = 0
+        except BaseException:  # noqa: BLE001 - it is all that is left of it
+            traceback.print_exc()
         finally:
             os._exit(code)
     status = os.waitpid(child, 0)[1]
