@@ -79,7 +79,7 @@ def one_of_each_model() -> Iterator[Any]:
             continue
         scheme = ("w8a8", "w4a8", "nf4")[index % 3]
         file = f"{template.study_name(name, scheme, entry.hints.steps)}.toml"
-        of = (entry.part, entry.lora is None, entry.weights is None)
+        of = (entry.part, entry.weights is None)
         yield pytest.param(file, marks=[pytest.mark.slow] if of in seen else [])
         seen.add(of)
 

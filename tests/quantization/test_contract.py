@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from importlib.util import find_spec
-from typing import Any
 
 import pytest
 import torch
@@ -131,19 +130,16 @@ def test_a_backend_of_five_lines_keeps_it() -> None:
         test(scheme)
 
 
-def slow(*values: Any) -> Any:
-    return pytest.param(*values, marks=pytest.mark.slow)
-
-
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backend", "broken"),
     [
         (Deaf, {"test_layers_are_converted_where_they_are"}),
-        slow(Nothing, {"test_outputs_stay_close"}),
-        slow(Far, {"test_outputs_stay_close", "test_tied_layers_are_left_alone_or_stay_tied"}),
-        slow(Batchwise, {"test_an_image_does_not_depend_on_its_batch"}),
-        slow(Miscounted, {"test_bytes_are_counted"}),
-        slow(Untied, {"test_tied_layers_are_left_alone_or_stay_tied"}),
+        (Nothing, {"test_outputs_stay_close"}),
+        (Far, {"test_outputs_stay_close", "test_tied_layers_are_left_alone_or_stay_tied"}),
+        (Batchwise, {"test_an_image_does_not_depend_on_its_batch"}),
+        (Miscounted, {"test_bytes_are_counted"}),
+        (Untied, {"test_tied_layers_are_left_alone_or_stay_tied"}),
     ],
 )
 def test_one_that_breaks_it_fails_there_alone(backend: type[Backend], broken: set[str]) -> None:

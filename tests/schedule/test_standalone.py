@@ -245,7 +245,7 @@ def test_a_class_of_another_package_is_imported_from_there(tmp_path: Path, modul
 def test_the_file_is_short_clean_and_alone(name: str, tmp_path: Path) -> None:
     path = tmp_path / f"{module_name(name)}.py"
     path.write_text(source(name), encoding="utf-8")
-    assert len(source(name).splitlines()) < 300
+    assert len(source(name).splitlines()) < 310
     imported = {
         alias.name if isinstance(node, ast.Import) else node.module
         for node in ast.walk(ast.parse(source(name)))
