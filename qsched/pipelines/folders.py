@@ -65,7 +65,7 @@ def contents_of(source: str, revision: str | None = None) -> Contents:
         raise ModelError(f"no model_index.json in {source}; expected a diffusers folder")
     try:
         folder = hub.fetch_file(source, "model_index.json", revision=revision).parent
-        index = _json(folder / "model_index.json")
+        index = config_at(folder / "model_index.json")
         for name in (*catalog.PARTS, "vae"):
             if _present(index.get(name)):
                 hub.fetch_file(source, f"{name}/config.json", revision=revision)
@@ -110,7 +110,7 @@ def contents(folder: Path) -> Contents:
 
 def _contents(folder: Path) -> Contents:
     """The same; what files of another make raise is not in words yet."""
-    index = _json(folder / "model_index.json")
+    index = config_at(folder / "model_index.json")
     name = catalog.class_in(str(folder))
     if name is None:
         raise ModelError(f"{folder}: no model_index.json; expected a diffusers folder")
@@ -208,10 +208,11 @@ def _side(config: Mapping[str, Any], vae: Mapping[str, Any], part: str | None) -
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return _json(path) if is_file(path) else {}
+    return config_at(path) if is_file(path) else {}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def config_at(path: Path) -> dict[str, Any]:
+    """A JSON file of a pipeline's folder. Raises ModelError for one that can't be read."""
     try:
         return json_object(path)
     except DocumentError as error:

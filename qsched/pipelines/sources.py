@@ -6,7 +6,6 @@ is put in, and a safety checker and a watermark, which would spoil images that a
 left out.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from qsched.files.documents import is_file
 from qsched.pipelines import catalog, twins
 from qsched.pipelines.agreement.settings import require_declared, require_text_to_image
 from qsched.pipelines.failures import explained
-from qsched.pipelines.folders import part_of
+from qsched.pipelines.folders import config_at, part_of
 from qsched.pipelines.lora import FusedLora, fuse
 from qsched.pipelines.table import LoraTable, Model, WeightsTable, source_of, twin_of
 from qsched.pipelines.weights import PutWeights, network_of, twin_weights
@@ -130,7 +129,7 @@ def _loaded(model: Model, folder: Path, straight: Quantization | None) -> Assemb
 
 def _index(folder: Path) -> dict[str, Any]:
     """A model index. Raises ModelError if it is of a class that can't be calibrated."""
-    index: dict[str, Any] = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    index = config_at(folder / "model_index.json")
     if (kind := of_diffusers(str(index.get("_class_name")))) is not None:
         require_text_to_image(kind)
     return index
@@ -236,7 +235,7 @@ def _refuse_bits_without_a_gpu(model: Model, folder: Path, index: Mapping[str, A
     for part, kind in index.items():
         config = folder / part / "config.json"
         if isinstance(kind, list) and kind[0] == "diffusers" and config.is_file():
-            found = json.loads(config.read_text(encoding="utf-8")).get("quantization_config") or {}
+            found = config_at(config).get("quantization_config") or {}
             if found.get("quant_method") == "bitsandbytes":
                 raise ModelError(
                     f"{model.name}: {part} is saved in bitsandbytes' bits, which diffusers loads "

@@ -7,7 +7,6 @@ The file has to hold each tensor of the network in its shape, and no other: what
 leave out with a warning at most is an error here.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from qsched.errors import HubError, ModelError
 from qsched.files.documents import is_file, is_folder
 from qsched.pipelines import catalog
 from qsched.pipelines.failures import explained
-from qsched.pipelines.folders import part_of
+from qsched.pipelines.folders import config_at, part_of
 from qsched.pipelines.table import LoraTable, WeightsTable
 from qsched.pipelines.twins import made, pipeline_twin
 
@@ -71,7 +70,7 @@ def twin_weights(twin: str) -> Path:
     pipeline = pipeline_twin(twin) / "pipeline"
 
     def make(folder: Path) -> None:
-        index = json.loads((pipeline / "model_index.json").read_text(encoding="utf-8"))
+        index = config_at(pipeline / "model_index.json")
         part = str(part_of(index))
         network_class = getattr(diffusers, index[part][1])
         network = network_class.from_config(network_class.load_config(pipeline, subfolder=part))
