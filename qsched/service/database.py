@@ -344,7 +344,16 @@ def _tune(engine: sa.Engine) -> None:
     """What each connection and each transaction begins with."""
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _set_up)
+    else:
+        event.listen(engine, "handle_error", _let_go)
     event.listen(engine, "begin", _begin)
+
+
+def _let_go(context: sa.ExceptionContext) -> None:
+    """A connection whose work was cut off in the middle of a statement, by a signal or with the
+    network, is no use any more: psycopg says so only when it is used again."""
+    if "connection in transaction status" in str(context.original_exception):
+        context.is_disconnect = True
 
 
 def _set_up(connection: Any, _: Any) -> None:

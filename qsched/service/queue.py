@@ -60,6 +60,16 @@ class Queue:
         return [row.frozen() for row in session.scalars(query)]
 
     @transaction
+    def ended(self, session: Session, trials: Sequence[int]) -> list[Slot]:
+        """The finished and stopped slots that have one of these trials."""
+        query = sa.select(SlotTable).where(
+            SlotTable.study == self.study.id,
+            SlotTable.state.in_(("finished", "stopped")),
+            SlotTable.trial.in_(trials),
+        )
+        return [row.frozen() for row in session.scalars(query.order_by(SlotTable.number))]
+
+    @transaction
     def slot(self, session: Session, number: int) -> Slot:
         """One slot."""
         return self._row(session, number).frozen()

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -223,6 +224,8 @@ class StoredStudy:
 
     def attributes(self, scores: Sequence[Score]) -> dict[str, Any]:
         """What a trial shows beside its value: each scorer's mean, and the seconds it took."""
+        if not scores:
+            return {}
         means = {name: sum(values) / len(values) for name, values in self._terms(scores).items()}
         images = {score.prompt: score.seconds for score in scores}
         return {**means, "seconds": round(sum(images.values()), 3)}
@@ -246,22 +249,39 @@ class StoredStudy:
         """Repairs what workers left that are gone; then {state: number of slots}.
 
         Expired slots go back to the queue; Optuna's trials that belong to nobody, or to a parked
-        slot, are marked as failed. A mirror that somebody deleted is made anew; where its name was
-        taken in the meantime that is said, and nothing is touched.
+        slot, are marked as failed, and those of slots that have ended are ended. A mirror that
+        somebody deleted is made anew; where its name was taken in the meantime that is said, and
+        nothing is touched.
         """
         try:
-            running = self.trials.running()
-            counts = self.queue.counts()
-            if running:
-                self.trials.sweep(running, self.queue.slots(UNFINISHED))
+            return self._tidied()
         except MirrorLost:  # before, or just now
-            try:
-                self.restore()
-            except NotOurs as error:
-                logger.warning("%s", error)
-                return self.queue.counts()
-            return self.tidy()
+            with suppress(MirrorLost):  # again: the next one mends it
+                try:
+                    self.restore()
+                    return self._tidied()
+                except NotOurs as error:
+                    logger.warning("%s", error)
+            return self.queue.counts()
+
+    def _tidied(self) -> dict[str, int]:
+        running = self.trials.running()
+        counts = self.queue.counts()
+        if running:
+            for slot in self.queue.ended([trial._trial_id for trial in running]):
+                self._end(slot)
+            self.trials.sweep(running, self.queue.slots(UNFINISHED))
         return counts
+
+    def _end(self, slot: Slot) -> None:
+        """Ends the trial of a slot that has ended: its mirror was made anew between the two."""
+        scores = self.queue.scores(slot.number)
+        attributes = self.attributes(scores)
+        if slot.state == "stopped":
+            attributes |= {"prompts": len({score.prompt for score in scores})}
+            self.trials.prune(slot, slot.value or 0.0, attributes)
+        else:
+            self.trials.complete(slot, slot.value or 0.0, attributes)
 
     def restore(self) -> None:
         """Makes the mirror anew where somebody deleted it in Optuna, by what is stored: the trials
@@ -291,7 +311,7 @@ class StoredStudy:
 
     def _trial(self, row: SlotTable, scores: Sequence[Score]) -> FrozenTrial:
         """A slot's trial, as far as it is known."""
-        slot, attributes = row.frozen(), self.attributes(scores) if scores else {}
+        slot, attributes = row.frozen(), self.attributes(scores)
         prompts = len({score.prompt for score in scores})
         more: dict[str, Any] = {}
         if slot.state == "finished":

@@ -293,11 +293,20 @@ def uploaded(path: Path, store: "ArtifactStore") -> tuple[str, str]:
 def find_mirror(session: Session, study: Incarnation) -> Any:
     """The mirror, a StudyModel; None where there is none. Raises NotOurs where its name is
     taken."""
-    found = StudyModel.find_by_name(study.name, session)
-    if found is None:
+    mark = sa.and_(
+        StudySystemAttributeModel.study_id == StudyModel.study_id,
+        StudySystemAttributeModel.key == MARK,
+    )
+    # In one statement: it may be deleted at any moment, its mark with it.
+    row = session.execute(
+        sa.select(StudyModel, StudySystemAttributeModel.value_json)
+        .outerjoin(StudySystemAttributeModel, mark)
+        .where(StudyModel.study_name == study.name)
+    ).first()
+    if row is None:
         return None
-    marks = [each.value_json for each in found.system_attributes if each.key == MARK]
-    if marks != [json.dumps(study.id)]:
+    found, marked = row
+    if marked != json.dumps(study.id):
         raise NotOurs(
             f"study {study.name!r}: Optuna has a study of this name in this database that qsched "
             "did not make, and it is left alone; take another name with --name, or another "
@@ -378,7 +387,8 @@ def _check(
     connection: sa.Connection, study: Incarnation, mirror: int | None, slot: Slot | None
 ) -> None:
     """Whether Optuna may write: the study is there until the transaction ends, its mirror is
-    Optuna's study `mirror` (None: whichever), and `slot` is this attempt's, with this trial.
+    Optuna's study `mirror` (None: whichever), and `slot` is as it was read: this attempt's, in this
+    state, with this trial.
 
     Raises StudyGone, MirrorLost, LeaseLost.
     """
@@ -405,7 +415,7 @@ def _check(
     if row is None:
         raise gone(study)
     number, state, attempt, trial = row
-    if slot is not None and (state, attempt) != ("running", slot.attempt):
+    if slot is not None and (state, attempt) != (slot.state, slot.attempt):
         raise lost(study, slot)
     if number is None or mirror not in (None, number) or (slot is not None and trial != slot.trial):
         raise _mirror_lost(study)

@@ -154,6 +154,19 @@ def test_a_transaction_is_whole_or_not_at_all(url: str) -> None:
     assert count == 0
 
 
+def test_a_connection_that_was_cut_off_in_a_statement_is_replaced(postgres: str) -> None:
+    """Ours and Optuna's: nobody has read the answer."""
+    database = Database(new_database(postgres))
+    Storage(database.url.render_as_string(hide_password=False))
+    for engine in (database.engine, database.optuna.engine):
+        with engine.connect() as connection:
+            driver = connection.connection.driver_connection
+            assert driver is not None
+        driver.pgconn.send_query(b"SELECT 1")
+    assert database.transaction(lambda session: session.scalar(sa.text("SELECT 2"))) == 2
+    assert database.patiently(database.optuna.get_all_studies) == []
+
+
 def test_the_urls_own_settings_are_kept(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """On both engines, in each transaction."""
 

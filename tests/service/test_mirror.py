@@ -5,6 +5,7 @@ from pathlib import Path
 import optuna
 import pytest
 from optuna.trial import TrialState
+from sqlalchemy import event
 
 from qsched.errors import NotOurs
 from qsched.service import stored_study as studies
@@ -12,7 +13,7 @@ from qsched.service.database import Database
 from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy
 from qsched.service.trials import MARK
-from tests.conftest import content
+from tests.conftest import content, new_database
 from tests.support import fakes
 from tests.support.fakes import begun, stored, worker
 
@@ -78,6 +79,42 @@ def test_trials_that_no_worker_made_are_not_swept(url: str, tmp_path: Path) -> N
     study.trials.study.ask()
     study.tidy()
     assert [trial.state for trial in study.trials.all()] == [TrialState.RUNNING]
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_mirror_made_anew_between_the_last_two_writes_ends_too(
+    url: str, tmp_path: Path, stopped: bool
+) -> None:
+    """Optuna's trial was ended, then the mirror was deleted and made anew, then the slot ended."""
+    study = stored(url, tmp_path)
+    assert worker(study).run(max_trials=1)
+    slot = begun(study, "w")
+    optuna.delete_study(study_name="fake", storage=Database(url).optuna)
+    study.restore()
+    study.queue.finish(slot, 0.25, stopped=stopped)
+    for _ in range(2):
+        assert study.tidy()["stopped" if stopped else "finished"] == 1 + (not stopped)
+    ended = study.trials.all()[1]
+    assert ended.state == (TrialState.PRUNED if stopped else TrialState.COMPLETE)
+    assert ended.user_attrs["estimate"] == 0.25 if stopped else ended.value == 0.25
+
+
+def test_a_mirror_that_vanishes_while_one_looks_is_not_somebody_elses(
+    postgres: str, tmp_path: Path
+) -> None:
+    url = new_database(postgres)
+    study = stored(url, tmp_path)
+    left = [lambda: optuna.delete_study(study_name="fake", storage=Database(url).optuna)]
+
+    @event.listens_for(study.storage.database.engine, "after_cursor_execute")
+    def looked(connection: object, cursor: object, statement: str, *_: object) -> None:
+        if "studies.study_name" in statement and left:
+            left.pop()()
+
+    study.restore()
+    assert not left
+    study.tidy()
+    assert study.status().waiting == 3
 
 
 def record(study: StoredStudy) -> list[tuple[object, ...]]:
