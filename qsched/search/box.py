@@ -1,6 +1,6 @@
 """What a sampler goes by: the trials of a study, and the box that it searches."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,13 +15,31 @@ Trial = tuple[int, Vector, float]
 """A finished trial: slot, vector and value."""
 
 
+@dataclass(frozen=True)
+class Proposal:
+    """What a slot tries: a vector on some `prompts`, by index, or on all (None).
+
+    `origin`: the slot that tried the vector first, whose scores this one goes on from.
+    """
+
+    vector: Vector
+    prompts: tuple[int, ...] | None = None
+    origin: int | None = None
+
+
 @dataclass
 class History:
     """What a study has tried: the `finished` trials in the order of their ends, and the vectors
-    of the slots that are `running`."""
+    of the slots that are `running`.
+
+    Samplers that know prompts have the `scores` of the finished slots too, {slot: {prompt: value}},
+    and the `prompts` of the running ones, where those are not all.
+    """
 
     finished: list[Trial] = field(default_factory=list)
     running: dict[int, Vector] = field(default_factory=dict)
+    scores: dict[int, Mapping[int, float]] = field(default_factory=dict)
+    prompts: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 class Box:
@@ -34,6 +52,8 @@ class Box:
         self._low, self._high = np.array(space.box(bounds)).T
         self.identity = self.to_unit(space.identity)
         self._pins = {space.names.index(name): v for name, v in space.pinned.items()}
+        self._free = [axis for axis in range(space.dimension) if axis not in self._pins]
+        self.origin: Array = self.identity[self._free]
 
     def to_unit(self, vector: Sequence[float]) -> Array:
         """A vector in [0, 1]^d."""
@@ -47,6 +67,17 @@ class Box:
         for index, value in self._pins.items():
             vector[index] = value
         return tuple(vector)
+
+    def searched(self, vector: Sequence[float]) -> Array:
+        """A vector's numbers that are searched, without what the space pins, in [0, 1] each;
+        `origin` is the identity's."""
+        return self.to_unit(vector)[self._free]
+
+    def place(self, searched: Array) -> Vector:
+        """The inverse of `searched`."""
+        unit = self.identity.copy()
+        unit[self._free] = searched
+        return self.from_unit(unit)
 
     def slot_seed(self, slot: int, purpose: str = "sampler") -> int:
         """The seed of a slot, for 32 bits."""
