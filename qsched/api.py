@@ -296,7 +296,6 @@ def work(
     _prepare(generator, study, hardware(where) | settings)
     if generator.tested and not generator.tested.off:  # which it has warned of
         observer.tested(generator.tested.sentence)
-    prompts = len(definition.calibration)
     shown = 0.0
 
     def on_trial() -> None:
@@ -315,7 +314,8 @@ def work(
         ),
         hardware=hardware(where),
         grace=grace,
-        on_batch=lambda slot, scored: observer.batch(slot, scored, prompts),
+        on_batch=observer.batch,
+        on_gauge=observer.gauge,
         on_trial=on_trial,
         on_wait=lambda: observer.waiting(study.status()),
         gallery=pictures,

@@ -19,6 +19,7 @@ NEVERGRAD: tuple[str, ...] = (
 SAMPLERS: Mapping[str, str] = MappingProxyType(
     {
         "auto": "the one that the benchmark found best for the number of parameters",
+        "prompts": "a few prompts a trial, a Gaussian process over vectors and prompts, the gauge",
         "gp": "Gaussian process, log expected improvement (Optuna)",
         "tpe": "tree-structured Parzen estimator, multivariate (Optuna)",
         "cmaes": "CMA-ES around the identity, a generation per population of finished trials",
@@ -33,8 +34,14 @@ SAMPLERS: Mapping[str, str] = MappingProxyType(
 BLIND = ("random", "qmc", "grid")
 """Those that no result changes."""
 
-AUTO: tuple[tuple[int, str], ...] = ((32, "gp"), (1_000_000, "cmaes"))
+PROMPTS = "prompts"
+"""The sampler that knows which prompts a trial has scored."""
+
+AUTO: tuple[tuple[int, str], ...] = ((32, PROMPTS), (1_000_000, "cmaes"))
 """(largest dimension, sampler): what `auto` stands for, the first row that fits."""
+
+BEFORE: tuple[tuple[int, str], ...] = ((32, "gp"), (1_000_000, "cmaes"))
+"""What it stood for in 0.1, which stored the word itself."""
 
 _REFUSED = {
     "NGOpt": "fails with numpy 2",
@@ -71,13 +78,13 @@ def check_optimizer(name: str) -> str:
     )
 
 
-def resolved(name: str, dimension: int) -> str:
+def resolved(name: str, dimension: int, auto: tuple[tuple[int, str], ...] = AUTO) -> str:
     """What `name` stands for in a space of `dimension` numbers: itself, unless it is `auto`.
 
     Raises ConfigError for a sampler that doesn't exist, or not for that dimension.
     """
     if check_sampler(name) == "auto":
-        return next(sampler for largest, sampler in AUTO if dimension <= largest)
+        return next(sampler for largest, sampler in auto if dimension <= largest)
     if name == "grid" and dimension != 2:
         raise ConfigError(
             f"sampler 'grid' in {dimension} dimensions; expected 2; set search.parametrisation to "
@@ -91,6 +98,8 @@ def packages_of_sampler(name: str, dimension: int) -> tuple[str, ...]:
     found = resolved(name, dimension)
     if found == "cmaes":
         return ("cmaes", "numpy")
+    if found == PROMPTS:
+        return ("numpy", "scipy")
     if found.startswith("nevergrad:"):
         return ("nevergrad", "numpy")
     models = ("optuna", "torch") if found == "gp" else ("optuna",)

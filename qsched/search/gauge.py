@@ -18,9 +18,6 @@ from qsched.search.box import Array, Box, Vector
 STEP = 1 / 16
 """How far a number is moved to either side, as a share of its interval."""
 
-PROMPTS = 4
-"""Prompts that it is measured on."""
-
 AGREEMENT = 0.5
 """The least share of the prompts' gradients that must be common to them."""
 

@@ -20,6 +20,7 @@ from scipy.special import erfcx, log_ndtr
 
 from qsched.search.box import Array, Box, History, Proposal, Vector
 from qsched.search.gauge import Gauge
+from qsched.search.plan import Plan
 from qsched.search.prompt_model import Data, Hyperparameters, Posterior, Row, fitted
 from qsched.seeds import stable_seed
 
@@ -50,50 +51,6 @@ ROUNDS = (0.04, 0.02, 0.01, 0.005)
 KEPT, MOVES = 8, 24
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The prompts of a study's trials: `per_trial` of a `pool`.
-
-    The identity has the whole pool. The last trials of a budget go on with vectors that were tried:
-    four of them have a quarter of the pool in the end, two of those the half, and one all.
-    """
-
-    pool: int
-    per_trial: int
-
-    def last(self, budget: int) -> tuple[int, ...]:
-        """How many prompts each of the last trials has in the end; fewer trials where the budget is
-        small."""
-        sizes = (*[self.pool // 4] * 4, *[self.pool // 2] * 2, self.pool)
-        larger = [size for size in sizes if size > self.per_trial]
-        return tuple(larger[-max(1, (budget - 1) // 4) :]) if budget > 1 else ()
-
-    def before(self, size: int, budget: int) -> int:
-        """How many prompts a vector has before one of the last trials brings it to `size`."""
-        return max((each for each in self.last(budget) if each < size), default=self.per_trial)
-
-    def barriers(self, budget: int) -> tuple[int, ...]:
-        """The slots that begin when all slots before them are done: the first after the identity,
-        and the first of each round of the last trials."""
-        last = self.last(budget)
-        first = budget - len(last)
-        rounds = [first + at for at, size in enumerate(last) if at == 0 or size != last[at - 1]]
-        return tuple(dict.fromkeys((1, *rounds))) if budget > 1 else ()
-
-    def images(self, budget: int) -> int:
-        """The images of so many trials."""
-        each, last = min(self.per_trial, self.pool), self.last(budget)
-        again = sum(size - self.before(size, budget) for size in last)
-        return self.pool + (budget - 1 - len(last)) * each + again
-
-    def trials(self, images: int) -> int:
-        """The most trials that take no more than so many images, but at least the identity's."""
-        budget = 1
-        while self.images(budget + 1) <= images:
-            budget += 1
-        return budget
-
-
 class PromptSampler:
     """Proposes vectors and their prompts for the slots of a study.
 
@@ -109,18 +66,20 @@ class PromptSampler:
         known = gauge is not None and len(gauge.direction) == len(box.origin)
         self._gauge = np.array(gauge.direction) if gauge and known else None
 
-    def propose(self, history: History, slot: int, budget: int) -> Proposal:
-        """The proposal for a slot above 0; `budget`: the study's slots."""
+    def propose(self, history: History, slot: int) -> Vector:
+        """A new vector for a slot above 0."""
+        if len(history.finished) < STARTUP:
+            return self._design(slot)
+        return self._searched(history, slot)
+
+    def again(self, history: History, slot: int, budget: int) -> Proposal | None:
+        """The proposal for one of the last slots of `budget`: a vector that was tried, on more
+        prompts. None for the others, and where there is none such."""
         last = self._plan.last(budget)
         place = slot - (budget - len(last))
-        if 0 <= place < len(last):
-            again = self._again(history, last[place], self._plan.before(last[place], budget))
-            if again is not None:
-                return again
-        prompts = self.deal(slot)
-        if len(history.finished) < STARTUP:
-            return Proposal(self._design(slot), prompts)
-        return Proposal(self._searched(history, slot), prompts)
+        if not 0 <= place < len(last):
+            return None
+        return self._again(history, last[place], self._plan.before(last[place], budget))
 
     def deal(self, slot: int) -> tuple[int, ...] | None:
         """The prompts of a slot above 0; None for all."""

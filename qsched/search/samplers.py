@@ -22,9 +22,12 @@ from optuna.trial import TrialState, create_trial
 from qsched.errors import StudyError
 from qsched.libraries import quiet
 from qsched.schedule.parametrisations import Bounds, Parametrisation
-from qsched.search.box import Box, History, Trial, Vector
-from qsched.search.catalog import resolved
+from qsched.search.box import Box, History, Proposal, Trial, Vector
+from qsched.search.catalog import PROMPTS, resolved
+from qsched.search.gauge import Gauge
 from qsched.search.nevergrad_sampler import NevergradSampler, Replay
+from qsched.search.plan import Plan
+from qsched.search.prompt_sampler import PromptSampler
 
 __all__ = ["NevergradSampler", "Proposer", "distributions", "parameters", "vector_of"]
 
@@ -53,9 +56,11 @@ class Proposer:
         proposer.vector(1)
 
     `sampler`: one of `catalog.SAMPLERS`. `budget`: the study's trials, which `grid` sizes
-    itself by. The same trials, added in the same order, give the same vector in every process; no
-    slot gets what another one has tried or is trying. Raises ConfigError for a sampler that
-    doesn't exist or doesn't fit the space, StudyError where its package is missing.
+    itself by. `plan` and `gauge`: the trials' prompts, which `prompts` needs, and what was measured
+    for it. The same trials, added in the same order, give the same vector in every process; no
+    slot gets what another one has tried or is trying, but for the last trials of `prompts`, which
+    go on with a vector. Raises ConfigError for a sampler that doesn't exist or doesn't fit the
+    space, StudyError where its package is missing.
     """
 
     def __init__(
@@ -66,43 +71,98 @@ class Proposer:
         *,
         seed: int,
         budget: int | None = None,
+        plan: Plan | None = None,
+        gauge: Gauge | None = None,
     ) -> None:
         self._space = space
         self._box = Box(space, bounds, seed)
-        self._engine = _engine(resolved(sampler, space.dimension), self._box, budget)
+        name = resolved(sampler, space.dimension)
+        if name == PROMPTS and plan is None:
+            raise StudyError("sampler 'prompts' without a plan; expected one; say which prompts")
+        self._prompts = PromptSampler(self._box, plan, gauge) if plan else None
+        self._engine = self._prompts or _engine(name, self._box, budget)
         self._history = History()
         self._finished: set[int] = set()
 
-    def add(self, slot: int, vector: Sequence[float], value: float | None) -> None:
-        """A trial that is finished with a value, or running (None); finished ones are ignored."""
+    def add(
+        self,
+        slot: int,
+        vector: Sequence[float],
+        value: float | None,
+        *,
+        scores: Mapping[int, float] | None = None,
+        prompts: Sequence[int] | None = None,
+    ) -> None:
+        """A trial that is finished with a value, or running (None); finished ones are ignored.
+
+        For `prompts` with what a finished one scored, {prompt: JAQ}, and what a running one is
+        scoring, where that isn't all.
+        """
         if slot in self._finished:
             return
         tried = tuple(map(float, vector))
         if value is None:
             self._history.running[slot] = tried
+            if prompts is not None:
+                self._history.prompts[slot] = tuple(prompts)
             return
         self._history.running.pop(slot, None)
+        self._history.prompts.pop(slot, None)
         self._history.finished.append((slot, tried, value))
+        self._history.scores[slot] = dict(scores or {})
         self._finished.add(slot)
+
+    def knows(self, slot: int) -> bool:
+        """Whether a slot is among the finished trials."""
+        return slot in self._finished
 
     @property
     def finished(self) -> int:
         """How many finished trials it knows."""
         return len(self._finished)
 
-    def vector(self, slot: int) -> Vector:
-        """What slot `slot` tries. Slot 0 is the identity, slot 1 the space's guess, if any."""
+    def propose(self, slot: int, budget: int) -> Proposal:
+        """What slot `slot` tries, of a study with `budget` slots. Slot 0 is the identity, slot 1
+        the space's guess, if any."""
         if slot == 0:
-            return self._space.identity
+            return Proposal(self._space.identity)
+        prompts = self.deal(slot)
         if slot == 1 and self._space.guess:
-            return self._space.guess
+            return Proposal(self._space.guess, prompts)
+        history = self._without(slot)
+        if self._prompts:
+            again = self._prompts.again(history, slot, budget)
+            if again is not None:
+                return again
+        taken = {self._space.identity, *history.running.values()}
+        taken.update(tried for number, tried, _ in history.finished if number != slot)
+        vector = self._engine.propose(history, slot)
+        return Proposal(self._box.beside(vector, taken, slot), prompts)
+
+    def vector(self, slot: int) -> Vector:
+        """The vector that slot `slot` tries, wherever the budget ends."""
+        return self.propose(slot, budget=1).vector
+
+    def deal(self, slot: int) -> tuple[int, ...] | None:
+        """The prompts of a slot that tries a new vector; None for all."""
+        return self._prompts.deal(slot) if self._prompts else None
+
+    def estimate(self, slot: int, vector: Sequence[float], scores: Mapping[int, float]) -> float:
+        """What the whole pool's value is expected to be at the vector of a slot that has these
+        scores, {prompt: JAQ}, by the model of `prompts`."""
+        assert self._prompts is not None
+        history, tried = self._without(slot), tuple(map(float, vector))
+        finished = [*history.finished, (slot, tried, 0.0)]
+        known = History(finished, history.running, history.scores | {slot: dict(scores)})
+        identity = history.scores[0]
+        return sum(identity.values()) / len(identity) + self._prompts.estimate(known, tried)
+
+    def _without(self, slot: int) -> History:
+        """The history without what a slot is trying itself."""
         others = {
             number: tried for number, tried in self._history.running.items() if number != slot
         }
-        taken = {self._space.identity, *others.values()}
-        taken.update(tried for number, tried, _ in self._history.finished if number != slot)
-        vector = self._engine.propose(History(self._history.finished, others), slot)
-        return self._box.beside(vector, taken, slot)
+        return History(self._history.finished, others, self._history.scores, self._history.prompts)
 
 
 def distributions(space: Parametrisation, bounds: Bounds) -> dict[str, BaseDistribution]:

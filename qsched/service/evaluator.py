@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -11,6 +11,10 @@ from torch import Tensor
 from qsched.pipelines.devices import in_batches
 from qsched.prompts import Prompt
 from qsched.schedule.coefficients import Coefficients
+from qsched.search import gauge
+from qsched.search.box import Box
+from qsched.search.gauge import Gauge
+from qsched.search.plan import GAUGE_PROMPTS
 from qsched.service.schema import Score
 
 
@@ -18,6 +22,13 @@ class MakesImages(Protocol):
     """What an evaluator asks of `pipelines.generator.ImageGenerator`."""
 
     batch_size: int
+    network_calls: int
+
+    def final_latents(
+        self, prompts: Sequence[Prompt], coefficients: Sequence[Coefficients]
+    ) -> Tensor:
+        """What the last step returns, (N, ...) float32 on the CPU, each prompt's under coefficients
+        of its own."""
 
     def generate(self, prompts: Sequence[Prompt], coefficients: Coefficients) -> Tensor:
         """(N, 3, H, W) in [0, 1], on the CPU."""
@@ -90,6 +101,21 @@ class Evaluator:
     def measured(self) -> dict[str, Any]:
         """What was measured since the last call, by name."""
         return {name: measure() for name, measure in self.measures.items()}
+
+    def gauge(self, box: Box) -> Gauge:
+        """The gauge of what is searched, by the final latents of a few prompts. Raises
+        GenerationError."""
+        prompts, space = self.prompts[:GAUGE_PROMPTS], box.space
+        probes = [space.coefficients(vector) for vector in gauge.probes(box)]
+        before = self.generator.network_calls
+        latents = self.generator.final_latents(
+            list(prompts) * len(probes), [probe for probe in probes for _ in prompts]
+        )
+        spread = latents.double().flatten(1).std(dim=1).log()
+        found = gauge.measured(box, spread.reshape(len(probes), len(prompts)).numpy())
+        return replace(
+            found, images=len(latents), network_calls=self.generator.network_calls - before
+        )
 
     def _scored(self, coefficients: Coefficients, indices: Sequence[int]) -> Batch:
         began = time.perf_counter()

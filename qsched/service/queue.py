@@ -8,17 +8,18 @@ is one transaction and may be repeated.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session, aliased
+from sqlalchemy.orm import Session
 
 from qsched.errors import LeaseLost
 from qsched.service.database import Database, now, transaction
 from qsched.service.schema import (
     OPEN,
     Incarnation,
+    Running,
     Score,
     ScoreTable,
     Slot,
@@ -98,18 +99,16 @@ class Queue:
         return [(number, str(reason)) for number, reason in session.execute(query)]
 
     @transaction
-    def news(
-        self, session: Session, since: float = 0.0
-    ) -> tuple[list[Tried], list[tuple[int, tuple[float, ...]]]]:
+    def news(self, session: Session, since: float = 0.0) -> tuple[list[Tried], list[Running]]:
         """What a sampler goes by: the slots that were finished or stopped at `since` or
-        later, in the order of their ends, and (number, vector) of those being tried right now."""
+        later, in the order of their ends, and those being tried right now."""
         finished = (
             sa.select(SlotTable.finished, SlotTable.number, SlotTable.vector, SlotTable.value)
             .where(SlotTable.study == self.study.id, SlotTable.finished >= since)
             .order_by(SlotTable.finished, SlotTable.number)
         )
         running = (
-            sa.select(SlotTable.number, SlotTable.vector)
+            sa.select(SlotTable.number, SlotTable.vector, SlotTable.prompts)
             .where(SlotTable.study == self.study.id, SlotTable.state == "running")
             .order_by(SlotTable.number)
         )
@@ -118,7 +117,11 @@ class Queue:
                 Tried(time or 0.0, number, tuple(vector or ()), value or 0.0)
                 for time, number, vector, value in session.execute(finished)
             ],
-            [(number, tuple(vector)) for number, vector in session.execute(running) if vector],
+            [
+                Running(number, tuple(vector), tuple(prompts) if prompts is not None else None)
+                for number, vector, prompts in session.execute(running)
+                if vector
+            ],
         )
 
     @transaction
@@ -148,12 +151,18 @@ class Queue:
 
     @transaction
     def claim(
-        self, session: Session, worker: str, lease: float, *, identity_first: bool
+        self,
+        session: Session,
+        worker: str,
+        lease: float,
+        *,
+        barriers: Callable[[int], Sequence[int]] = lambda budget: (),
     ) -> Slot | None:
         """Takes the first slot that is free, for `lease` seconds; None if there is none.
 
         Free is what waits, what expired, and what this worker holds already (the answer to an
-        earlier call was lost). `identity_first`: nothing but slot 0 is free until it is finished.
+        earlier call was lost). `barriers`, of a budget: slots before which all others are over
+        when they begin; slot 0, the identity, is so when it is finished.
         """
         free = sa.or_(
             SlotTable.state == "waiting",
@@ -170,14 +179,9 @@ class Queue:
             .limit(1)
             .with_for_update(skip_locked=True, of=SlotTable)
         )
-        if identity_first:
-            zero = aliased(SlotTable)
-            scored = (
-                sa.select(zero.number)
-                .where(zero.study == self.study.id, zero.number == 0, zero.state == "finished")
-                .exists()
-            )
-            query = query.where(sa.or_(SlotTable.number == 0, scored))
+        limit = self._limit(session, barriers)
+        if limit is not None:
+            query = query.where(SlotTable.number < limit)
         row = session.scalar(query)
         while row is not None and row.state == "running" and row.worker != worker and _lost(row):
             session.flush()
@@ -199,9 +203,14 @@ class Queue:
         *,
         vector: Sequence[float],
         trial: int,
+        prompts: Sequence[int] | None = None,
+        origin: int | None = None,
     ) -> None:
-        """Fixes the slot's search vector and Optuna's trial. Raises LeaseLost."""
-        self._hold(session, slot, lease, vector=list(vector), trial=trial)
+        """Fixes the slot's search vector, Optuna's trial, its prompts (None: all) and the slot
+        whose scores it goes on from. Raises LeaseLost."""
+        dealt = list(prompts) if prompts is not None else None
+        changes = {"vector": list(vector), "trial": trial, "prompts": dealt, "origin": origin}
+        self._hold(session, slot, lease, **changes)
 
     @transaction
     def adopt(
@@ -212,6 +221,7 @@ class Queue:
         *,
         vector: Sequence[float],
         trial: int,
+        prompts: Sequence[int] | None = None,
     ) -> Slot | None:
         """As `begin`, with a trial that somebody enqueued, unless another slot has it or tries its
         vector: that slot is returned, and nothing is changed. One worker at a time gets here, so
@@ -226,7 +236,8 @@ class Queue:
             other = row.frozen()
             if other.trial == trial or other.vector == tuple(vector):
                 return other
-        self._hold(session, slot, lease, vector=list(vector), trial=trial)
+        dealt = list(prompts) if prompts is not None else None
+        self._hold(session, slot, lease, vector=list(vector), trial=trial, prompts=dealt)
         return None
 
     @transaction
@@ -286,13 +297,28 @@ class Queue:
 
     @transaction
     def scores(self, session: Session, slot: int) -> list[Score]:
-        """What a slot has scored, by prompt."""
+        """What a slot has scored, by prompt, with what the slots before it scored of its vector
+        where it goes on from them."""
+        origin = self._row(session, slot).origin
+        mine = ScoreTable.slot == slot
+        if origin is not None:
+            family = sa.select(SlotTable.number).where(
+                SlotTable.study == self.study.id,
+                SlotTable.number <= slot,
+                sa.or_(SlotTable.number == origin, SlotTable.origin == origin),
+            )
+            mine = ScoreTable.slot.in_(family)
         query = (
             sa.select(ScoreTable.prompt, ScoreTable.metric, ScoreTable.value, ScoreTable.seconds)
-            .filter_by(study=self.study.id, slot=slot)
+            .where(ScoreTable.study == self.study.id, mine)
             .order_by(ScoreTable.prompt, ScoreTable.metric)
         )
         return [Score(*row) for row in session.execute(query)]
+
+    @transaction
+    def own_scores(self, session: Session, slots: Sequence[int]) -> dict[int, list[Score]]:
+        """What each of these slots has scored itself, by prompt."""
+        return scores_by_slot(session, self.study, slots)
 
     @transaction
     def effort(self, session: Session) -> tuple[int, float]:
@@ -307,6 +333,20 @@ class Queue:
         return count, total
 
     # Inside a transaction
+
+    def _limit(self, session: Session, barriers: Callable[[int], Sequence[int]]) -> int | None:
+        """The first barrier behind a slot that isn't over; None where nothing is barred."""
+        of_study = SlotTable.study == self.study.id
+        count = sa.select(sa.func.count()).select_from(SlotTable).where(of_study)
+        places = barriers(session.scalar(count) or 0)
+        if not places:
+            return None
+        left = sa.or_(
+            SlotTable.state.in_(("waiting", "running")),
+            sa.and_(SlotTable.number == 0, SlotTable.state != "finished"),
+        )
+        first = session.scalar(sa.select(sa.func.min(SlotTable.number)).where(of_study, left))
+        return next((place for place in places if first is not None and first < place), None)
 
     def _hold(self, session: Session, slot: Slot, lease: float, **changes: Any) -> None:
         """Checks the fencing token and renews the lease in one statement; LeaseLost if it is not
@@ -360,11 +400,15 @@ def add_slots(session: Session, study: StudyTable, budget: int) -> None:
         session.execute(sa.insert(SlotTable), rows)
 
 
-def scores_by_slot(session: Session, study: Incarnation) -> dict[int, list[Score]]:
-    """All scores of a study, by prompt within a slot."""
+def scores_by_slot(
+    session: Session, study: Incarnation, slots: Sequence[int] | None = None
+) -> dict[int, list[Score]]:
+    """All scores of a study, or of some of its slots, by prompt within a slot."""
     columns = (ScoreTable.slot, ScoreTable.prompt, ScoreTable.metric)
     query = sa.select(*columns, ScoreTable.value, ScoreTable.seconds)
     found: dict[int, list[Score]] = {}
+    if slots is not None:
+        query = query.where(ScoreTable.slot.in_(slots))
     rows = session.execute(query.filter_by(study=study.id).order_by(*columns))
     for slot, prompt, metric, value, seconds in rows:
         found.setdefault(slot, []).append(Score(prompt, metric, value, seconds))

@@ -15,7 +15,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from qsched.errors import StudyGone
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 FINITE = ConfigDict(allow_inf_nan=False)
 Count = Annotated[int, Field(ge=0)]
@@ -40,6 +40,7 @@ class Table(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012
         dict[str, Any]: sa.JSON(none_as_null=True),
         list[float]: sa.JSON(none_as_null=True),
+        list[int]: sa.JSON(none_as_null=True),
         float: sa.Double,
     }
 
@@ -56,6 +57,7 @@ class StudyTable(Table):
 
     `id` is the incarnation's, which everything of the study hangs on. `hardware` is that of the
     first worker. `accepted` holds the fingerprint's keys that were overridden, with both values.
+    `gauge` is what the first worker measured for the sampler `prompts`.
     """
 
     __tablename__ = "qsched_studies"
@@ -66,6 +68,7 @@ class StudyTable(Table):
     accepted: Mapped[dict[str, Any]] = mapped_column(default=dict)
     hardware: Mapped[dict[str, Any] | None]
     outcome: Mapped[dict[str, Any] | None]
+    gauge: Mapped[dict[str, Any] | None]
     paused: Mapped[bool] = mapped_column(default=False)
     created: Mapped[dt.datetime] = mapped_column(server_default=sa.func.now())
 
@@ -94,8 +97,9 @@ class SlotTable(Table):
 
     `attempt` counts the claims; it is the fencing token of the worker that holds the slot. `lease`
     is when that worker's hold expires, by the database's clock. `vector` and `trial` (Optuna's
-    trial id) are set together, once. `lost` counts the claims in a row that expired without a
-    new score.
+    trial id) are set together, once, with the `prompts` that it scores, where those are not all,
+    and with `origin`, the slot that tried its vector first, where that is another one. `lost`
+    counts the claims in a row that expired without a new score.
     """
 
     __tablename__ = "qsched_slots"
@@ -109,6 +113,8 @@ class SlotTable(Table):
     lease: Mapped[float | None]
     vector: Mapped[list[float] | None]
     trial: Mapped[int | None]
+    prompts: Mapped[list[int] | None]
+    origin: Mapped[int | None]
     value: Mapped[float | None]
     reason: Mapped[str | None] = mapped_column(sa.Text)
     finished: Mapped[float | None]
@@ -135,6 +141,8 @@ class SlotTable(Table):
             worker=self.worker,
             vector=vector,
             trial=self.trial,
+            prompts=tuple(self.prompts) if self.prompts is not None else None,
+            origin=self.origin,
             value=self.value,
             reason=self.reason,
         )
@@ -221,7 +229,9 @@ class Tried:
 class Slot:
     """A slot as it stood when it was read.
 
-    States: waiting, running, finished, stopped (early; the value is an estimate), parked.
+    States: waiting, running, finished, stopped (before it had all prompts; the value is an
+    estimate), parked. `prompts`: those that it scores, by index; None for all. `origin`: the slot
+    that tried its vector first, whose scores are its own too; None for itself.
     """
 
     number: Count
@@ -233,6 +243,17 @@ class Slot:
     trial: int | None
     value: float | None
     reason: str | None
+    prompts: tuple[Count, ...] | None = None
+    origin: Count | None = None
+
+
+@dataclass(frozen=True, config=FINITE)
+class Running:
+    """A slot that is being tried, as a sampler sees it; `prompts`: None for all."""
+
+    number: Count
+    vector: tuple[float, ...]
+    prompts: tuple[Count, ...] | None
 
 
 @dataclass(frozen=True, config=FINITE)

@@ -14,6 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
+from sqlalchemy.schema import CreateColumn
 
 from qsched.errors import StorageError
 from qsched.service.database import Database, now, transaction
@@ -36,6 +37,15 @@ from qsched.service.trials import add_mirror, adopt_mirror, remove_mirror
 
 NAMED = 2
 """The version of the tables of qsched 0.1, in which studies were told by their names."""
+
+WHOLE = 3
+"""Their version before trials of some prompts, and the gauge."""
+
+NEW: Mapping[type[Table], tuple[str, ...]] = {
+    StudyTable: ("gauge",),
+    SlotTable: ("prompts", "origin"),
+}
+"""The columns that version 4 added."""
 
 RECENT = 60.0
 """Seconds after which a worker of 0.1 that wasn't heard of is gone; it spoke every 20."""
@@ -127,6 +137,20 @@ class Storage:
     def outcome(self, session: Session, study: Incarnation) -> dict[str, Any] | None:
         """What `conclude` stored last; None before the first validation. Raises StudyGone."""
         return StudyTable.of(session, study).outcome
+
+    @transaction
+    def gauge(self, session: Session, study: Incarnation) -> dict[str, Any] | None:
+        """What was measured for the sampler `prompts`; None before. Raises StudyGone."""
+        return StudyTable.of(session, study).gauge
+
+    @transaction
+    def keep_gauge(
+        self, session: Session, study: Incarnation, gauge: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Stores a gauge, unless there is one already; the one that counts. Raises StudyGone."""
+        row = StudyTable.of(session, study, locked=True)
+        row.gauge = row.gauge or dict(gauge)
+        return dict(row.gauge)
 
     @transaction
     def delete_study(self, session: Session, study: Incarnation) -> None:
@@ -242,12 +266,14 @@ class Storage:
         return len(dead)
 
     def _prepare(self) -> None:
-        """Makes the tables where there are none; upgrades those of 0.1, refuses any others."""
+        """Makes the tables where there are none; upgrades older ones, refuses any others."""
 
         def prepare(session: Session) -> int:
             self.database.alone(session)
             version = lay(session.connection(), str(self))
-            return self._upgrade(session) if version == NAMED else version
+            if version == NAMED:
+                return self._upgrade(session)
+            return self._widen(session) if version == WHOLE else version
 
         version = self.database.transaction(prepare)
         if version != SCHEMA_VERSION:
@@ -260,13 +286,7 @@ class Storage:
         """Turns the tables of version 2, where a study's key was its name, into today's, whose
         version it returns; nothing is lost. Raises StorageError while workers of that version are
         at it."""
-        working = sa.select(sa.func.count()).select_from(sa.table(WorkerTable.__tablename__))
-        working = working.where(sa.column("state") == "working", sa.column("seen") > now() - RECENT)
-        if count := session.scalar(working):
-            raise StorageError(
-                f"storage {self}: its tables are of an older qsched, of which {count} workers are "
-                f"at it; stop them, or wait {RECENT:.0f} s if they were killed"
-            )
+        self._require_no_workers(session)
         tables: tuple[type[Table], ...] = (StudyTable, SlotTable, ScoreTable, WorkerTable)
         names = [table.__tablename__ for table in tables]
         for name in names:
@@ -293,6 +313,27 @@ class Storage:
             adopt_mirror(session, row.frozen().study)
         return version
 
+    def _widen(self, session: Session) -> int:
+        """Adds the columns that version 3 had not; today's version. Raises StorageError as
+        `_upgrade`."""
+        self._require_no_workers(session)
+        for table, columns in NEW.items():
+            for column in columns:
+                made = CreateColumn(table.__table__.columns[column]).compile(session.connection())
+                session.execute(sa.text(f"ALTER TABLE {table.__tablename__} ADD COLUMN {made}"))
+        session.execute(sa.update(SchemaTable).values(version=SCHEMA_VERSION))
+        return SCHEMA_VERSION
+
+    def _require_no_workers(self, session: Session) -> None:
+        """Raises StorageError while workers of an older version are at it."""
+        working = sa.select(sa.func.count()).select_from(sa.table(WorkerTable.__tablename__))
+        working = working.where(sa.column("state") == "working", sa.column("seen") > now() - RECENT)
+        if count := session.scalar(working):
+            raise StorageError(
+                f"storage {self}: its tables are of an older qsched, of which {count} workers are "
+                f"at it; stop them, or wait {RECENT:.0f} s if they were killed"
+            )
+
 
 def _copy(
     session: Session,
@@ -305,7 +346,8 @@ def _copy(
     """Copies a table's rows as they were before `_upgrade`; `key` is the column of the incarnation,
     which SQL finds by `of`."""
     name = table.__tablename__
-    columns = [column.name for column in table.__table__.columns if column.name != key]
+    new = (key, *NEW.get(table, ()))
+    columns = [column.name for column in table.__table__.columns if column.name not in new]
     old = ", ".join(f"o.{column}" for column in columns)
     session.execute(
         sa.text(

@@ -16,7 +16,9 @@ from qsched.errors import MirrorLost, NotOurs, StudyError
 from qsched.schedule.coefficients import Coefficients
 from qsched.scoring import jaq
 from qsched.search import stopping
+from qsched.search.box import Box, Proposal
 from qsched.search.catalog import BLIND
+from qsched.search.gauge import Gauge
 from qsched.search.samplers import Proposer
 from qsched.service.queue import Queue, scores_by_slot
 from qsched.service.schema import (
@@ -70,6 +72,7 @@ class StoredStudy:
         self._objective: jaq.Objective | None = None
         self._rival: dict[int, dict[int, float]] = {}  # the best trial's value by prompt
         self._seen = 0.0  # the end of the last trial that the proposer knows
+        self._gauge: Gauge | None = None
 
     @cached_property
     def trials(self) -> Trials:
@@ -91,6 +94,8 @@ class StoredStudy:
             self.definition.bounds,
             seed=search.seed,
             budget=search.trials,
+            plan=self.definition.plan,
+            gauge=self.gauge,
         )
 
     def require_agreement(self, accept: Collection[str] = ()) -> None:
@@ -111,16 +116,61 @@ class StoredStudy:
         """The slots that have a value, by number."""
         return self.queue.slots(("finished",))
 
-    def vector(self, slot: int) -> tuple[float, ...]:
+    def propose(self, slot: int) -> Proposal:
         """What the sampler proposes for a slot, given the trials that are finished or running."""
-        if slot and self.definition.tables.search.sampler not in BLIND:
+        if slot == 0:
+            return Proposal(self.definition.parametrisation.identity)
+        budget = 1
+        if self.definition.tables.search.sampler not in BLIND:
             self._catch_up()
-        return self._proposer.vector(slot)
+        if self.definition.plan:
+            budget = sum(self.queue.counts().values())
+        return self._proposer.propose(slot, budget)
+
+    def barriers(self, budget: int) -> tuple[int, ...]:
+        """The slots that begin when all before them are over."""
+        if self.definition.plan:
+            return self.definition.plan.barriers(budget)
+        return (1,) if self.definition.objective.standardised else ()
+
+    @property
+    def gauge(self) -> Gauge | None:
+        """What was measured for the sampler `prompts`; None before, and for any other."""
+        if self._gauge is None and self.definition.plan:
+            stored = self.storage.gauge(self.incarnation)
+            try:
+                self._gauge = Gauge.from_dict(stored) if stored else None
+            except ValueError as error:
+                raise StudyError(
+                    f"study {self.name!r}: its gauge can't be read: {error}; restore it from a "
+                    "backup"
+                ) from error
+        return self._gauge
+
+    @property
+    def box(self) -> Box:
+        """What is searched."""
+        definition = self.definition
+        seed = definition.tables.search.seed
+        return Box(definition.parametrisation, definition.bounds, seed)
+
+    def keep_gauge(self, gauge: Gauge) -> Gauge:
+        """Stores what this worker measured, unless another one did; the gauge that counts."""
+        self._gauge = Gauge.from_dict(self.storage.keep_gauge(self.incarnation, gauge.to_dict()))
+        return self._gauge
+
+    def estimate(self, slot: Slot, scores: Sequence[Score]) -> float:
+        """What the whole pool's value is expected to be at a slot's vector, by some prompts'
+        scores."""
+        self._catch_up()
+        vector = slot.vector or ()
+        return self._proposer.estimate(slot.number, vector, self._by_prompt(scores, vector))
 
     def adopt(self, slot: Slot, lease: float) -> Slot | None:
         """Makes the first trial that was enqueued in Optuna a slot's; the slot with it, None if
         none waits. What can't be tried, or is tried already, is failed, with the reason. Raises
         LeaseLost."""
+        prompts = self._proposer.deal(slot.number)
         for enqueued in self.trials.enqueued():
             trial = enqueued._trial_id
             try:
@@ -128,9 +178,9 @@ class StoredStudy:
             except StudyError as error:
                 self._refuse(enqueued, str(error))
                 continue
-            other = self.queue.adopt(slot, lease, vector=vector, trial=trial)
+            other = self.queue.adopt(slot, lease, vector=vector, trial=trial, prompts=prompts)
             if other is None:
-                adopted = replace(slot, vector=vector, trial=trial)
+                adopted = replace(slot, vector=vector, trial=trial, prompts=prompts)
                 self.trials.start(adopted)
                 return adopted
             if other.trial != trial:
@@ -144,11 +194,16 @@ class StoredStudy:
     def _catch_up(self) -> None:
         """Tells the proposer the trials it doesn't know yet, in the order of their ends."""
         news, running = self.queue.news(self._seen - OVERLAP)
-        for tried in news:
-            self._proposer.add(tried.number, tried.vector, tried.value)
+        new = [tried for tried in news if not self._proposer.knows(tried.number)]
+        scores: dict[int, list[Score]] = {}
+        if new and self.definition.plan:
+            scores = self.queue.own_scores([tried.number for tried in new])
+        for tried in new:
+            by_prompt = self._by_prompt(scores.get(tried.number, ()), tried.vector)
+            self._proposer.add(tried.number, tried.vector, tried.value, scores=by_prompt)
             self._seen = max(self._seen, tried.time)
-        for number, vector in running:
-            self._proposer.add(number, vector, None)
+        for slot in running:
+            self._proposer.add(slot.number, slot.vector, None, prompts=slot.prompts)
 
     def coefficients(self, vector: Sequence[float]) -> Coefficients:
         """The coefficients of a search vector."""
@@ -200,7 +255,7 @@ class StoredStudy:
     def order(self, slot: int) -> tuple[int, ...] | None:
         """The order in which a slot scores its prompts; None where none is stopped early."""
         search = self.definition.tables.search
-        if slot == 0 or search.stop_below == 0.0:
+        if slot == 0 or search.stop_below == 0.0 or self.definition.plan:
             return None
         return stopping.order(search.seed, slot, len(self.definition.calibration))
 
@@ -219,6 +274,8 @@ class StoredStudy:
     def _by_prompt(self, scores: Sequence[Score], vector: Sequence[float]) -> dict[int, float]:
         """{prompt: JAQ less the prior's share}."""
         prompts = sorted({score.prompt for score in scores})
+        if not prompts:
+            return {}
         values = self.objective().values(self._terms(scores)) - self.penalty(vector)
         return dict(zip(prompts, values.tolist(), strict=True))
 
@@ -298,8 +355,16 @@ class StoredStudy:
             query = begun.filter_by(study=self.incarnation.id).order_by(SlotTable.number)
             missing = [row for row in session.scalars(query).all() if row.trial not in present]
             scores = scores_by_slot(session, self.incarnation) if missing else {}
+            origins = dict(session.execute(_origins(self.incarnation)).all()) if missing else {}
             for row in missing:
-                trial = self._trial(row, scores.get(row.number, []))
+                family = [
+                    number
+                    for number, origin in origins.items()
+                    if number <= row.number and row.origin in (number, origin)
+                ]
+                mine = family if row.origin is not None else [row.number]
+                found = [score for number in mine for score in scores.get(number, [])]
+                trial = self._trial(row, sorted(found, key=lambda s: (s.prompt, s.metric)))
                 row.trial = enter_trial(session, optuna, mirror, trial)
             return there is None or bool(missing)
 
@@ -384,6 +449,7 @@ class StoredStudy:
         rows, seconds = self.queue.effort()
         record = self.storage.record(self.incarnation)
         scorers = len(self.definition.scorers)
+        measuring = self.gauge.images if self.gauge else 0
         return Status(
             study=self.name,
             budget=sum(counts.values()),
@@ -393,7 +459,7 @@ class StoredStudy:
             waiting=counts["waiting"],
             parked=counts["parked"],
             paused=record.paused,
-            images=rows // scorers,
+            images=rows // scorers + measuring,
             seconds=seconds / scorers,
             identity=self.identity(),
             best=self.best(),
@@ -402,6 +468,11 @@ class StoredStudy:
             fingerprint=record.fingerprint,
             accepted=record.accepted,
         )
+
+
+def _origins(study: Incarnation) -> sa.Select[tuple[int, int | None]]:
+    """(number, origin) of all slots."""
+    return sa.select(SlotTable.number, SlotTable.origin).where(SlotTable.study == study.id)
 
 
 def create(

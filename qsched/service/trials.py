@@ -142,7 +142,9 @@ class Trials:
     def _own(self, slot: Slot) -> dict[str, Any]:
         """What a trial carries from its beginning."""
         own = {"slot": slot.number, "attempt": slot.attempt, "worker": slot.worker}
-        return own | {"images": self._images}
+        images = self._images if slot.prompts is None else len(slot.prompts)
+        again = {} if slot.origin is None else {"goes on from slot": slot.origin}
+        return own | {"images": images} | again
 
     def make(self, slot: Slot, vector: Sequence[float]) -> int:
         """A running trial for a slot that has none; its id."""
@@ -204,7 +206,8 @@ class Trials:
         self._write(slot, complete)
 
     def prune(self, slot: Slot, estimate: float, attributes: Mapping[str, Any]) -> None:
-        """Ends a trial early: its attributes, and what it would have come to as `estimate`."""
+        """Ends a trial that hasn't all prompts: its attributes, and what it would have come to as
+        `estimate`."""
 
         def prune(trial: int) -> None:
             storage = self._database.optuna

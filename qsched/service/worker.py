@@ -21,6 +21,8 @@ from qsched.errors import (
 )
 from qsched.prompts import Prompt
 from qsched.schedule.coefficients import Coefficients
+from qsched.search.box import Box
+from qsched.search.gauge import Gauge
 from qsched.service.heartbeat import Heartbeat
 from qsched.service.hosts import is_gone, this_process
 from qsched.service.interrupts import Interrupts
@@ -55,6 +57,8 @@ class Evaluates(Protocol):
 
     def measured(self) -> dict[str, Any]: ...
 
+    def gauge(self, box: Box) -> Gauge: ...
+
 
 class Worker:
     """Works on one study, until that is done or deleted.
@@ -65,8 +69,9 @@ class Worker:
 
     `hardware`: what a value may depend on; another one than the study's first worker's is refused
     unless the study allows it. `lease`: seconds, by the database's clock. `grace`: seconds that a
-    trial in hand may still take when it is asked to stop. `on_batch(slot, prompts scored)` is
-    called after each committed batch, `on_trial()` after each slot that was finished or failed,
+    trial in hand may still take when it is asked to stop. `on_batch(slot, prompts scored, of how
+    many)` is called after each committed batch, `on_gauge(gauge)` where this worker measured it,
+    `on_trial()` after each slot that was finished or failed,
     `on_wait()` before each pause in which nothing is free, `gallery(slot, images, value)` with the
     images of a trial before it is finished. `poll`: seconds between two looks while
     nothing is free.
@@ -80,7 +85,8 @@ class Worker:
         hardware: Mapping[str, Any] | None = None,
         lease: float = LEASE,
         grace: float = 0.0,
-        on_batch: Callable[[int, int], None] = lambda slot, scored: None,
+        on_batch: Callable[[int, int, int], None] = lambda slot, scored, of: None,
+        on_gauge: Callable[[Gauge], None] = lambda gauge: None,
         on_trial: Callable[[], None] = lambda: None,
         on_wait: Callable[[], None] = lambda: None,
         gallery: "Callable[[Slot, list[Batch], float], None] | None" = None,
@@ -91,6 +97,7 @@ class Worker:
         self.hardware = dict(hardware or {})
         self.lease = lease
         self.on_batch = on_batch
+        self.on_gauge = on_gauge
         self.on_trial = on_trial
         self.on_wait = on_wait
         self.gallery = gallery
@@ -130,9 +137,7 @@ class Worker:
     def run_one(self) -> bool:
         """Claims one slot and brings it as far as it goes; False if none was free."""
         queue = self.study.queue
-        slot = queue.claim(
-            self.id, self.lease, identity_first=self.study.definition.objective.standardised
-        )
+        slot = queue.claim(self.id, self.lease, barriers=self.study.barriers)
         if slot is None:
             return False
         with self._heartbeat.holding(slot):
@@ -160,18 +165,22 @@ class Worker:
     def _work(self, slot: Slot) -> bool:
         """Scores what the slot lacks and finishes it; False if it was asked to stop before."""
         study, queue = self.study, self.study.queue
+        if study.definition.plan and study.gauge is None:
+            self._measure()
         if slot.vector is None or slot.trial is None:
             slot = self._begin(slot)
         elif slot.attempt > 1:
             study.trials.start(slot)
         vector = slot.vector or ()
-        scores = queue.scores(slot.number) if slot.attempt > 1 else []
+        resumed = slot.attempt > 1 or slot.origin is not None
+        scores = queue.scores(slot.number) if resumed else []
+        wanted = slot.prompts or range(len(self.evaluator.prompts))
         done = frozenset(score.prompt for score in scores)
         made: list[Batch] = []
         if done and (estimate := self._hopeless(slot, scores, vector)) is not None:
             self._stop(slot, scores, estimate)
             return True
-        order = study.order(slot.number)
+        order = slot.prompts or study.order(slot.number)
         for batch in self.evaluator.batches(study.coefficients(vector), done, order):
             if self._heartbeat.lost:
                 raise lost(study.incarnation, slot)
@@ -181,9 +190,11 @@ class Worker:
             done |= set(batch.prompts)
             if self.gallery:
                 made.append(batch)
-            self.on_batch(slot.number, len(done))
-            complete = len(done) == len(self.evaluator.prompts)
-            if slot.number:  # the identity's own scores set the units, once they are complete
+            self.on_batch(slot.number, len(done), len(wanted))
+            complete = done.issuperset(wanted)
+            # The identity's own scores set the units, once they are complete; of some prompts the
+            # mean says little, and is no value of the trial's.
+            if slot.number and slot.prompts is None:
                 study.trials.report(slot, len(done), study.value(scores, vector))
             if complete:
                 break
@@ -192,8 +203,25 @@ class Worker:
                 return True
             if not self.interrupts.time_for(self._batch_seconds):
                 return False
-        self._finish(slot, vector, scores, made)
+        if slot.prompts is None:
+            self._finish(slot, vector, scores, made)
+        else:
+            self._conclude(slot, scores, made)
         return True
+
+    def _measure(self) -> None:
+        """The gauge, once a study: by the worker that begins it."""
+        gauge = self.study.keep_gauge(self.evaluator.gauge(self.study.box))
+        logger.info("%s", gauge.sentence)
+        self.on_gauge(gauge)
+
+    def _conclude(self, slot: Slot, scores: Sequence[Score], made: "list[Batch]") -> None:
+        """Ends a trial of some prompts, at what all of them are expected to come to."""
+        ended = self.study.trials.estimate(slot) if slot.attempt > 1 else None
+        estimate = self.study.estimate(slot, scores) if ended is None else ended
+        if self.gallery and slot.number <= self.study.definition.tables.gallery.trials:
+            self.gallery(slot, made, estimate)
+        self._stop(slot, scores, estimate)
 
     def _begin(self, slot: Slot) -> Slot:
         """A slot that lacks vector and trial, with both: its own vector, the next that somebody
@@ -205,10 +233,22 @@ class Worker:
             adopted = study.adopt(slot, self.lease)
             if adopted is not None:
                 return adopted
-        vector = slot.vector or study.vector(slot.number)
-        trial = study.trials.make(slot, vector)
-        study.queue.begin(slot, self.lease, vector=vector, trial=trial)
-        return replace(slot, vector=vector, trial=trial)
+        if slot.vector is None:
+            proposal = study.propose(slot.number)
+            slot = replace(
+                slot, vector=proposal.vector, prompts=proposal.prompts, origin=proposal.origin
+            )
+        vector = slot.vector or ()
+        slot = replace(slot, trial=study.trials.make(slot, vector))
+        study.queue.begin(
+            slot,
+            self.lease,
+            vector=vector,
+            trial=slot.trial or 0,
+            prompts=slot.prompts,
+            origin=slot.origin,
+        )
+        return slot
 
     def _hopeless(
         self, slot: Slot, scores: Sequence[Score], vector: Sequence[float]
@@ -221,13 +261,15 @@ class Worker:
         return self.study.hopeless(slot.number, scores, vector) if stopped is None else stopped
 
     def _stop(self, slot: Slot, scores: Sequence[Score], estimate: float) -> None:
-        """Ends a trial that is clearly worse than the best: Optuna's trial, then the slot."""
+        """Ends a trial that hasn't all prompts, at an estimate: Optuna's trial, then the slot."""
         study = self.study
         prompts = len({score.prompt for score in scores})
         study.queue.renew(slot, self.lease)
+        if slot.prompts is not None:  # what Optuna shows of a trial that isn't complete
+            study.trials.report(slot, prompts, estimate)
         study.trials.prune(slot, estimate, self._attributes(slot, scores) | {"prompts": prompts})
         study.queue.finish(slot, estimate, stopped=True)
-        logger.info("slot %d: stopped after %d prompts, %.6g", slot.number, prompts, estimate)
+        logger.info("slot %d: %d prompts, expected %.6g", slot.number, prompts, estimate)
 
     def _finish(
         self,

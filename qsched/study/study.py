@@ -28,6 +28,8 @@ from qsched.plugins import beside
 from qsched.prompts import Prompt, Prompts, choose, is_remote, locate, split, stand_ins, with_seeds
 from qsched.schedule.parametrisations import Bounds, Parametrisation
 from qsched.scoring import jaq
+from qsched.search.catalog import BEFORE, resolved
+from qsched.search.plan import TRIALS, Plan
 from qsched.seeds import digest
 from qsched.study.file import StudyFile
 from qsched.study.fingerprint import (
@@ -101,7 +103,12 @@ class Study:
     @property
     def trials(self) -> int:
         """The budget: finished trials, the identity's among them."""
-        return self.tables.search.trials
+        return self.tables.search.trials or TRIALS
+
+    @property
+    def plan(self) -> Plan | None:
+        """Which prompts its trials score; None where each scores all."""
+        return self.tables.search.plan(len(self.calibration))
 
     @cached_property
     def parametrisation(self) -> Parametrisation:
@@ -191,7 +198,10 @@ class Study:
         """
         left_out = {"name", "prompts", "execution", "gallery"}
         tables = self.tables.model_dump(mode="json", exclude=left_out)
-        tables["search"].pop("trials")
+        for key in ("trials", "images"):
+            tables["search"].pop(key)
+        if tables["search"]["prompts_per_trial"] is None:  # which 0.1 had not
+            tables["search"].pop("prompts_per_trial")
         keys = dict(_flat(tables))
         keys["model.weights"] = self.weights
         keys["prompts.calibration"] = _digest(self.calibration)
@@ -210,6 +220,9 @@ class Study:
         current, key = self.fingerprint(read=read), "model.weights"
         if not read:
             stored = without_reader(self.tables, stored)
+        if stored.get("search.sampler") == "auto":
+            meant = resolved("auto", self.tables.space.dimension, BEFORE)
+            stored = {**stored, "search.sampler": meant}
         if "format" not in stored and stored.get(key) != current[key]:
             before = weights_of(self.tables.model, first_and_last)
             current[key] = before if stored.get(key) == before else current[key]
@@ -240,8 +253,13 @@ class Study:
             raise StudyError(
                 f"its definition can't be read: {unreadable(error)}; restore it from a backup"
             ) from error
+        tables = stored.tables
+        if tables.search.sampler == "auto":  # 0.1 stored the word
+            sampler = resolved("auto", tables.space.dimension, BEFORE)
+            search = tables.search.model_copy(update={"sampler": sampler})
+            tables = tables.model_copy(update={"search": search})
         return cls(
-            tables=stored.tables,
+            tables=tables,
             calibration=tuple(Prompt(*pair) for pair in stored.calibration),
             held_out=tuple(Prompt(*pair) for pair in stored.held_out),
             weights=stored.weights,
@@ -311,9 +329,14 @@ def _read(content: Mapping[str, Any], path: Path, fetch: bool) -> Study:
         pass  # already among the problems of the whole file
     except QschedError as error:
         problems.append(str(error))
+    calibration, held_out = prompts
+    if tables is not None and calibration:
+        try:
+            tables = _settled(tables, len(calibration))
+        except QschedError as error:
+            problems.append(str(error))
     if tables is None or problems:
         raise ConfigError("\n".join(one_line(f"{path}: {problem}") for problem in problems))
-    calibration, held_out = prompts
     return Study(
         tables=tables,
         calibration=calibration,
@@ -390,6 +413,13 @@ def _with_defaults(tables: StudyFile, folder: Path) -> StudyFile:
         update={"sampling": sampling, "model": model, "validation": validation}
     )
     search = tables.search.model_copy(update={"parametrisation": tables.space.name})
+    return tables.model_copy(update={"search": search})
+
+
+def _settled(tables: StudyFile, pool: int) -> StudyFile:
+    """The tables with the sampler and the budget as they are for so many prompts."""
+    space = tables.space
+    search = tables.search.settled(space.dimension, space.dimension - len(space.pinned), pool)
     return tables.model_copy(update={"search": search})
 
 
