@@ -154,6 +154,16 @@ def test_both_kinds_of_output_hold_the_averages() -> None:
     assert not torch.equal(results[0][0], results[0][4])
 
 
+def test_a_row_without_an_average_is_the_last_steps_own_sample() -> None:
+    """Signs of zero included, which a sum with nothing would lose."""
+    ours = precondition_mixed(FlowMatchEulerDiscreteScheduler(), [rows(4)[0], rows(4)[4]])
+    ours.set_timesteps(4)
+    x = torch.full((2, 3), -0.0)
+    for t in ours.timesteps:
+        x = ours.step(torch.zeros(2, 3), t, x).prev_sample
+    assert x.signbit().tolist() == [[True] * 3, [False] * 3]
+
+
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
