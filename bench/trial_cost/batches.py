@@ -1,6 +1,6 @@
 """What an image of a trial of 4 prompts costs, where trials share a batch and where they don't.
 
-    python -m bench.trial_cost.batches [--rounds 5] [--json]
+    python -m bench.trial_cost.batches [--rounds 3] [--json]
 
 The same 16 prompts three ways: 4 trials of 4 prompts in one batch of 16, one trial of 16 prompts in
 one batch, and 4 trials of 4 in batches of their own. They take turns in one process, with other
@@ -126,7 +126,7 @@ def measure(steps: int, rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     table: Table = [measure(steps, options.rounds) for steps in STEPS]
