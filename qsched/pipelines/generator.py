@@ -3,6 +3,8 @@
     generator = ImageGenerator(pipeline, Sampling(steps=4, guidance_scale=0.0))
     generator.prepare(prompts)
     images = generator.generate(prompts, Coefficients.ramp(4, 1.05, 0.97))    # (N, 3, H, W)
+    images = generator.generate([cat, owl], [one, other])           # coefficients for each image
+    latents = generator.final_latents(prompts, coefficients)        # not decoded
 
 The pipeline's own ``__call__`` makes the images; two of its parts are intercepted while it runs,
 because what they return can't depend on the coefficients and so is the same in every trial:
@@ -17,7 +19,8 @@ Each is kept per image, in the computer's memory, under a digest of everything t
 can't be digested exactly is not kept. Images are made in batches of one fixed shape (the last one
 padded), so an image doesn't depend on its neighbours; captions whose embeddings differ in shape are
 never padded to each other, they go in batches of one. What a scheduler's step injects is drawn from
-the image's own generator, also where the pipeline passes it none.
+the image's own generator, also where the pipeline passes it none. Images of other coefficients may
+share a batch: their scheduler scales row by row.
 
 None of this is assumed: `prepare` runs the self-test on the pipeline itself, and what changes a
 pixel is switched off.
@@ -29,14 +32,14 @@ import inspect
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline
 from torch import Tensor
 
-from qsched.errors import GenerationError, QschedError
+from qsched.errors import CoefficientsError, GenerationError, QschedError
 from qsched.libraries import quiet
 from qsched.pipelines.agreement.settings import NAMED, require_taken
 from qsched.pipelines.devices import free_memory
@@ -57,20 +60,26 @@ from qsched.pipelines.self_test import SelfTest, self_test
 from qsched.pipelines.table import OWN_KEYS, Sampling
 from qsched.prompts import Prompt
 from qsched.schedule.coefficients import Coefficients
-from qsched.schedule.preconditioning import precondition
+from qsched.schedule.mixed import precondition_mixed
+from qsched.schedule.preconditioning import is_last_step, precondition
 
 logger = logging.getLogger(__name__)
 
+Item = TypeVar("Item")
+
 CACHES = frozenset({"embeddings", "first-call", "later-calls"})
 """The caches of an ImageGenerator, by name."""
+
+Drawing = tuple[Prompt, Coefficients]
+"""What an image is drawn from."""
 
 
 class ImageGenerator:
     """Generates images of fixed prompts under many coefficients.
 
     One instance belongs to one pipeline with fixed weights and one way of sampling; quantize the
-    pipeline first. Not thread-safe. `network_calls` and `images` count what was really done.
-    `tested`: what the self-test found, from `prepare` on.
+    pipeline first. Not thread-safe. `network_calls` and `images` count what was really done; final
+    latents are no images. `tested`: what the self-test found, from `prepare` on.
     """
 
     def __init__(
@@ -100,7 +109,8 @@ class ImageGenerator:
         self._embeddings: dict[bytes, Any] = {}
         self._first_outputs: dict[bytes, Any] = {}
         self._later_outputs: dict[bytes, Any] = {}
-        self._pass: tuple[Coefficients | None, set[Prompt]] = (None, set())
+        self._ways: frozenset[Coefficients] = frozenset()
+        self._went: set[Drawing] = set()
 
     def prepare(self, prompts: Sequence[Prompt], known: SelfTest | None = None) -> None:
         """Tests caches and batches on the pipeline itself, encodes all captions that will be asked
@@ -160,7 +170,7 @@ class ImageGenerator:
             raise _EncodedError
 
         identity = Coefficients.identity(self.sampling.steps)
-        with self._scheduled(identity):
+        with self._scheduled([identity]):
             for start in range(0, len(prompts), self.batch_size):
                 batch = self._padded(prompts[start : start + self.batch_size])
                 encode = self._encoder(self.pipeline.encode_prompt, batch)
@@ -224,23 +234,49 @@ class ImageGenerator:
             return 10**9
         return int(self.sampling.call.get("max_sequence_length", named.default))
 
-    def generate(self, prompts: Sequence[Prompt], coefficients: Coefficients) -> Tensor:
+    def generate(
+        self, prompts: Sequence[Prompt], coefficients: Coefficients | Sequence[Coefficients]
+    ) -> Tensor:
         """(N, 3, H, W) float32 images in [0, 1] on the CPU, one for each prompt, in their order;
         transparent ones on white.
 
-        Raises CoefficientsError if the number of steps differs from the sampling's, and
-        GenerationError, with the prompt, if an image is not finite.
+        `coefficients`: of all images, or of each one. Images of different coefficients share a
+        batch unless the self-test found that they can't, with the same pixels as apart.
+
+        Raises CoefficientsError if the number of steps differs from the sampling's, or if there
+        are not as many as prompts; and GenerationError, with the prompt, if an image is not finite.
         """
-        coefficients.require_steps(self.sampling.steps)
-        if self._pass[0] != coefficients.scalars:
+        return self._drawn(prompts, coefficients, self._image_batch)
+
+    def final_latents(
+        self, prompts: Sequence[Prompt], coefficients: Coefficients | Sequence[Coefficients]
+    ) -> Tensor:
+        """(N, ...) float32 on the CPU: what the last step returns, an average of x0 predictions
+        included, in the pipeline's own layout; nothing is decoded.
+
+        Arguments, batches, caches and errors are those of `generate`.
+        """
+        return self._drawn(prompts, coefficients, self._latent_batch)
+
+    def _drawn(
+        self,
+        prompts: Sequence[Prompt],
+        coefficients: Coefficients | Sequence[Coefficients],
+        draw: Callable[[Sequence[Drawing]], Tensor],
+    ) -> Tensor:
+        """What `draw` makes of each batch, in the order of the prompts."""
+        drawings = _drawings(prompts, coefficients)
+        for each in {each for _, each in drawings}:
+            each.require_steps(self.sampling.steps)
+        ways = frozenset(each.scalars for _, each in drawings)
+        if not ways <= self._ways:
             self._later_outputs.clear()
-            self._pass = (coefficients.scalars, set())
-        with self._scheduled(coefficients):
-            try:
-                return self._batches(prompts)
-            except _OneByOneError as error:
-                self._one_by_one(error)
-                return self._batches(prompts)
+            self._ways, self._went = ways, set()
+        try:
+            return self._batches(drawings, draw)
+        except _OneByOneError as error:
+            self._one_by_one(error)
+            return self._batches(drawings, draw)
 
     def plain(self, prompts: Sequence[Prompt]) -> Tensor:
         """The images of one batch as the pipeline makes them without qsched: nothing is
@@ -277,32 +313,79 @@ class ImageGenerator:
         self._later_outputs.clear()
 
     @contextmanager
-    def _scheduled(self, coefficients: Coefficients) -> Iterator[None]:
-        """The pipeline with a scheduler that follows the coefficients, for a while."""
+    def _scheduled(self, coefficients: Sequence[Coefficients]) -> Iterator[None]:
+        """The pipeline with a scheduler that follows each image's coefficients, for a while."""
         stock = self.pipeline.scheduler
-        self.pipeline.scheduler = precondition(stock, coefficients)
+        same = len(set(coefficients)) == 1
+        self.pipeline.scheduler = (
+            precondition(stock, coefficients[0])
+            if same
+            else precondition_mixed(stock, coefficients)
+        )
         try:
             yield
         finally:
             self.pipeline.scheduler = stock
 
-    def _batches(self, prompts: Sequence[Prompt]) -> Tensor:
-        starts = range(0, len(prompts), self.batch_size)
-        return torch.cat([self._batch(prompts[at : at + self.batch_size]) for at in starts])
+    def _batches(
+        self, drawings: Sequence[Drawing], draw: Callable[[Sequence[Drawing]], Tensor]
+    ) -> Tensor:
+        """What is drawn batch by batch; where images of different coefficients may not share one,
+        coefficients by coefficients."""
+        groups: dict[Coefficients | None, list[int]] = {}
+        mixed = self.tested is None or self.tested.mixed
+        for place, (_, each) in enumerate(drawings):
+            groups.setdefault(None if mixed else each, []).append(place)
+        batches = [
+            places[at : at + self.batch_size]
+            for places in groups.values()
+            for at in range(0, len(places), self.batch_size)
+        ]
+        drawn = torch.cat([draw([drawings[place] for place in batch]) for batch in batches])
+        return drawn[torch.tensor([place for batch in batches for place in batch]).argsort()]
 
-    def _batch(self, prompts: Sequence[Prompt]) -> Tensor:
-        padded = self._padded(prompts)
-        noise = [torch.Generator("cpu").manual_seed(prompt.seed) for prompt in padded]
-        seen = self._pass[1]
-        repeated = seen.issuperset(prompts)
-        with ExitStack() as stack:
-            for owner, method, replacement in self._interceptions(padded, noise, repeated):
-                stack.enter_context(replaced(owner, method, replacement))
-            output = self._call(padded, noise)
-        seen.update(prompts)
-        images = self._images(output, prompts)
+    def _image_batch(self, drawings: Sequence[Drawing]) -> Tensor:
+        with self._intercepted(drawings) as (prompts, noise):
+            output = self._call(prompts, noise)
+        images = self._images(output, [prompt for prompt, _ in drawings])
         self.images += len(images)
         return images
+
+    def _latent_batch(self, drawings: Sequence[Drawing]) -> Tensor:
+        with self._intercepted(drawings) as (prompts, noise):
+            scheduler = self.pipeline.scheduler
+            with replaced(scheduler, "step", _with_an_end(scheduler)):
+                try:
+                    self._call(prompts, noise)
+                    found: Any = None
+                except _DenoisedError as done:
+                    found = done.latents
+                    self.pipeline.maybe_free_model_hooks()  # as at the end of its call
+        if not isinstance(found, Tensor) or not found.ndim or len(found) != len(prompts):
+            raise GenerationError(
+                f"{type(self.pipeline).__name__}: no final latents with a row for each image come "
+                "out of its last step; take a text-to-image pipeline"
+            )
+        latents = found[: len(drawings)].float().cpu()
+        _refuse_infinite(latents, [prompt for prompt, _ in drawings], "the final latent")
+        return latents
+
+    @contextmanager
+    def _intercepted(
+        self, drawings: Sequence[Drawing]
+    ) -> Iterator[tuple[list[Prompt], list[torch.Generator]]]:
+        """The pipeline readied for a batch of drawings: the prompts, up to the batch's fixed size,
+        and the noise that it is to be called with."""
+        padded = self._padded(drawings)
+        prompts = [prompt for prompt, _ in padded]
+        noise = [torch.Generator("cpu").manual_seed(prompt.seed) for prompt in prompts]
+        ways = {(prompt, each.scalars) for prompt, each in drawings}
+        repeated = self._went >= ways
+        with self._scheduled([each for _, each in padded]), ExitStack() as stack:
+            for owner, method, replacement in self._interceptions(prompts, noise, repeated):
+                stack.enter_context(replaced(owner, method, replacement))
+            yield prompts, noise
+        self._went |= ways
 
     def _images(self, output: Any, prompts: Sequence[Prompt]) -> Tensor:
         """The images of `prompts` in what the pipeline returned."""
@@ -318,12 +401,13 @@ class ImageGenerator:
                 "expected images, (N, 3, H, W); take a text-to-image pipeline"
             )
         images = images[: len(prompts)].float().cpu()
-        self._refuse_spoilt(images, prompts)
+        _refuse_infinite(images, prompts, "the image")
+        _refuse_black(images, prompts)
         return images
 
-    def _padded(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """`prompts` and the last one again, up to the batch's fixed size."""
-        return [*prompts, *[prompts[-1]] * (self.batch_size - len(prompts))]
+    def _padded(self, batch: Sequence[Item]) -> list[Item]:
+        """`batch` and its last one again, up to the fixed size."""
+        return [*batch, *[batch[-1]] * (self.batch_size - len(batch))]
 
     def _call(self, prompts: Sequence[Prompt], noise: list[torch.Generator]) -> Any:
         """The pipeline itself."""
@@ -352,25 +436,6 @@ class ImageGenerator:
             for key in keys
             if key in NAMED or key not in OWN_KEYS
         ]
-
-    @staticmethod
-    def _refuse_spoilt(images: Tensor, prompts: Sequence[Prompt]) -> None:
-        """Raises GenerationError for an image that is not finite, or black all over."""
-        finite = images.isfinite().flatten(1).all(dim=1)
-        black = images.flatten(1).amax(dim=1) < 1 / 255
-        for bad, what, remedy in (
-            (
-                ~finite,
-                "not finite",
-                "model.dtype = 'bfloat16' or 'float32', or narrower search.bounds",
-            ),
-            (black, "black all over", "model.dtype = 'bfloat16', and no safety checker"),
-        ):
-            if bad.any():
-                broken = prompts[int(bad.int().argmax())]
-                raise GenerationError(
-                    f"the image of {broken.text!r} (seed {broken.seed}) is {what}; try {remedy}"
-                )
 
     def _interceptions(
         self, prompts: Sequence[Prompt], noise: Sequence[torch.Generator], repeated: bool
@@ -485,6 +550,40 @@ def _opaque(images: Any) -> Any:
     return colours * alpha + (1 - alpha)
 
 
+def _drawings(
+    prompts: Sequence[Prompt], coefficients: Coefficients | Sequence[Coefficients]
+) -> list[Drawing]:
+    """Each prompt with its coefficients."""
+    if isinstance(coefficients, Coefficients):
+        return [(prompt, coefficients) for prompt in prompts]
+    if len(coefficients) != len(prompts):
+        raise CoefficientsError(
+            f"{len(coefficients)} coefficients for {len(prompts)} prompts; expected one for each "
+            "prompt, or one for all"
+        )
+    return list(zip(prompts, coefficients, strict=True))
+
+
+def _refuse_infinite(values: Tensor, prompts: Sequence[Prompt], what: str) -> None:
+    """Raises GenerationError for an image's values that are not all finite."""
+    finite = values.isfinite().flatten(1).all(dim=1)
+    remedy = "model.dtype = 'bfloat16' or 'float32', or narrower search.bounds"
+    _refuse(~finite, prompts, what, f"not finite; try {remedy}")
+
+
+def _refuse_black(images: Tensor, prompts: Sequence[Prompt]) -> None:
+    """Raises GenerationError for an image that is black all over."""
+    black = images.flatten(1).amax(dim=1) < 1 / 255
+    remedy = "model.dtype = 'bfloat16', and no safety checker"
+    _refuse(black, prompts, "the image", f"black all over; try {remedy}")
+
+
+def _refuse(bad: Tensor, prompts: Sequence[Prompt], what: str, why: str) -> None:
+    if bad.any():
+        broken = prompts[int(bad.int().argmax())]
+        raise GenerationError(f"{what} of {broken.text!r} (seed {broken.seed}) is {why}")
+
+
 def _is_negative(name: str, value: Any) -> bool:
     return name.startswith("negative_prompt") and isinstance(value, str)
 
@@ -525,9 +624,33 @@ def _with_noise(step: Callable[..., Any], noise: Sequence[torch.Generator]) -> C
     return drawn
 
 
+def _with_an_end(scheduler: Any) -> Callable[..., Any]:
+    """A preconditioned scheduler's step; the last one ends the pipeline's call."""
+    step = scheduler.step
+    signature = inspect.signature(step)
+
+    @functools.wraps(step)
+    def ending(*args: Any, **kwargs: Any) -> Any:
+        last = is_last_step(scheduler, signature.bind(*args, **kwargs).arguments["timestep"])
+        output = step(*args, **kwargs)
+        if last:
+            raise _DenoisedError(output[0])
+        return output
+
+    return ending
+
+
 class _OneByOneError(ApartError):
     """The embeddings of these captions can't be in one batch."""
 
 
 class _EncodedError(QschedError):
     """The prompts are encoded; the rest of the pipeline's call is not wanted."""
+
+
+class _DenoisedError(QschedError):
+    """The last step was made, and returned `latents`; the rest of the call is not wanted."""
+
+    def __init__(self, latents: Any) -> None:
+        super().__init__("denoised")
+        self.latents = latents

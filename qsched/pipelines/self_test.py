@@ -2,10 +2,11 @@
 
 Two captions, the shortest and the longest, are drawn by the pipeline alone, together and apart, by
 the generator without caches, and with them: filled under other coefficients, read at the identity
-in another order, and at last without the text encoders. That is seven batches of two images, and
-one that needs no network. What differs is switched off, each with those before it: the cache of
-later calls, of the first call, of embeddings, and batches. A pipeline that doesn't repeat itself,
-or doesn't follow the coefficients, is refused.
+in another order, and at last without the text encoders. Then each under coefficients of its own, in
+one batch, three times over. That is ten batches of two images, and one that needs no network. What
+differs is switched off, each with those before it: the cache of later calls, of the first call, of
+embeddings, and batches; and by itself, batches of images with coefficients of their own. A pipeline
+that doesn't repeat itself, or doesn't follow the coefficients, is refused.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from qsched.errors import GenerationError
+from qsched.errors import GenerationError, ScheduleError
 from qsched.prompts import Prompt
 from qsched.schedule.coefficients import Coefficients
 
@@ -27,7 +28,7 @@ image: its kernels may add in another order. It was never run on one. On the CPU
 ORDER = ("later-calls", "first-call", "embeddings")
 """The caches, in the order in which they are switched off."""
 
-VERSION = 1
+VERSION = 2
 """Of the stored form of a `SelfTest`, and of what it was compared by."""
 
 
@@ -38,7 +39,9 @@ class Draws(Protocol):
 
     def plain(self, prompts: Sequence[Prompt]) -> Tensor: ...
 
-    def generate(self, prompts: Sequence[Prompt], coefficients: Coefficients) -> Tensor: ...
+    def generate(
+        self, prompts: Sequence[Prompt], coefficients: Coefficients | Sequence[Coefficients]
+    ) -> Tensor: ...
 
     def without_text_encoders(self) -> AbstractContextManager[None]: ...
 
@@ -52,7 +55,8 @@ class Makes(Protocol):
 @dataclass(frozen=True)
 class SelfTest:
     """What may be used. `pairs`: it was made for batches, else for batches of one image; `batches`:
-    they may have more than one. `encoders_needed`: images need the text encoders after encoding.
+    they may have more than one, and `mixed`: these may have coefficients of their own.
+    `encoders_needed`: images need the text encoders after encoding.
     `off`: what was switched off, in words; `largest`: the largest difference of a pixel that was
     let pass. `own_noise`: the pipeline gives its scheduler no generator, so plain calls can't be
     repeated.
@@ -61,6 +65,7 @@ class SelfTest:
     caches: frozenset[str]
     pairs: bool
     batches: bool
+    mixed: bool
     encoders_needed: bool
     off: tuple[str, ...] = ()
     largest: float = 0.0
@@ -125,10 +130,13 @@ def self_test(
     found = test.held(caches)
     off = [f"cache of {name}" for name in ORDER if name in caches - found]
     off += [f"batches ({test.why})"] if test.why else []
+    unlike = test.unlike(found) if test.images > 1 else ""
+    off += [f"batches of several coefficients ({unlike})"] if unlike else []
     return SelfTest(
         found,
         pairs,
         test.images > 1,
+        test.images > 1 and not unlike,
         not test.spares_encoders,
         tuple(off),
         test.largest,
@@ -159,7 +167,7 @@ class _Test:
         self._tolerance = tolerance
         self._identity = Coefficients.identity(steps)
         self._changed = Coefficients.constant(steps, 1.1, 0.93)
-        self._expected = torch.empty(0)
+        self._expected = self._moved = torch.empty(0)
 
     def together(self) -> None:
         """Batches of two captions, if their images are as beside themselves."""
@@ -236,7 +244,7 @@ class _Test:
         generator = self._make(self.images, caches)
         there, back = (self._pair, self._expected), (self._pair[::-1], self._expected.flip(0))
         try:
-            changed = generator.generate(self._pair, self._changed)
+            self._moved = generator.generate(self._pair, self._changed)
             if generator.batch_size < self.images:
                 self.alone("the captions' embeddings can't be put together exactly")
                 return self._holds(caches)
@@ -249,12 +257,30 @@ class _Test:
             if not caches:
                 raise
             return False
-        if torch.equal(changed, self._expected):
+        if torch.equal(self._moved, self._expected):
             raise GenerationError(
                 "self-test: coefficients change no pixel; expected other images; the pipeline "
                 "doesn't use its scheduler's step"
             )
         return same
+
+    def unlike(self, caches: frozenset[str]) -> str:
+        """Why images under coefficients of their own can't share a batch, with these caches; ""
+        where they are what they are beside images under the same: either way, and once more, so
+        that later calls come from the cache."""
+        generator = self._make(self.images, caches)
+        ways = (self._changed, self._identity), (self._identity, self._changed)
+        expected = (
+            torch.stack([self._moved[0], self._expected[1]]),
+            torch.stack([self._expected[0], self._moved[1]]),
+        )
+        try:
+            same = all(
+                self._same(generator.generate(self._pair, ways[k]), expected[k]) for k in (0, 1, 0)
+            )
+        except (GenerationError, ScheduleError) as error:
+            return f"the pipeline fails: {error}"
+        return "" if same else "images depend on their neighbours' coefficients"
 
     def _as_expected(self, generator: Draws, prompts: Sequence[Prompt], expected: Tensor) -> bool:
         return self._same(generator.generate(prompts, self._identity), expected)

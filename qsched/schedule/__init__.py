@@ -1,8 +1,9 @@
 """What a calibration changes: two coefficients a step, and schedulers that are scaled by them.
 
 `coefficients` is the frozen value, `parametrisations` the map between it and a search vector,
-`step` the scaled step itself, `preconditioning` puts it into any diffusers scheduler, and
-`standalone` writes such a scheduler as one file for plain diffusers. Begin with `coefficients`.
+`step` the scaled step itself, `preconditioning` puts it into any diffusers scheduler, `mixed` does
+so image by image of a batch, and `standalone` writes such a scheduler as one file for plain
+diffusers. Begin with `coefficients`.
 """
 
 import importlib

@@ -98,7 +98,7 @@ def _carry_over(scheduler: Any, result: Any) -> None:
     built = vars(result)
     carried = set()
     for name, value in vars(scheduler).items():
-        if name in of_sampling or name in ("_internal_dict", "_averaged", "_carried"):
+        if name in of_sampling or name in ("_internal_dict", "_averaged", "_carried", "_rows"):
             continue
         history = built.get(name)
         if isinstance(history, list) and all(each is None for each in history):
@@ -159,6 +159,12 @@ def coefficients_of(scheduler: Any) -> Coefficients | None:
         return None
     used = scheduler.coefficients  # of an exported one too
     return Coefficients(used.model, used.sample, used.average)
+
+
+def is_last_step(scheduler: Any, timestep: Any) -> bool:
+    """Whether the step of a preconditioned scheduler that starts at `timestep`, and was not made
+    yet, is the last one of its schedule."""
+    return bool(scheduler._step_at(timestep) == len(scheduler.config.model_coefficients) - 1)
 
 
 def preconditioned_class(stock: type) -> Any:

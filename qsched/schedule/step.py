@@ -118,11 +118,7 @@ class Preconditioned:
         self._averaged = (0.0, 0.0)
         # Steps that an image-to-image pipeline skipped leave their weights to the last one.
         last = output[0]
-        result = (total + (1.0 - used) * last.float()).to(last.dtype)
-        if isinstance(output, tuple):
-            return (result, *output[1:])
-        output.prev_sample = result
-        return output
+        return with_sample(output, (total + (1.0 - used) * last.float()).to(last.dtype))
 
     def _index(self, timestep: Any) -> int:
         """The step's place in the schedule, by the scheduler's own rule where it has one.
@@ -227,6 +223,14 @@ def _step(stock: Any) -> Callable[..., Any]:
         return self._average(output, x0, weights, index)
 
     return step
+
+
+def with_sample(output: Any, sample: Tensor) -> Any:
+    """A step's output with another sample; LCM's last one holds it twice, and that is decoded."""
+    last = output[0]
+    if isinstance(output, tuple):
+        return tuple(sample if part is last else part for part in output)
+    return type(output)(**{k: sample if part is last else part for k, part in output.items()})
 
 
 def _x0_of_flow(scheduler: Any, index: int, timestep: Any, v: Tensor, x: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Every text-to-image class of diffusers, tiny: right to the bit, or refused in one line.
 
 Right: the generator's images, caches filled, read and read in another order, are the plain ones of
-the same batch, or where the self-test switched batches off, of single calls.
+the same batch, or where the self-test switched batches off, of single calls. Images and final
+latents under coefficients of their own are what they are beside others of the same.
 """
 
 from contextlib import nullcontext
@@ -57,6 +58,11 @@ def assert_right(name: str, how: Sampling, prompts: list[Prompt], size: int) -> 
         images = generator.generate([prompts[index] for index in order], IDENTITY)
         assert torch.equal(images, expected[list(order)])
     assert (expected[0] - expected[1]).abs().max() > 0.01
+    own = [IDENTITY, *[Coefficients.ramp(2, 1.1, 0.9)] * (len(prompts) - 1)]
+    for draw in (generator.generate, generator.final_latents):
+        first, rest = (draw(prompts, each) for each in own[:2])
+        assert torch.equal(draw(prompts, own), torch.cat([first[:1], rest[1:]]))
+        assert not torch.equal(first[1:], rest[1:])
 
 
 @pytest.mark.parametrize(("name", "guided"), KINDS, ids=str)

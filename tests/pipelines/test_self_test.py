@@ -6,6 +6,7 @@ On pipelines of every awkward kind, and on fakes with one fault each.
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, FlowMa
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from torch import Tensor
 
-from qsched.errors import GenerationError, ModelError
+from qsched.errors import GenerationError, ModelError, ScheduleError
 from qsched.pipelines.generator import CACHES, ImageGenerator
 from qsched.pipelines.self_test import ORDER, SelfTest, self_test
 from qsched.pipelines.table import Sampling
@@ -145,10 +146,20 @@ class Fake:
         return self.generate(prompts, IDENTITY, plain=True)
 
     def generate(
-        self, prompts: Sequence[Prompt], coefficients: Coefficients, *, plain: bool = False
+        self,
+        prompts: Sequence[Prompt],
+        coefficients: Coefficients | Sequence[Coefficients],
+        *,
+        plain: bool = False,
     ) -> Tensor:
-        level = 1.0 if self.fault == "coefficients" else coefficients.model[0]
+        alike = isinstance(coefficients, Coefficients)
+        each = [coefficients] if isinstance(coefficients, Coefficients) else coefficients
+        level = torch.tensor([1.0 if self.fault == "coefficients" else c.model[0] for c in each])
         values = torch.tensor([(1 + prompt.seed) / 100 for prompt in prompts]) * level
+        if self.fault == "own coefficients" and not alike:
+            values = values + 1e-6
+        if self.fault == "failing" and not alike:
+            raise ScheduleError("a sample of (1, 2, 4); expected 2 rows")
         if self.fault in self.caches or (self.fault == "plain" and plain):
             values = values + 1e-6
         if self.fault == "neighbours" and self.batch_size > 1:
@@ -178,7 +189,7 @@ def outcome(fault: str, tolerance: str = "none") -> SelfTest:
 
 def test_nothing_is_switched_off_without_a_fault() -> None:
     found = outcome("none")
-    assert found == SelfTest(CACHES, pairs=True, batches=True, encoders_needed=False)
+    assert found == SelfTest(CACHES, pairs=True, batches=True, mixed=True, encoders_needed=False)
     assert found.sentence == "plain, uncached and cached images are the same to the bit"
 
 
@@ -200,8 +211,58 @@ def test_what_rounding_explains_on_a_gpu_is_let_pass_and_said() -> None:
 
 def test_images_that_depend_on_neighbours_are_made_one_by_one() -> None:
     found = outcome("neighbours")
-    assert (found.batches, found.caches) == (False, CACHES)
+    assert (found.batches, found.mixed, found.caches) == (False, False, CACHES)
     assert found.off == ("batches (images depend on their neighbours)",)
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("own coefficients", "images depend on their neighbours' coefficients"),
+        ("failing", "the pipeline fails: a sample of (1, 2, 4); expected 2 rows"),
+    ],
+)
+def test_batches_of_several_coefficients_are_switched_off_by_themselves(
+    fault: str, why: str
+) -> None:
+    found = outcome(fault)
+    assert (found.batches, found.mixed, found.caches) == (True, False, CACHES)
+    assert found.sentence.endswith(f"switched off: batches of several coefficients ({why})")
+    assert outcome("own coefficients", tolerance="of a GPU").mixed
+
+
+def images_along_the_second_axis(pipeline: DiffusionPipeline) -> DiffusionPipeline:
+    """Its scheduler is given (1, images, ...), as frames of one video are."""
+    prepare, forward, decode = (
+        pipeline.prepare_latents,
+        pipeline.transformer.forward,
+        pipeline.vae.decode,
+    )
+
+    def denoised(hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor]:
+        kwargs["timestep"] = kwargs["timestep"].expand(hidden_states.shape[1])
+        return (forward(hidden_states[0], **kwargs)[0][None],)
+
+    pipeline.prepare_latents = lambda *args, **kwargs: prepare(*args, **kwargs)[None]
+    pipeline.transformer.forward = denoised
+    pipeline.vae.decode = lambda latents, **kwargs: decode(latents[0], **kwargs)
+    return pipeline
+
+
+def test_where_rows_are_no_images_batches_go_coefficients_by_coefficients() -> None:
+    pipeline, how = twin("demo", steps=2)
+    generator = ImageGenerator(images_along_the_second_axis(pipeline), how, batch_size=2)
+    generator.prepare(PROMPTS)
+    assert generator.tested
+    assert (generator.tested.batches, generator.tested.mixed) == (True, False)
+    assert "a model output of (1, 2, 4, 16, 16); expected 2 rows" in generator.tested.sentence
+    other = Coefficients.ramp(2, 1.1, 0.9)
+    images = generator.generate(PROMPTS, [IDENTITY, other, IDENTITY, other])
+    for k, each in enumerate([IDENTITY, other, IDENTITY, other]):
+        assert torch.equal(images[k], generator.generate(PROMPTS, each)[k])
+    assert not torch.equal(images[1], generator.generate(PROMPTS, IDENTITY)[1])
+    with pytest.raises(GenerationError, match="no final latents with a row for each image"):
+        generator.final_latents(PROMPTS, other)
 
 
 def test_text_encoders_that_images_need_are_kept() -> None:
@@ -224,7 +285,9 @@ def test_what_can_not_be_right_is_refused(fault: str, words: str) -> None:
 def test_what_was_found_before_takes_the_place_of_the_test() -> None:
     """As from a database; for other batches, or from another version, it is made again."""
     pipeline, how = twin("demo", steps=2)
-    stored = SelfTest(frozenset(), True, False, True, ("batches (by an earlier worker)",)).to_dict()
+    stored = SelfTest(
+        frozenset(), True, False, False, True, ("batches (by an earlier worker)",)
+    ).to_dict()
     known = SelfTest.from_dict(json.loads(json.dumps(stored)))
     generator = ImageGenerator(pipeline, how, batch_size=4)
     generator.prepare(PROMPTS, known)
@@ -234,7 +297,9 @@ def test_what_was_found_before_takes_the_place_of_the_test() -> None:
     single.prepare(PROMPTS, known)
     assert single.tested
     assert single.tested.caches == CACHES
-    assert SelfTest.from_dict(stored | {"version": 0}) is None
+    assert SelfTest.from_dict(stored | {"version": 1}) is None
+    before = {key: value for key, value in stored.items() if key != "mixed"}
+    assert SelfTest.from_dict(before | {"version": 1}) is None
 
 
 def test_a_size_that_the_pipeline_rounds_is_refused() -> None:

@@ -11,6 +11,7 @@ from diffusers import (
     DEISMultistepScheduler,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
+    LCMScheduler,
     UniPCMultistepScheduler,
 )
 
@@ -84,6 +85,19 @@ def test_both_kinds_of_output_hold_the_average() -> None:
     assert torch.equal(*results)
 
 
+@pytest.mark.parametrize("return_dict", [True, False])
+def test_what_lcm_returns_beside_its_sample_is_the_average_too(return_dict: bool) -> None:
+    """Its own pipeline decodes that."""
+    ours = precondition(LCMScheduler(), AVERAGE)
+    ours.set_timesteps(4)
+    x = torch.ones(1, 4, 2, 2)
+    for t in ours.timesteps:
+        output = ours.step(x, t, x, return_dict=return_dict)
+    assert len(output) == 2
+    assert output[1] is output[0]
+    assert return_dict is False or output.prev_sample is output.denoised
+
+
 @pytest.mark.parametrize(
     "scheduler",
     [
@@ -127,9 +141,11 @@ def test_caches_change_no_pixel_and_spare_every_network_call(case: Case) -> None
     uncached = ImageGenerator(pipeline, sampling, batch_size=4, caches=NO_CACHE)
     cached = ImageGenerator(pipeline, sampling, batch_size=4, caches=CACHES)
     identity = Coefficients.identity(steps)
-    assert torch.equal(cached.generate(PROMPTS, identity), uncached.generate(PROMPTS, identity))
+    last_alone = uncached.generate(PROMPTS, identity)
+    assert torch.equal(cached.generate(PROMPTS, identity), last_alone)
     for share in (1.0, 0.5, 1.0):
         expected = uncached.generate(PROMPTS, weights(steps, share))
+        assert not torch.equal(expected, last_alone)
         assert torch.equal(cached.generate(PROMPTS, weights(steps, share)), expected)
     batches = 2
     assert cached.network_calls == batches * (steps + (steps - 1))  # two passes, not four
