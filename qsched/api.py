@@ -103,6 +103,9 @@ class Observer:
     def tested(self, sentence: str) -> None:
         """The pipeline was tested, and nothing had to be switched off."""
 
+    def gauge(self, sentence: str) -> None:
+        """The gauge was measured by this worker; what was found."""
+
     def working(self, status: Status) -> None:
         """Before the first trial, and after each finished one."""
 
@@ -315,7 +318,7 @@ def work(
         hardware=hardware(where),
         grace=grace,
         on_batch=observer.batch,
-        on_gauge=observer.gauge,
+        on_gauge=lambda gauge: observer.gauge(gauge.sentence),
         on_trial=on_trial,
         on_wait=lambda: observer.waiting(study.status()),
         gallery=pictures,

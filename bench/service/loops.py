@@ -23,6 +23,8 @@ import sqlalchemy as sa
 import torch
 
 from qsched.prompts import Prompt
+from qsched.search.box import Box
+from qsched.search.gauge import Gauge
 from qsched.search.samplers import distributions
 from qsched.service import stored_study as studies
 from qsched.service.evaluator import Batch
@@ -87,6 +89,14 @@ class Instant:
         """Nothing."""
         return {}
 
+    def together(self, jobs: Sequence[tuple[Any, int]]) -> Iterator[tuple[tuple[int, ...], Batch]]:
+        """No sampler of this bench shares batches."""
+        raise NotImplementedError
+
+    def gauge(self, box: Box) -> Gauge:
+        """No sampler of this bench asks for it."""
+        raise NotImplementedError
+
 
 def create(url: str, name: str, sampler: str) -> StoredStudy:
     """A study of the bench."""
@@ -108,7 +118,7 @@ def service_trials(url: str, name: str, trials: int, sampler: str) -> list[float
     tables = tables.model_copy(update={"search": search})
     study.definition = replace(study.definition, tables=tables)
     worker = Worker(study, Instant())
-    study.vector(1)  # knows the history from here on, as a worker does after its first trial
+    study.propose(1)  # knows the history from here on, as a worker does after its first trial
     study.trials.study  # noqa: B018 - connects
     return [_timed(worker.run_one) for _ in range(trials)]
 

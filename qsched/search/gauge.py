@@ -70,7 +70,7 @@ class Gauge:
             direction = tuple(float(share) for share in stored["direction"])
             slope, agreement = float(stored["slope"]), float(stored["agreement"])
             images, calls = int(stored["images"]), int(stored["network_calls"])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"a gauge: {error}") from error
         if not all(map(math.isfinite, (*direction, slope, agreement))):
             raise ValueError("a gauge that is not finite")

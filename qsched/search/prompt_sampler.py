@@ -124,6 +124,7 @@ class PromptSampler:
         units = self._candidates(rng, leaders)
 
         def worth(units: Array) -> Array:
+            """Of candidates (N, d), (N,)."""
             mean, deviation = posterior.moments(self._rotated(units - self._box.origin))
             return log_expected_improvement(mean, deviation, best)
 
@@ -237,7 +238,8 @@ class PromptSampler:
         normal = self._gauge.copy()
         normal[0] -= 1.0
         length = float(np.linalg.norm(normal))
-        return normal / length if length > 1e-12 else None
+        mirror: Array = normal / max(length, 1e-300)
+        return mirror if length > 1e-12 else None
 
 
 @dataclass

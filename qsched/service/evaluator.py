@@ -30,8 +30,11 @@ class MakesImages(Protocol):
         """What the last step returns, (N, ...) float32 on the CPU, each prompt's under coefficients
         of its own."""
 
-    def generate(self, prompts: Sequence[Prompt], coefficients: Coefficients) -> Tensor:
-        """(N, 3, H, W) in [0, 1], on the CPU."""
+    def generate(
+        self, prompts: Sequence[Prompt], coefficients: Coefficients | Sequence[Coefficients]
+    ) -> Tensor:
+        """(N, 3, H, W) in [0, 1], on the CPU; each prompt under the coefficients, or under its own
+        of them."""
 
     def shrink(self, batch_size: int) -> None:
         """Batches of this size from here on."""
@@ -52,6 +55,16 @@ class Batch:
     scores: list[Score]
     images: Tensor
     seconds: float
+
+    def alone(self, place: int) -> "Batch":
+        """One of its images."""
+        metrics = len(self.scores) // len(self.prompts)
+        return Batch(
+            self.prompts[place : place + 1],
+            self.scores[place * metrics : (place + 1) * metrics],
+            self.images[place : place + 1],
+            self.seconds / len(self.prompts),
+        )
 
 
 class Evaluator:
@@ -98,6 +111,22 @@ class Evaluator:
             on_halved=self.generator.shrink,
         )
 
+    def together(
+        self, jobs: Sequence[tuple[Coefficients, int]]
+    ) -> Iterator[tuple[tuple[int, ...], Batch]]:
+        """The images of many coefficients and prompts, by index, in batches that they share: the
+        jobs' places, and their batch. Raises as `batches`."""
+        return in_batches(
+            list(range(len(jobs))),
+            self.batch_size,
+            lambda places: (
+                tuple(places),
+                self._scored([jobs[at][0] for at in places], [jobs[at][1] for at in places]),
+            ),
+            doing="is made and scored",
+            on_halved=self.generator.shrink,
+        )
+
     def measured(self) -> dict[str, Any]:
         """What was measured since the last call, by name."""
         return {name: measure() for name, measure in self.measures.items()}
@@ -117,7 +146,9 @@ class Evaluator:
             found, images=len(latents), network_calls=self.generator.network_calls - before
         )
 
-    def _scored(self, coefficients: Coefficients, indices: Sequence[int]) -> Batch:
+    def _scored(
+        self, coefficients: Coefficients | Sequence[Coefficients], indices: Sequence[int]
+    ) -> Batch:
         began = time.perf_counter()
         prompts = [self.prompts[index] for index in indices]
         images = self.generator.generate(prompts, coefficients)

@@ -1,9 +1,9 @@
-"""The background of a worker: it renews the lease of the slot in hand and says it is alive."""
+"""The background of a worker: it renews the leases of the slots in hand and says it is alive."""
 
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -22,11 +22,11 @@ class Heartbeat:
     """Renews one worker's leases from a thread, a third of the lease apart.
 
         with Heartbeat(storage, queue, worker, lease=60) as heartbeat:
-            with heartbeat.holding(slot):
+            with heartbeat.holding([slot]):
                 ...
 
     A database that is away for longer than the lease is no harm in itself: when it is back the
-    lease is renewed, unless another worker has claimed the slot. Then `lost` is true.
+    lease is renewed, unless another worker has claimed the slot. Then its number is in `lost`.
     """
 
     def __init__(self, storage: Storage, queue: Queue, worker: str, lease: float) -> None:
@@ -36,9 +36,9 @@ class Heartbeat:
         self.lease = lease
         self.images = 0
         self.seconds = 0.0
-        self.lost = False
+        self.lost: set[int] = set()
         self._told = 0.0
-        self._slot: Slot | None = None
+        self._slots: tuple[Slot, ...] = ()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="qsched-lease", daemon=True)
 
@@ -56,14 +56,18 @@ class Heartbeat:
         self._thread.join(timeout=self.lease)
 
     @contextmanager
-    def holding(self, slot: Slot) -> Iterator[None]:
-        """The slot's lease is renewed while the context lasts."""
-        self.lost = False
-        self._slot = slot
+    def holding(self, slots: Sequence[Slot]) -> Iterator[None]:
+        """The slots' leases are renewed while the context lasts, each until it is `let_go`."""
+        self.lost = set()
+        self._slots = tuple(slots)
         try:
             yield
         finally:
-            self._slot = None
+            self._slots = ()
+
+    def let_go(self, slot: Slot) -> None:
+        """A slot that is over, or somebody else's, is not renewed any more."""
+        self._slots = tuple(each for each in self._slots if each.number != slot.number)
 
     def count(self, images: int, seconds: float) -> None:
         """Adds to the worker's work; the database hears of it every few seconds."""
@@ -75,19 +79,23 @@ class Heartbeat:
 
     def beat(self) -> None:
         """One renewal. A fault of the database is logged; the next beat tries again."""
-        slot = self._slot
         try:
-            if slot is not None and not self.lost:
-                self.queue.renew(slot, self.lease)
+            for slot in self._slots:
+                if slot.number not in self.lost:
+                    self._renew(slot)
             self.storage.seen(self.worker, self.images, self.seconds)
-        except LeaseLost as error:
-            if self._slot is slot:  # not given back in the meantime
-                self.lost = True
-                logger.warning("%s", error)
         except StudyGone:  # the worker's own next write says so
             pass
         except StorageError as error:
             logger.warning("%s", error)
+
+    def _renew(self, slot: Slot) -> None:
+        try:
+            self.queue.renew(slot, self.lease)
+        except LeaseLost as error:
+            if slot in self._slots:  # not given back in the meantime
+                self.lost.add(slot.number)
+                logger.warning("%s", error)
 
     def _run(self) -> None:
         began = time.monotonic()

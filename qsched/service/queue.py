@@ -157,12 +157,14 @@ class Queue:
         lease: float,
         *,
         barriers: Callable[[int], Sequence[int]] = lambda budget: (),
+        besides: Sequence[int] = (),
     ) -> Slot | None:
         """Takes the first slot that is free, for `lease` seconds; None if there is none.
 
         Free is what waits, what expired, and what this worker holds already (the answer to an
         earlier call was lost). `barriers`, of a budget: slots before which all others are over
-        when they begin; slot 0, the identity, is so when it is finished.
+        when they begin; slot 0, the identity, is so when it is finished. `besides`: what this
+        worker holds and knows of.
         """
         free = sa.or_(
             SlotTable.state == "waiting",
@@ -179,6 +181,8 @@ class Queue:
             .limit(1)
             .with_for_update(skip_locked=True, of=SlotTable)
         )
+        if besides:
+            query = query.where(SlotTable.number.not_in(besides))
         limit = self._limit(session, barriers)
         if limit is not None:
             query = query.where(SlotTable.number < limit)

@@ -319,7 +319,8 @@ class Storage:
         self._require_no_workers(session)
         for table, columns in NEW.items():
             for column in columns:
-                made = CreateColumn(table.__table__.columns[column]).compile(session.connection())
+                of_today: Any = table.__table__.columns[column]
+                made = CreateColumn(of_today).compile(session.connection())
                 session.execute(sa.text(f"ALTER TABLE {table.__tablename__} ADD COLUMN {made}"))
         session.execute(sa.update(SchemaTable).values(version=SCHEMA_VERSION))
         return SCHEMA_VERSION

@@ -355,7 +355,7 @@ class StoredStudy:
             query = begun.filter_by(study=self.incarnation.id).order_by(SlotTable.number)
             missing = [row for row in session.scalars(query).all() if row.trial not in present]
             scores = scores_by_slot(session, self.incarnation) if missing else {}
-            origins = dict(session.execute(_origins(self.incarnation)).all()) if missing else {}
+            origins = _origins(session, self.incarnation) if missing else {}
             for row in missing:
                 family = [
                     number
@@ -470,9 +470,12 @@ class StoredStudy:
         )
 
 
-def _origins(study: Incarnation) -> sa.Select[tuple[int, int | None]]:
-    """(number, origin) of all slots."""
-    return sa.select(SlotTable.number, SlotTable.origin).where(SlotTable.study == study.id)
+def _origins(session: Session, study: Incarnation) -> dict[int, int | None]:
+    """{number: origin} of all slots."""
+    rows = session.execute(
+        sa.select(SlotTable.number, SlotTable.origin).where(SlotTable.study == study.id)
+    )
+    return {row.number: row.origin for row in rows}
 
 
 def create(

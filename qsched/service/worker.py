@@ -59,6 +59,10 @@ class Evaluates(Protocol):
 
     def gauge(self, box: Box) -> Gauge: ...
 
+    def together(
+        self, jobs: Sequence[tuple[Coefficients, int]]
+    ) -> "Iterator[tuple[tuple[int, ...], Batch]]": ...
+
 
 class Worker:
     """Works on one study, until that is done or deleted.
@@ -121,8 +125,9 @@ class Worker:
         with self.interrupts.handled(), self._heartbeat:
             try:
                 while not self.interrupts.asked and worked != max_trials:
-                    if self.run_one():
-                        worked += 1
+                    most = None if max_trials is None else max_trials - worked
+                    if done := self.run_one(most):
+                        worked += done
                         self.on_trial()
                     elif not self._wait(stay):
                         break
@@ -134,55 +139,154 @@ class Worker:
                     )
         return not self.interrupts.asked
 
-    def run_one(self) -> bool:
-        """Claims one slot and brings it as far as it goes; False if none was free."""
-        queue = self.study.queue
-        slot = queue.claim(self.id, self.lease, barriers=self.study.barriers)
-        if slot is None:
-            return False
-        with self._heartbeat.holding(slot):
-            try:
-                if not self._work(slot):
-                    queue.release(slot)
-                    logger.info("slot %d: given back", slot.number)
-            except LeaseLost as error:
-                logger.warning("%s", error)
-            except MirrorLost:  # its scores are kept, and its next attempt has another trial
-                queue.release(slot)
-                self.study.restore()
-            except (GenerationError, ScoreError) as error:
-                self._fail(slot, str(error))
-            except (StorageError, StudyGone):
-                raise
-            except Exception as error:
-                self._fail(slot, f"{type(error).__name__}: {error}")
-                raise
-            except BaseException:
-                queue.release(slot)
-                raise
-        return True
+    def run_one(self, most: int | None = None) -> int:
+        """Claims one slot and brings it as far as it goes; how many slots: 0 if none was free.
 
-    def _work(self, slot: Slot) -> bool:
+        Where trials have fewer prompts than a batch, several slots share it, `most` at the most.
+        """
+        slots = self._claim(most)
+        if not slots:
+            return 0
+        with self._heartbeat.holding(slots):
+            made: dict[int, list[Batch]] = {}
+            left = self._together(slots, made) if len(slots) > 1 else slots
+            for slot in left:
+                self._alone(slot, made.get(slot.number, []))
+                self._heartbeat.let_go(slot)
+        return len(slots)
+
+    def _claim(self, most: int | None) -> list[Slot]:
+        """A slot, and as many more as have room in its batch."""
+        queue, plan = self.study.queue, self.study.definition.plan
+        slots: list[Slot] = []
+        room = 1
+        while len(slots) < min(room, most or room):
+            held = [slot.number for slot in slots]
+            slot = queue.claim(self.id, self.lease, barriers=self.study.barriers, besides=held)
+            if slot is None:
+                break
+            slots.append(slot)
+            if plan and slot.number:
+                room = max(1, self.evaluator.batch_size // plan.per_trial)
+        return slots
+
+    def _together(self, slots: Sequence[Slot], made: "dict[int, list[Batch]]") -> list[Slot]:
+        """Begins slots and scores what they lack in batches that they share; those that are left to
+        be finished, or to go on alone, one by one, after something failed."""
+        queue, left = self.study.queue, {slot.number: slot for slot in slots}
+        try:
+            for slot in slots:
+                if slot.vector is None:
+                    left[slot.number] = self._begin(slot)
+            jobs = [
+                (slot, prompt)
+                for slot in left.values()
+                if slot.prompts is not None
+                for prompt in self._lacking(slot)
+            ]
+            found = self.evaluator.together(
+                [(self.study.coefficients(slot.vector or ()), prompt) for slot, prompt in jobs]
+            )
+            for places, batch in found:
+                for number in dict.fromkeys(jobs[at][0].number for at in places):
+                    mine = [k for k, at in enumerate(places) if jobs[at][0].number == number]
+                    parts = [batch.alone(k) for k in mine]
+                    if number in left:
+                        self._record(left, number, parts, made)
+                self._count(batch)
+                if not self.interrupts.time_for(self._batch_seconds):
+                    break
+        except (LeaseLost, MirrorLost, GenerationError, ScoreError) as error:
+            logger.info("%s; one slot after the other", error)
+        except (StorageError, StudyGone):
+            raise
+        except BaseException:
+            for slot in left.values():
+                queue.release(slot)
+            raise
+        if self.interrupts.asked and not self.interrupts.time_for(self._batch_seconds):
+            for slot in left.values():
+                if not self._lacking(slot):
+                    continue
+                queue.release(left[slot.number])
+                logger.info("slot %d: given back", slot.number)
+            return [slot for slot in left.values() if not self._lacking(slot)]
+        return list(left.values())
+
+    def _lacking(self, slot: Slot) -> list[int]:
+        """The prompts that a slot wants and that have no scores."""
+        wanted = slot.prompts or range(len(self.evaluator.prompts))
+        done = {score.prompt for score in self.study.queue.scores(slot.number)}
+        return [prompt for prompt in wanted if prompt not in done]
+
+    def _record(
+        self,
+        left: dict[int, Slot],
+        number: int,
+        parts: "list[Batch]",
+        made: "dict[int, list[Batch]]",
+    ) -> None:
+        """Commits what a shared batch has of a slot; one that was lost is not `left`."""
+        slot = left[number]
+        try:
+            if number in self._heartbeat.lost:
+                raise lost(self.study.incarnation, slot)
+            scores = [score for part in parts for score in part.scores]
+            self.study.queue.record(slot, self.lease, scores)
+        except LeaseLost as error:
+            logger.warning("%s", error)
+            self._heartbeat.let_go(slot)
+            del left[number]
+            return
+        if self.gallery:
+            made.setdefault(number, []).extend(parts)
+        wanted = len(slot.prompts or self.evaluator.prompts)
+        self.on_batch(number, wanted - len(self._lacking(slot)), wanted)
+
+    def _alone(self, slot: Slot, made: "list[Batch]") -> None:
+        """Brings a slot as far as it goes, and says what became of it."""
+        queue = self.study.queue
+        try:
+            if not self._work(slot, made):
+                queue.release(slot)
+                logger.info("slot %d: given back", slot.number)
+        except LeaseLost as error:
+            logger.warning("%s", error)
+        except MirrorLost:  # its scores are kept, and its next attempt has another trial
+            queue.release(slot)
+            self.study.restore()
+        except (GenerationError, ScoreError) as error:
+            self._fail(slot, str(error))
+        except (StorageError, StudyGone):
+            raise
+        except Exception as error:
+            self._fail(slot, f"{type(error).__name__}: {error}")
+            raise
+        except BaseException:
+            queue.release(slot)
+            raise
+
+    def _work(self, slot: Slot, made: "list[Batch]") -> bool:
         """Scores what the slot lacks and finishes it; False if it was asked to stop before."""
         study, queue = self.study, self.study.queue
         if study.definition.plan and study.gauge is None:
             self._measure()
+        begun = slot.vector is not None
         if slot.vector is None or slot.trial is None:
             slot = self._begin(slot)
         elif slot.attempt > 1:
             study.trials.start(slot)
         vector = slot.vector or ()
-        resumed = slot.attempt > 1 or slot.origin is not None
+        resumed = begun or slot.origin is not None
         scores = queue.scores(slot.number) if resumed else []
         wanted = slot.prompts or range(len(self.evaluator.prompts))
         done = frozenset(score.prompt for score in scores)
-        made: list[Batch] = []
         if done and (estimate := self._hopeless(slot, scores, vector)) is not None:
             self._stop(slot, scores, estimate)
             return True
         order = slot.prompts or study.order(slot.number)
         for batch in self.evaluator.batches(study.coefficients(vector), done, order):
-            if self._heartbeat.lost:
+            if slot.number in self._heartbeat.lost:
                 raise lost(study.incarnation, slot)
             queue.record(slot, self.lease, batch.scores)
             self._count(batch)

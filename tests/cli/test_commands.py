@@ -347,7 +347,7 @@ def test_a_study_that_is_worked_on_is_not_deleted(qsched: Qsched, tmp_path: Path
     stored = studies.create(
         Storage(f"sqlite:///{tmp_path}/storage/qsched.db"), fakes.study(tmp_path)
     )
-    stored.queue.claim("w", 60, identity_first=False)
+    stored.queue.claim("w", 60)
     code, _, err = qsched("delete", "fake", "--yes")
     assert code == 2
     assert "is being worked on" in one_line(err)
@@ -364,7 +364,7 @@ def test_doctor_says_what_to_do(qsched: Qsched, finished: Path, tmp_path: Path) 
     stored = studies.load(Storage(f"sqlite:///{finished}"), "fake")
     stored.extend("+1")
     for _ in range(3):
-        slot = stored.queue.claim("w", 60, identity_first=False)
+        slot = stored.queue.claim("w", 60)
         assert slot is not None
         stored.queue.fail(slot, "broken")
     code, out, _ = qsched("doctor", str(tmp_path / "none.toml"), "--json")

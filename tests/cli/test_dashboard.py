@@ -179,7 +179,9 @@ def test_a_contact_sheet_enlarges_without_blur() -> None:
 class OneChannel(fakes.FakeGenerator):
     """Its images are no pictures."""
 
-    def generate(self, prompts: Sequence[Prompt], coefficients: Coefficients) -> Tensor:
+    def generate(
+        self, prompts: Sequence[Prompt], coefficients: Coefficients | Sequence[Coefficients]
+    ) -> Tensor:
         return super().generate(prompts, coefficients).view(len(prompts), 1, 3, 1)
 
 

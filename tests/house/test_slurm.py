@@ -107,8 +107,10 @@ def test_before_its_time_is_up_it_is_queued_again_for_what_is_left(
     """`--signal` itself counts in minutes: the same signal is sent by hand, the same way."""
     number = clone.submitted()
     if not left:
-        while slot := clone.study.queue.claim("w", 60, identity_first=False):
-            clone.study.queue.begin(slot, 60, vector=clone.study.vector(slot.number), trial=1)
+        while slot := clone.study.queue.claim("w", 60):
+            clone.study.queue.begin(
+                slot, 60, vector=clone.study.propose(slot.number).vector, trial=1
+            )
             clone.study.queue.finish(slot, 0.0)
     clone.cluster.call("scancel", "--signal=USR1", "--batch", number)
     job = clone.ended(number, "PENDING" if left else "COMPLETED", "FAILED")

@@ -30,7 +30,7 @@ def worker(study: StoredStudy) -> Worker:
 
 
 def claimed(study: StoredStudy, name: str) -> Slot:
-    slot = study.queue.claim(name, 60, identity_first=False)
+    slot = study.queue.claim(name, 60)
     assert slot is not None
     return slot
 
@@ -129,7 +129,7 @@ def test_death_before_it_runs_loses_nothing(study: StoredStudy) -> None:
     """The slot has it, and its worker is gone before Optuna knows."""
     study.trials.study.enqueue_trial(WANTED)
     claimed(study, "identity")
-    slot = study.queue.claim("dead", 0.0, identity_first=False)
+    slot = study.queue.claim("dead", 0.0)
     assert slot is not None
     (enqueued,) = study.trials.enqueued()
     study.queue.adopt(slot, 0.0, vector=(0.9, 1.1), trial=enqueued._trial_id)

@@ -103,7 +103,7 @@ def test_a_container_of_the_same_host_name_keeps_its_trial(here: Process, url: s
         assert (contained.boot, contained.host) == (here.boot, here.host)
         assert contained.namespaces != here.namespaces
         storage.enter(study, "w", machine=told, host=here.host, pid=contained.pid, hardware={})
-        slot = queue.claim("w", 60, identity_first=False)
+        slot = queue.claim("w", 60)
         assert slot is not None
         assert storage.bury(study, is_gone) == 0
         queue.renew(slot, 60)

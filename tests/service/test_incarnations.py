@@ -21,7 +21,7 @@ SCORE = Score(0, "demo-quality", 9.9, 0.1)
 
 
 WRITES: dict[str, Callable[[StoredStudy, Slot], object]] = {
-    "claim": lambda study, slot: study.queue.claim("old", 60, identity_first=False),
+    "claim": lambda study, slot: study.queue.claim("old", 60),
     "begin": lambda study, slot: study.queue.begin(slot, 60, vector=[9.0, 9.0], trial=1),
     "record": lambda study, slot: study.queue.record(slot, 60, [SCORE]),
     "renew": lambda study, slot: study.queue.renew(slot, 60),

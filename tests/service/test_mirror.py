@@ -143,7 +143,7 @@ def test_a_mirror_that_somebody_deleted_is_made_anew(
     slot = begun(study, "parked")
     for _ in range(3):
         study.queue.fail(slot, "it is broken")
-        slot = study.queue.claim("parked", 60, identity_first=False) or slot
+        slot = study.queue.claim("parked", 60) or slot
     study.queue.release(slot)
     study.tidy()
     before = record(study)
@@ -168,9 +168,9 @@ def test_a_mirror_that_is_deleted_while_somebody_tidies_is_made_anew(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = stored(url, tmp_path, trials=5)
-    slot = study.queue.claim("died before it had begun", 60, identity_first=False)
+    slot = study.queue.claim("died before it had begun", 60)
     assert slot
-    study.trials.make(slot, study.vector(slot.number))
+    study.trials.make(slot, study.propose(slot.number).vector)
     study.queue.release(slot)
     counts = study.queue.counts
 
@@ -196,9 +196,9 @@ def test_a_worker_goes_on_where_its_mirror_was_deleted_under_it(
     working, made = worker(study), fakes.FakeGenerator()
     working.evaluator.generator = made  # type: ignore[attr-defined]
 
-    def delete(slot: int, scored: int) -> None:
+    def delete(slot: int, scored: int, of: int) -> None:
         if (slot, scored) == (1, 4):
-            working.on_batch = lambda slot, scored: None
+            working.on_batch = lambda slot, scored, of: None
             optuna.delete_study(study_name="fake", storage=Database(url).optuna)
 
     working.on_batch = delete

@@ -23,7 +23,7 @@ def queue(url: str) -> Queue:
 
 
 def claim(queue: Queue, worker: str = "w", lease: float = 60.0) -> Slot:
-    slot = queue.claim(worker, lease, identity_first=False)
+    slot = queue.claim(worker, lease)
     assert slot is not None
     return slot
 
@@ -35,7 +35,7 @@ def test_slots_are_claimed_in_order_and_once(queue: Queue) -> None:
         (1, 1, "w1"),
         (2, 1, "w2"),
     ]
-    assert queue.claim("w4", 60, identity_first=False) is None
+    assert queue.claim("w4", 60) is None
     assert queue.counts() == {"waiting": 0, "running": 3, "finished": 0, "stopped": 0, "parked": 0}
 
 
@@ -46,7 +46,7 @@ def test_many_workers_at_once_claim_every_slot_once(url: str) -> None:
     def work(worker: int) -> list[int]:
         own = Queue(Database(url), study)
         numbers = []
-        while slot := own.claim(f"w{worker}", 60, identity_first=False):
+        while slot := own.claim(f"w{worker}", 60):
             numbers.append(slot.number)
             own.begin(slot, 60, vector=[1.0], trial=slot.number)
             own.finish(slot, 0.0)
@@ -65,12 +65,12 @@ def test_an_answer_that_was_lost_is_given_again(queue: Queue) -> None:
 
 
 def test_nothing_but_the_identity_until_it_is_finished(queue: Queue) -> None:
-    zero = queue.claim("w0", 60, identity_first=True)
+    zero = queue.claim("w0", 60, barriers=lambda budget: (1,))
     assert zero is not None
     assert zero.number == 0
-    assert queue.claim("w1", 60, identity_first=True) is None
+    assert queue.claim("w1", 60, barriers=lambda budget: (1,)) is None
     queue.finish(zero, 1.0)
-    following = queue.claim("w1", 60, identity_first=True)
+    following = queue.claim("w1", 60, barriers=lambda budget: (1,))
     assert following is not None
     assert following.number == 1
 
@@ -175,7 +175,7 @@ def test_a_slot_is_parked_after_its_last_failure_and_freed_by_retry(queue: Queue
 def test_a_paused_study_gives_out_nothing(queue: Queue) -> None:
     storage = Storage(queue.database)
     storage.pause(queue.study, True)
-    assert queue.claim("w", 60, identity_first=False) is None
+    assert queue.claim("w", 60) is None
     storage.pause(queue.study, False)
     assert claim(queue).number == 0
 

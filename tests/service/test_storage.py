@@ -85,7 +85,7 @@ def test_leases_of_dead_processes_end_at_once(storage: Storage, one: Incarnation
     queue = Queue(storage.database, one)
     for worker in ("dead", "living"):
         storage.enter(one, worker, machine=f"of {worker}", host="h", pid=1, hardware={})
-        queue.claim(worker, 60, identity_first=False)
+        queue.claim(worker, 60)
     assert storage.bury(one, lambda machine: machine == "of dead") == 1
     assert [row.state for row in storage.workers(one)] == ["lost", "working"]
     queue.counts()

@@ -123,7 +123,7 @@ def test_stopped_and_resumed_equals_undisturbed(
         first = worker(study, generator)
         left = batches
 
-        def stop_after(slot: int, scored: int) -> None:
+        def stop_after(slot: int, scored: int, of: int) -> None:
             nonlocal left
             left -= 1
             first.interrupts.asked = first.interrupts.asked or left <= 0  # noqa: B023 - called in this iteration
@@ -198,7 +198,7 @@ def work_and_die(folder: Path, url: str, write: str, moment: str) -> None:
     setattr(owner, write, dying)
     dead = worker(study)
     if write == "renew":  # which goes by the clock
-        dead.on_batch = lambda slot, scored: time.sleep(30)
+        dead.on_batch = lambda slot, scored, of: time.sleep(30)
     dead.run()
 
 
@@ -232,7 +232,7 @@ def test_sigint_sets_a_flag_and_the_batch_in_hand_is_kept(tmp_path: Path) -> Non
     interrupted = worker(study)
     batches = 0
 
-    def interrupt(slot: int, scored: int) -> None:
+    def interrupt(slot: int, scored: int, of: int) -> None:
         nonlocal batches
         batches += 1
         if batches == 4:
@@ -261,7 +261,7 @@ def test_an_interrupt_that_python_drops_is_raised_again(
             os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0)
 
-    def interrupt(slot: int, scored: int) -> None:
+    def interrupt(slot: int, scored: int, of: int) -> None:
         watched = Finalized()
         reference = weakref.ref(watched, twice)
         del watched
@@ -356,7 +356,7 @@ def test_several_workers_share_the_budget(tmp_path: Path) -> None:
 
 def test_a_worker_waits_for_what_others_hold(tmp_path: Path) -> None:
     study = stored(tmp_path, trials=3)
-    held = study.queue.claim("dead", 3.0, identity_first=False)
+    held = study.queue.claim("dead", 3.0)
     waits = 0
 
     def count() -> None:

@@ -36,6 +36,7 @@ class FakeGenerator:
 
     def __init__(self, batch_size: int = 2) -> None:
         self.batch_size = batch_size
+        self.network_calls = 0
         self.made: list[tuple[Prompt, Coefficients]] = []
         self.broken: set[str] = set()
         self.room = 1000  # images that fit into the device's memory
@@ -43,18 +44,35 @@ class FakeGenerator:
     def shrink(self, batch_size: int) -> None:
         self.batch_size = batch_size
 
-    def generate(self, prompts: Sequence[Prompt], coefficients: Coefficients) -> Tensor:
+    def generate(
+        self, prompts: Sequence[Prompt], coefficients: Coefficients | Sequence[Coefficients]
+    ) -> Tensor:
         if len(prompts) > self.room:
             raise torch.OutOfMemoryError
         for prompt in prompts:
             if prompt.text in self.broken:
                 raise GenerationError(f"the image of {prompt.text!r} is not finite")
-        self.made += [(prompt, coefficients) for prompt in prompts]
-        numbers = [
-            [coefficients.model[0], coefficients.sample[0], prompt.seed % 97 / 97]
-            for prompt in prompts
-        ]
+        made = [(prompt, own) for prompt, own in paired(prompts, coefficients)]
+        self.made += made
+        numbers = [[own.model[0], own.sample[0], prompt.seed % 97 / 97] for prompt, own in made]
         return torch.tensor(numbers).view(len(prompts), 3, 1, 1)
+
+    def final_latents(
+        self, prompts: Sequence[Prompt], coefficients: Coefficients | Sequence[Coefficients]
+    ) -> Tensor:
+        """Their amplitude is c_x[0]'s and, by a half, c_eps[0]'s."""
+        self.network_calls += 1
+        sizes = [own.sample[0] * own.model[0] ** 0.5 for _, own in paired(prompts, coefficients)]
+        return torch.tensor(sizes)[:, None] * torch.tensor([[-1.0, 0.0, 1.0]])
+
+
+def paired(
+    prompts: Sequence[Prompt], coefficients: Coefficients | Sequence[Coefficients]
+) -> list[tuple[Prompt, Coefficients]]:
+    """Each prompt with its coefficients."""
+    if isinstance(coefficients, Coefficients):
+        return [(prompt, coefficients) for prompt in prompts]
+    return list(zip(prompts, coefficients, strict=True))
 
 
 class FakeScorers:
@@ -87,9 +105,9 @@ def worker(stored_study: StoredStudy) -> Worker:
 
 def begun(study: StoredStudy, name: str) -> Slot:
     """The next slot in a worker's hands, with its trial."""
-    slot = study.queue.claim(name, 60, identity_first=False)
+    slot = study.queue.claim(name, 60)
     assert slot is not None
-    vector = study.vector(slot.number)
+    vector = study.propose(slot.number).vector
     trial = study.trials.make(slot, vector)
     study.queue.begin(slot, 60, vector=vector, trial=trial)
     return replace(slot, vector=vector, trial=trial)

@@ -20,7 +20,7 @@ terms = [
     {{ scorer = "demo-quality", weight = 2.0 }},
 ]
 [search]
-sampler = "tpe"
+sampler = "{sampler}"
 trials = {trials}
 seed = {seed}
 stop_below = {stop_below}
@@ -44,9 +44,12 @@ class Changes(TypedDict, total=False):
     preset: str
     stop_below: float
     prior: float
+    sampler: str
 
 
-DEFAULTS = Changes(name="fake", trials=6, seed=0, preset="plain", stop_below=0.0, prior=0.0)
+DEFAULTS = Changes(
+    name="fake", trials=6, seed=0, preset="plain", stop_below=0.0, prior=0.0, sampler="tpe"
+)
 
 
 def study_file(folder: Path, **changes: Unpack[Changes]) -> Path:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from qsched.errors import StudyError, StudyGone
+from qsched.search.box import Box
+from qsched.search.gauge import Gauge
 from qsched.service import stored_study as studies
 from qsched.service.database import Database
 from qsched.service.evaluator import Batch
@@ -33,14 +35,17 @@ class FastEvaluator:
     def __init__(self, study: StoredStudy, log: Path) -> None:
         self.prompts = study.definition.calibration
         self.batch_size = study.definition.tables.execution.batch_size
+        self.coefficients = study.coefficients
         self._scorers = study.definition.scorers
         self._study = number_of(study)
         self._log = log.open("a", buffering=1)
         self.slot = -1
+        self.slots: dict[Any, int] = {}  # those begun, by their coefficients
 
-    def write(self, kind: str, prompts: tuple[int, ...]) -> None:
+    def write(self, kind: str, prompts: tuple[int, ...], slot: int | None = None) -> None:
         """One line of history."""
-        self._log.write(json.dumps([kind, self._study, self.slot, *prompts]) + "\n")
+        place = self.slot if slot is None else slot
+        self._log.write(json.dumps([kind, self._study, place, *prompts]) + "\n")
 
     def batches(
         self,
@@ -54,13 +59,33 @@ class FastEvaluator:
         for start in range(0, len(missing), self.batch_size):
             batch = tuple(missing[start : start + self.batch_size])
             time.sleep(PAUSE)
-            self.write("made", batch)
-            scores = [
-                Score(index, metric, value_of(self._study, coefficients, index, metric), PAUSE)
-                for index in batch
-                for metric in self._scorers
-            ]
+            self.write("made", batch, self.slots[coefficients])
+            scores = self._scores([(coefficients, index) for index in batch])
             yield Batch(batch, scores, torch.zeros(len(batch), 3, 2, 2), PAUSE)
+
+    def together(self, jobs: Sequence[tuple[Any, int]]) -> Iterator[tuple[tuple[int, ...], Batch]]:
+        """As Evaluator.together."""
+        for start in range(0, len(jobs), self.batch_size):
+            shared = jobs[start : start + self.batch_size]
+            time.sleep(PAUSE)
+            for coefficients, index in shared:
+                self.write("made", (index,), self.slots[coefficients])
+            batch = tuple(index for _, index in shared)
+            images = torch.zeros(len(batch), 3, 2, 2)
+            places = tuple(range(start, start + len(shared)))
+            yield places, Batch(batch, self._scores(shared), images, PAUSE)
+
+    def _scores(self, jobs: Sequence[tuple[Any, int]]) -> list[Score]:
+        return [
+            Score(index, metric, value_of(self._study, coefficients, index, metric), PAUSE)
+            for coefficients, index in jobs
+            for metric in self._scorers
+        ]
+
+    def gauge(self, box: Box) -> Gauge:
+        """Both numbers count the same."""
+        share = len(box.origin) ** -0.5
+        return Gauge((share,) * len(box.origin), 0.5, 1.0, images=4 * len(box.origin))
 
     def measured(self) -> dict[str, Any]:
         """Nothing."""
@@ -74,14 +99,31 @@ class WatchedQueue(Queue):
         super().__init__(study.storage.database, study.incarnation)
         self._evaluator = evaluator
 
-    def claim(self, worker: str, lease: float, *, identity_first: bool) -> Slot | None:
-        slot = super().claim(worker, lease, identity_first=identity_first)
+    def claim(self, worker: str, lease: float, **more: Any) -> Slot | None:
+        slot = super().claim(worker, lease, **more)
         self._evaluator.slot = slot.number if slot else -1
+        if slot and slot.vector is not None:
+            self._begun(slot, slot.vector)
         return slot
+
+    def begin(self, slot: Slot, lease: float, *, vector: Sequence[float], **more: Any) -> None:
+        super().begin(slot, lease, vector=vector, **more)
+        self._begun(slot, vector)
+
+    def adopt(
+        self, slot: Slot, lease: float, *, vector: Sequence[float], **more: Any
+    ) -> Slot | None:
+        other = super().adopt(slot, lease, vector=vector, **more)
+        self._begun(slot, vector)
+        return other
+
+    def _begun(self, slot: Slot, vector: Sequence[float]) -> None:
+        self._evaluator.slots[self._evaluator.coefficients(vector)] = slot.number
 
     def record(self, slot: Slot, lease: float, scores: Sequence[Score]) -> None:
         super().record(slot, lease, scores)
-        self._evaluator.write("committed", tuple(sorted({score.prompt for score in scores})))
+        prompts = tuple(sorted({score.prompt for score in scores}))
+        self._evaluator.write("committed", prompts, slot.number)
 
 
 def number_of(study: StoredStudy) -> int:
