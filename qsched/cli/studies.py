@@ -6,6 +6,8 @@ import os
 import shlex
 import socket
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -325,10 +327,9 @@ def work(
         with until_deleted():
             _work_on_all_devices(stored, log, *_options(max_trials, idle_exit, grace))
         return
-    kept = _log_to(log, stored.name)
-    console.print(Text(f"study     {stored.name} in {database}"), soft_wrap=True)
-    console.print(Text(f"log       {kept.resolve()}"), soft_wrap=True)
-    with until_deleted():
+    with _logging_to(log, stored.name) as kept, until_deleted():
+        console.print(Text(f"study     {stored.name} in {database}"), soft_wrap=True)
+        console.print(Text(f"log       {kept.resolve()}"), soft_wrap=True)
         with display.LiveProgress(console).live() as observer:
             api.work(
                 stored,
@@ -499,12 +500,12 @@ def _logs(study: str) -> Path:
     return Path("runs") / study / "workers"
 
 
-def _log_to(path: Path | None, study: str) -> Path:
-    """qsched's log goes to a file as well, with times; its path. `path`: of it, or of its folder.
+@contextmanager
+def _logging_to(path: Path | None, study: str) -> Iterator[Path]:
+    """While it lasts qsched's log goes to a file as well, with times; its path.
 
-    Raises StudyError if it can't be written.
+    `path`: of it, or of its folder. Raises StudyError if it can't be written.
     """
-
     if path is None or path.is_dir():
         folder = outputs.ready(path or _logs(study), "--log")
         path = folder / f"{socket.gethostname()}-{os.getpid()}.log"
@@ -513,9 +514,15 @@ def _log_to(path: Path | None, study: str) -> Path:
         handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("qsched")
+    before = logger.level
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
-    return path
+    try:
+        yield path
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        handler.close()
 
 
 COMMANDS = (init, check, run, create, work, status, extend, pause, unpause, retry, delete)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import os
 import re
 import shutil
@@ -17,6 +18,7 @@ from diffusers import DiffusionPipeline
 
 from qsched import __version__, api
 from qsched.cli import main as cli
+from qsched.errors import StudyError
 from qsched.pipelines.twins import pipeline_twin
 from qsched.proof.outcome import keep
 from qsched.schedule.coefficients import Coefficients
@@ -717,6 +719,28 @@ def test_what_needs_no_folder_works_in_any(
     assert qsched("status", *storage)[0] == 0
     assert qsched("report", "fake", "--out", str(tmp_path / "report"), *storage)[0] == 0
     assert "deleted   fake" in qsched("delete", "fake", "--yes", *storage)[1]
+
+
+@pytest.mark.parametrize("ends", ["well", "with an error"])
+def test_a_log_ends_with_its_command(
+    qsched: Qsched, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """Whatever runs next in the same process logs as it did before."""
+    logger = logging.getLogger("qsched")
+    before = (logger.level, list(logger.handlers))
+
+    def work(*_: object, **__: object) -> None:
+        logger.info("at work")
+        if ends == "with an error":
+            raise StudyError("no luck")
+
+    monkeypatch.setattr(api, "work", work)
+    log, storage = tmp_path / "a.log", f"sqlite:///{finished}"
+    code, _, _ = qsched("work", "fake", "--log", str(log), "--storage", storage)
+    assert code == (0 if ends == "well" else 2)
+    logger.info("after work")
+    assert log.read_text().endswith(" INFO at work\n")
+    assert (logger.level, logger.handlers) == before
 
 
 def test_looking_makes_nothing(qsched: Qsched, tmp_path: Path) -> None:
