@@ -35,7 +35,7 @@ from qsched.cli.options import (
     until_deleted,
 )
 from qsched.cli.terminal import Formatter
-from qsched.errors import QschedError, StudyError
+from qsched.errors import QschedError, StudyError, Unreadable
 from qsched.files import outputs
 
 if TYPE_CHECKING:
@@ -382,26 +382,38 @@ def status(
 ) -> None:
     """Where one study stands, or all of the database; returns what dead workers held to the queue.
 
+    A study of which what is stored can't be read is one line among the others.
+
     Example: [bold]qsched status demo --json[/]
     """
     from qsched import api
     from qsched.cli import display
 
     rows: list[Status] = []
+    odd: dict[str, str] = {}
     if name or begun(storage):
         database = open_storage(storage)
         for each in [name] if name else database.study_names():
-            study = api.load(database, each)
-            study.tidy()
-            rows.append(study.status())
+            try:
+                study = api.load(database, each)
+                study.tidy()
+                rows.append(study.status())
+            except Unreadable as error:
+                if name:
+                    raise
+                odd[each] = str(error)
     if as_json:
         documents = [row.to_dict() for row in rows]
+        documents += [{"study": each, "unreadable": why} for each, why in odd.items()]
         console.print_json(json.dumps(documents[0] if name else documents))
         return
-    if not rows:
+    if not rows and not odd:
         console.print(Text(nothing_in(storage)), soft_wrap=True)
         return
-    console.print(display.studies(rows))
+    if rows:
+        console.print(display.studies(rows))
+    for each, why in odd.items():
+        console.print(Text(f"{each}: {why}"), style="yellow", soft_wrap=True)
     for row in rows:
         if row.alive:
             console.print(display.workers(row))
@@ -464,22 +476,28 @@ def delete(
 ) -> None:
     """Remove a study with its trials and scores from the database. Results in runs/ stay.
 
+    Also one of which what is stored can't be read; its pictures, whose place is not known then,
+    stay.
+
     Example: [bold]qsched delete demo[/]
     """
     from qsched import api
     from qsched.report import artifacts
+    from qsched.service.queue import Queue
 
-    study = api.load(open_storage(storage), name)
-    status = study.status()
+    database = open_storage(storage)
+    incarnation = database.incarnation(name)
+    try:
+        study = api.load(database, name)
+        status = study.status()
+        what = f"{status.done} finished trials and {status.images:,} scored images"
+    except Unreadable as error:
+        study, what = None, f"all that is stored of it, which can't be read ({error})"
     if not yes:
-        typer.confirm(
-            f"delete study {name!r} with {status.done} finished trials and {status.images:,} "
-            "scored images?",
-            abort=True,
-        )
-    study.require_rest()
-    remains = artifacts.clear(study)
-    study.delete()
+        typer.confirm(f"delete study {name!r} with {what}?", abort=True)
+    Queue(database.database, incarnation).require_rest()
+    remains = artifacts.clear(study) if study else "its pictures, if there are any"
+    database.delete_study(incarnation)
     console.print(Text(f"deleted   {name}"))
     if remains:
         console.print(Text(f"remains   {remains}"), style="yellow", soft_wrap=True)

@@ -34,7 +34,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.sql.expression import FunctionElement
 
-from qsched.errors import StorageError, first_line
+from qsched.errors import StorageError, Unreadable, first_line
 from qsched.redaction import keep, redacted
 from qsched.service.address import DEFAULT_URL, file_of, parsed, secrets, shown
 from qsched.tables import unreadable
@@ -236,7 +236,8 @@ class Database:
         return self.transaction(counted)
 
     def patiently(self, work: Callable[[], Result]) -> Result:
-        """`work()`, repeated with back-off while the database is away; else StorageError."""
+        """`work()`, repeated with back-off while the database is away; else StorageError, and
+        Unreadable for a stored value that is not what its column holds."""
         deadline, pause = self._clock.monotonic() + self.patience, 0.05
         while True:
             try:
@@ -244,7 +245,7 @@ class Database:
             except Exception as error:
                 fault = _database_fault(error)
                 if fault is None and _unreadable(error):
-                    raise StorageError(
+                    raise Unreadable(
                         f"storage {self}: a stored value can't be read: {unreadable(error)}; "
                         "restore it from a backup"
                     ) from error

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -513,6 +514,30 @@ def test_the_module_runs_as_a_program_too() -> None:
     )
     assert done.returncode == 2
     assert one_line(done.stderr)
+
+
+@pytest.mark.parametrize("stem", ["my study", "a; touch ran", "it's $(touch ran)", "-x", "a\nb"])
+@pytest.mark.parametrize("own", [False, True])
+def test_what_init_prints_can_be_pasted(
+    qsched: Qsched, tmp_path: Path, stem: str, own: bool
+) -> None:
+    """The commands that it prints and writes name one file, whatever it is called."""
+    model = "lcm-dreamshaper"
+    if own:
+        model = str(tmp_path / "of two words")
+        shutil.copytree(pipeline_twin("StableDiffusionPipeline") / "pipeline", model)
+    code, out, _ = qsched("init", model, f"--out=files/{stem}.toml")
+    assert code == 0
+    text = (tmp_path / "files" / f"{stem}.toml").read_text()
+    pasted = shlex.split(out.partition("next      ")[2])
+    if "\n" not in stem:  # a terminal shows it as an escape
+        assert pasted == ["qsched", "check", f"files/{stem}.toml"]
+    commands = [line[1:] for line in text.splitlines() if line.startswith("#     qsched ")]
+    assert len(commands) > 2
+    for command in commands:
+        assert shlex.split(command)[:3][2] == f"{stem}.toml".replace("\n", "\\n")
+    code, _, err = qsched("check", f"./files/{stem}.toml")
+    assert code == 0 or (own and "set model.scheduler" in one_line(err))
 
 
 def test_init_writes_a_study_that_check_takes(qsched: Qsched) -> None:
