@@ -187,6 +187,19 @@ class Database:
         storage.engine.dispose()  # its first connection was opened before that
         return storage
 
+    @cached_property
+    def writes(self) -> bool:
+        """Whether qsched's tables, which are there, may be written with this URL: a role may have
+        been given SELECT alone, and a server may be a replica. Such a one takes no locks, and
+        leaves to others what there is to repair."""
+        if self.path:
+            return True
+        query = sa.text(
+            "SELECT has_table_privilege('qsched_slots', 'UPDATE') "
+            "AND current_setting('transaction_read_only') = 'off'"
+        )
+        return bool(self.transaction(lambda session: session.scalar(query)))
+
     def transaction(self, work: Callable[[Session], Result]) -> Result:
         """`work(session)` in a transaction of its own, repeated while the database is away.
 

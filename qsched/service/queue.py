@@ -74,11 +74,16 @@ class Queue:
         """One slot."""
         return self._row(session, number).frozen()
 
+    def counts(self) -> dict[str, int]:
+        """{state: number of slots}, after what expired was returned to the queue, as far as the
+        database may be written."""
+        return self._counts(reap=self.database.writes)
+
     @transaction
-    def counts(self, session: Session) -> dict[str, int]:
-        """{state: number of slots}, after what expired was returned to the queue."""
+    def _counts(self, session: Session, *, reap: bool) -> dict[str, int]:
         StudyTable.require(session, self.study)
-        self._reap(session)
+        if reap:
+            self._reap(session)
         query = (
             sa.select(SlotTable.state, sa.func.count())
             .filter_by(study=self.study.id)

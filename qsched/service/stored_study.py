@@ -252,8 +252,10 @@ class StoredStudy:
         Expired slots go back to the queue; Optuna's trials that belong to nobody, or to a parked
         slot, are marked as failed, and those of slots that have ended are ended. A mirror that
         somebody deleted is made anew; where its name was taken in the meantime that is said, and
-        nothing is touched.
+        nothing is touched. Nor is it where the database may not be written.
         """
+        if not self.storage.database.writes:
+            return self.queue.counts()
         try:
             return self._tidied()
         except MirrorLost:  # before, or just now
