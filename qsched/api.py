@@ -181,19 +181,24 @@ def run(
         observer.extended(definition.trials, budget)
     while True:
         if launcher:
-            finished = _by_crew(stored, workers, launcher, folder / "workers", observer)
+            finished = _by_crew(stored, workers, launcher, folder / "workers", accept, observer)
         else:
-            finished = work(stored, observer=observer)
+            finished = work(stored, accept=accept, observer=observer)
         if not finished:
             return Outcome(stored.status(), False, outcome.grid_images(definition))
         if stored.status().complete:
-            result = validate(stored, out=folder, observer=observer)
+            result = validate(stored, accept=accept, out=folder, observer=observer)
             if stored.status().complete or not result.finished:
                 return result
 
 
 def _by_crew(
-    study: StoredStudy, workers: int, launcher: launchers.Launcher, logs: Path, observer: Observer
+    study: StoredStudy,
+    workers: int,
+    launcher: launchers.Launcher,
+    logs: Path,
+    accept: Collection[str],
+    observer: Observer,
 ) -> bool:
     """Works with several processes until the budget is spent; False if a signal stopped them.
 
@@ -205,7 +210,8 @@ def _by_crew(
     if status.complete:
         return True
     anywhere = study.definition.tables.execution.device == "auto"
-    options = ("--idle-exit", "--grace", "0", "--log", str(logs))
+    accepted = [word for key in accept for word in ("--accept", key)]
+    options = ("--idle-exit", "--grace", "0", "--log", str(logs), *accepted)
     crew = launchers.crew_of(study, workers, logs, *options, spread=anywhere)
     ended = launchers.work(study, crew, launcher, on_look=observer.working)
     if ended.stopped:
@@ -283,7 +289,9 @@ def work(
     # What can't be had is an error now, not at the first image and not at the end.
     pictures = gallery.Gallery(study)
     scorers = load_scorers(definition.scorers, where, twin=twin)
-    load_scorers(tables.validation.metrics, twin=twin)
+    metrics = load_scorers(tables.validation.metrics, twin=twin)
+    study.require_weights({**scorers.weights, **metrics.weights}, accept)
+    del metrics
     loaded = load_model(tables.model, tables.quantization, execution=execution)
     observer.network(loaded.summary)
     generator = ImageGenerator(
@@ -399,6 +407,7 @@ def validate(
         candidates,
         ready,
         on_images=on_images,
+        on_weights=lambda weights: study.require_weights(weights, accept),
     )
     artifacts.conclude(study, proof, pictures)
     try:

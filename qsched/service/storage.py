@@ -127,6 +127,17 @@ class Storage:
         row.accepted = row.accepted | {key: list(pair) for key, pair in accepted.items()}
 
     @transaction
+    def complete(
+        self, session: Session, study: Incarnation, keys: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Enters those keys that a study's fingerprint doesn't have yet; all of it. Raises
+        StudyGone."""
+        row = StudyTable.of(session, study, locked=True)
+        if keys.keys() - row.fingerprint.keys():
+            row.fingerprint = {**keys, **row.fingerprint}
+        return dict(row.fingerprint)
+
+    @transaction
     def pause(self, session: Session, study: Incarnation, paused: bool) -> None:
         """Workers claim nothing from a paused study; what they hold they finish."""
         StudyTable.of(session, study).paused = paused

@@ -38,6 +38,7 @@ from qsched.service.trials import (
     find_mirror,
     trials_in,
 )
+from qsched.study.fingerprint import LOADED
 from qsched.study.study import Study
 
 OVERLAP = 5.0
@@ -103,6 +104,34 @@ class StoredStudy:
         if agreed.accepted:
             stored = replace(Study.from_json(record.definition), weights=here.weights)
             self.storage.redefine(self.incarnation, stored.to_json(), *agreed)
+
+    def require_weights(
+        self, weights: Mapping[str, Mapping[str, str]], accept: Collection[str] = ()
+    ) -> None:
+        """Raises StudyError, naming each scorer with both, where one was loaded from other files
+        than by whoever loaded it first for this study; the first one's are entered here.
+
+        `weights`: {scorer: {file: SHA-256}}. Keys in `accept`, such as loaded.clipscore, may
+        differ, and the study records both values. Raises StudyGone.
+        """
+        here = {f"{LOADED}{name}": dict(files) for name, files in weights.items()}
+        stored = self.storage.complete(self.incarnation, here) if here else {}
+        differing = {key: files for key, files in here.items() if stored[key] != files}
+        refused = [
+            f"{key}: the study has {stored[key]}, here it is {files}"
+            for key, files in differing.items()
+            if key not in accept
+        ]
+        if refused:
+            raise StudyError(
+                f"study {self.name!r}: its scorers were loaded from other files: "
+                f"{'; '.join(refused)}; fetch them anew, or take responsibility with --accept KEY"
+            )
+        if differing:
+            accepted = {key: (stored[key], files) for key, files in differing.items()}
+            record = self.storage.record(self.incarnation)
+            fingerprint = record.fingerprint | differing
+            self.storage.redefine(self.incarnation, record.definition, fingerprint, accepted)
 
     def slots(self) -> list[Slot]:
         """All slots, by number."""
