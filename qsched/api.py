@@ -429,7 +429,7 @@ def take_away(study: StoredStudy, folder: Path, *, force: bool = False) -> list[
     `force` writes the best candidate all the same, and all three say so. Raises StudyError before
     the first validation.
     """
-    return writing.write(folder, study, Part.EXPORT, force=force)[Part.EXPORT]
+    return writing.write(folder, study, Part.EXPORT, force=force).paths[Part.EXPORT]
 
 
 @_with_plugins
@@ -463,8 +463,8 @@ def write_report(study: StoredStudy, folder: Path) -> tuple[list[Path], dict[str
     """Writes report.html and report.json of a study by what its database and artifacts hold; their
     paths, and the content of report.json. Before the validation it says that nothing is proven."""
     folder = outputs.ready(folder)
-    paths = writing.write(folder, study, Part.PAGE)[Part.PAGE]
-    return paths, outcome.outcome_of(study, study.status()).report()
+    paths, proof = writing.write(folder, study, Part.PAGE)
+    return paths[Part.PAGE], proof.report()
 
 
 def generate(
