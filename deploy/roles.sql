@@ -12,7 +12,7 @@ REVOKE ALL ON DATABASE qsched FROM PUBLIC;
 -- compose's administrator goes in from within the container only.
 SELECT 'ALTER ROLE postgres PASSWORD NULL' WHERE current_user = 'postgres' \gexec
 
--- Reads qsched's tables, those to come too, and writes nothing: for the dashboard. (pg_read_all_data would
+-- Reads qsched's tables, those to come too, and writes nothing: for dashboard, status, report and export. (pg_read_all_data would
 -- also read the hashes of all passwords.)
 CREATE ROLE qsched_look LOGIN PASSWORD :'looking';
 GRANT CONNECT ON DATABASE qsched TO qsched_look;

@@ -184,19 +184,24 @@ def run(
         observer.extended(definition.trials, budget)
     while True:
         if launcher:
-            finished = _by_crew(stored, workers, launcher, folder / "workers", observer)
+            finished = _by_crew(stored, workers, launcher, folder / "workers", accept, observer)
         else:
-            finished = work(stored, observer=observer)
+            finished = work(stored, accept=accept, observer=observer)
         if not finished:
             return Outcome(stored.status(), False, outcome.grid_images(definition))
         if stored.status().complete:
-            result = validate(stored, out=folder, observer=observer)
+            result = validate(stored, accept=accept, out=folder, observer=observer)
             if stored.status().complete or not result.finished:
                 return result
 
 
 def _by_crew(
-    study: StoredStudy, workers: int, launcher: launchers.Launcher, logs: Path, observer: Observer
+    study: StoredStudy,
+    workers: int,
+    launcher: launchers.Launcher,
+    logs: Path,
+    accept: Collection[str],
+    observer: Observer,
 ) -> bool:
     """Works with several processes until the budget is spent; False if a signal stopped them.
 
@@ -208,7 +213,8 @@ def _by_crew(
     if status.complete:
         return True
     anywhere = study.definition.tables.execution.device == "auto"
-    options = ("--idle-exit", "--grace", "0", "--log", str(logs))
+    accepted = [word for key in accept for word in ("--accept", key)]
+    options = ("--idle-exit", "--grace", "0", "--log", str(logs), *accepted)
     crew = launchers.crew_of(study, workers, logs, *options, spread=anywhere)
     ended = launchers.work(study, crew, launcher, on_look=observer.working)
     if ended.stopped:
@@ -286,7 +292,9 @@ def work(
     # What can't be had is an error now, not at the first image and not at the end.
     pictures = gallery.Gallery(study)
     scorers = load_scorers(definition.scorers, where, twin=twin)
-    load_scorers(tables.validation.metrics, twin=twin)
+    metrics = load_scorers(tables.validation.metrics, twin=twin)
+    study.require_weights({**scorers.weights, **metrics.weights}, accept)
+    del metrics
     loaded = load_model(tables.model, tables.quantization, execution=execution)
     observer.network(loaded.summary)
     generator = ImageGenerator(
@@ -402,6 +410,7 @@ def validate(
         candidates,
         ready,
         on_images=on_images,
+        on_weights=lambda weights: study.require_weights(weights, accept),
     )
     artifacts.conclude(study, proof, pictures)
     try:
@@ -423,7 +432,7 @@ def take_away(study: StoredStudy, folder: Path, *, force: bool = False) -> list[
     `force` writes the best candidate all the same, and all three say so. Raises StudyError before
     the first validation.
     """
-    return writing.write(folder, study, Part.EXPORT, force=force)[Part.EXPORT]
+    return writing.write(folder, study, Part.EXPORT, force=force).paths[Part.EXPORT]
 
 
 @_with_plugins
@@ -457,8 +466,8 @@ def write_report(study: StoredStudy, folder: Path) -> tuple[list[Path], dict[str
     """Writes report.html and report.json of a study by what its database and artifacts hold; their
     paths, and the content of report.json. Before the validation it says that nothing is proven."""
     folder = outputs.ready(folder)
-    paths = writing.write(folder, study, Part.PAGE)[Part.PAGE]
-    return paths, outcome.outcome_of(study, study.status()).report()
+    paths, proof = writing.write(folder, study, Part.PAGE)
+    return paths[Part.PAGE], proof.report()
 
 
 def generate(

@@ -10,10 +10,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 _SETTLED = 2_000_000_000
 """Nanoseconds after which a file that is written again has another time; sooner, clocks of file
 systems may not tell."""
+
+KINDS: dict[str, Callable[[], Any]] = {
+    "blake2b": lambda: hashlib.blake2b(digest_size=16),
+    "sha256": hashlib.sha256,
+}
 
 Digest = Callable[[Path], str]
 
@@ -39,6 +45,11 @@ def first_and_last(place: Path) -> str:
     return digest.hexdigest()
 
 
+def sha256(path: Path) -> str:
+    """Of a file's bytes alone, as the hub shows it and `sha256sum` prints it."""
+    return _of_file(path, "sha256")
+
+
 def _files(place: Path) -> list[tuple[Path, str]]:
     """The files of a place in order, with their names in it; a file by itself has none."""
     if place.is_file():
@@ -47,8 +58,8 @@ def _files(place: Path) -> list[tuple[Path, str]]:
     return [(path, path.relative_to(place).as_posix()) for path in found]
 
 
-def _of_file(path: Path) -> str:
-    kept = _kept(path)
+def _of_file(path: Path, kind: str = "blake2b") -> str:
+    kept = _kept(path, kind)
     try:
         state, _, known = kept.read_text(encoding="ascii").partition("\n")
     except (OSError, ValueError):
@@ -58,7 +69,7 @@ def _of_file(path: Path) -> str:
         return known
     began = time.time_ns()
     with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        found = hashlib.file_digest(stream, KINDS[kind]).hexdigest()
     if _state(path) == before and path.stat().st_mtime_ns < began - _SETTLED:
         _keep(kept, f"{before}\n{found}")
     return found
@@ -70,10 +81,10 @@ def _state(path: Path) -> str:
     return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ino} {stat.st_dev} {stat.st_ctime_ns}"
 
 
-def _kept(path: Path) -> Path:
+def _kept(path: Path, kind: str) -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = hashlib.blake2b(os.fsencode(path.resolve()), digest_size=16).hexdigest()
-    return base / "qsched" / "digests" / name
+    return base / "qsched" / "digests" / (name if kind == "blake2b" else f"{name}.{kind}")
 
 
 def _keep(place: Path, text: str) -> None:

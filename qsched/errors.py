@@ -13,6 +13,7 @@
     ├── GenerationError       images that cannot be made
     ├── ScoreError            a scorer that failed or returned a number that is not finite
     ├── StorageError          the database
+    │   ├── Unreadable        what is stored of a study is not what it should be
     │   ├── LeaseLost         a slot that went to another worker
     │   └── MirrorLost        a study whose trials somebody deleted in Optuna
     └── StudyError            creating, resuming, running or validating a study
@@ -89,6 +90,10 @@ class ScoreError(QschedError):
 
 class StorageError(QschedError):
     """The database cannot be reached, read or written as its contract says."""
+
+
+class Unreadable(StorageError):  # noqa: N818 - it says what it is
+    """What is stored of a study is not what it should be; others may be."""
 
 
 class LeaseLost(StorageError):  # noqa: N818 - it says what happened

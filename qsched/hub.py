@@ -9,13 +9,37 @@ import shutil
 import socket
 import tempfile
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from qsched.errors import HubError, causes, first_line
 
 PATIENCE = 10.0
 """Seconds without an answer after which a server is given up."""
+
+
+_noted: ContextVar[list[Path] | None] = ContextVar("noted", default=None)
+
+
+@contextmanager
+def noted() -> Iterator[list[Path]]:
+    """The files that are handed out while the context lasts, in their order."""
+    files: list[Path] = []
+    token = _noted.set(files)
+    try:
+        yield files
+    finally:
+        _noted.reset(token)
+
+
+def note(file: Path) -> Path:
+    """`file`, which somebody loads: one of those of `noted`, once."""
+    files = _noted.get()
+    if files is not None and file not in files:
+        files.append(file)
+    return file
 
 
 def fetch_file(
@@ -34,7 +58,7 @@ def fetch_file(
             repository, name, revision=revision, repo_type=kind, local_files_only=cached
         )
 
-    return Path(_cached_or_fetched(download, what))
+    return note(Path(_cached_or_fetched(download, what)))
 
 
 def fetch_files(repository: str, names: Sequence[str], *, revision: str | None = None) -> Path:
@@ -92,7 +116,7 @@ def fetch_url(url: str, place: Path) -> Path:
     """`place`, where a file that lies elsewhere than on the hub is kept; downloaded where it isn't
     yet. Raises HubError in words."""
     if place.is_file():
-        return place
+        return note(place)
     if offline():
         raise HubError(explain(None, url))
     try:
@@ -105,7 +129,7 @@ def fetch_url(url: str, place: Path) -> Path:
         Path(unfinished.name).rename(place)
     except (OSError, ValueError) as error:
         raise HubError(explain(error, url)) from error
-    return place
+    return note(place)
 
 
 def _cached_or_fetched(download: Callable[..., str], what: str) -> str:

@@ -170,7 +170,7 @@ def referenced(
         near = difflib.get_close_matches(attribute, public, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise error(f"{kind} {name!r}: {module.__file__} has no {attribute!r}{hint}")
-    packages = packages_distributions().get(module_name.partition(".")[0], [])
+    packages = _distributions().get(module_name.partition(".")[0], [])
     package = f"{packages[0]} {version(packages[0])}" if packages else ""
     origin = Origin(name, package, _digest(module, others))
     return Found(name, getattr(module, attribute), origin=origin)

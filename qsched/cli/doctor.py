@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from qsched import __version__, hub
 from qsched.cli.options import begun, nothing_in
-from qsched.errors import QschedError, first_line
+from qsched.errors import QschedError, Unreadable, first_line
 from qsched.libraries import installed_version
 from qsched.pipelines.catalog import (
     file_in_repository,
@@ -293,7 +293,11 @@ def _disk(storage: Storage) -> Iterator[Finding]:
 def _orphans(storage: Storage) -> Iterator[Finding]:
     """Slots of workers that are gone; looking repairs them."""
     for name in storage.study_names():
-        study = load(storage, name)
+        try:
+            study = load(storage, name)
+        except Unreadable as error:
+            yield Finding(name, False, str(error))
+            continue
         before = len(study.queue.slots(("running",)))
         counts = study.tidy()
         back = before - counts["running"]

@@ -6,6 +6,8 @@ import os
 import shlex
 import socket
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,7 +35,7 @@ from qsched.cli.options import (
     until_deleted,
 )
 from qsched.cli.terminal import Formatter
-from qsched.errors import QschedError, StudyError
+from qsched.errors import QschedError, StudyError, Unreadable
 from qsched.files import outputs
 
 if TYPE_CHECKING:
@@ -325,10 +327,9 @@ def work(
         with until_deleted():
             _work_on_all_devices(stored, log, *_options(max_trials, idle_exit, grace))
         return
-    kept = _log_to(log, stored.name)
-    console.print(Text(f"study     {stored.name} in {database}"), soft_wrap=True)
-    console.print(Text(f"log       {kept.resolve()}"), soft_wrap=True)
-    with until_deleted():
+    with _logging_to(log, stored.name) as kept, until_deleted():
+        console.print(Text(f"study     {stored.name} in {database}"), soft_wrap=True)
+        console.print(Text(f"log       {kept.resolve()}"), soft_wrap=True)
         with display.LiveProgress(console).live() as observer:
             api.work(
                 stored,
@@ -381,26 +382,38 @@ def status(
 ) -> None:
     """Where one study stands, or all of the database; returns what dead workers held to the queue.
 
+    A study of which what is stored can't be read is one line among the others.
+
     Example: [bold]qsched status demo --json[/]
     """
     from qsched import api
     from qsched.cli import display
 
     rows: list[Status] = []
+    odd: dict[str, str] = {}
     if name or begun(storage):
         database = open_storage(storage)
         for each in [name] if name else database.study_names():
-            study = api.load(database, each)
-            study.tidy()
-            rows.append(study.status())
+            try:
+                study = api.load(database, each)
+                study.tidy()
+                rows.append(study.status())
+            except Unreadable as error:
+                if name:
+                    raise
+                odd[each] = str(error)
     if as_json:
         documents = [row.to_dict() for row in rows]
+        documents += [{"study": each, "unreadable": why} for each, why in odd.items()]
         console.print_json(json.dumps(documents[0] if name else documents))
         return
-    if not rows:
+    if not rows and not odd:
         console.print(Text(nothing_in(storage)), soft_wrap=True)
         return
-    console.print(display.studies(rows))
+    if rows:
+        console.print(display.studies(rows))
+    for each, why in odd.items():
+        console.print(Text(f"{each}: {why}"), style="yellow", soft_wrap=True)
     for row in rows:
         if row.alive:
             console.print(display.workers(row))
@@ -463,22 +476,28 @@ def delete(
 ) -> None:
     """Remove a study with its trials and scores from the database. Results in runs/ stay.
 
+    Also one of which what is stored can't be read; its pictures, whose place is not known then,
+    stay.
+
     Example: [bold]qsched delete demo[/]
     """
     from qsched import api
     from qsched.report import artifacts
+    from qsched.service.queue import Queue
 
-    study = api.load(open_storage(storage), name)
-    status = study.status()
+    database = open_storage(storage)
+    incarnation = database.incarnation(name)
+    try:
+        study = api.load(database, name)
+        status = study.status()
+        what = f"{status.done} finished trials and {status.images:,} scored images"
+    except Unreadable as error:
+        study, what = None, f"all that is stored of it, which can't be read ({error})"
     if not yes:
-        typer.confirm(
-            f"delete study {name!r} with {status.done} finished trials and {status.images:,} "
-            "scored images?",
-            abort=True,
-        )
-    study.require_rest()
-    remains = artifacts.clear(study)
-    study.delete()
+        typer.confirm(f"delete study {name!r} with {what}?", abort=True)
+    Queue(database.database, incarnation).require_rest()
+    remains = artifacts.clear(study) if study else "its pictures, if there are any"
+    database.delete_study(incarnation)
     console.print(Text(f"deleted   {name}"))
     if remains:
         console.print(Text(f"remains   {remains}"), style="yellow", soft_wrap=True)
@@ -499,12 +518,12 @@ def _logs(study: str) -> Path:
     return Path("runs") / study / "workers"
 
 
-def _log_to(path: Path | None, study: str) -> Path:
-    """qsched's log goes to a file as well, with times; its path. `path`: of it, or of its folder.
+@contextmanager
+def _logging_to(path: Path | None, study: str) -> Iterator[Path]:
+    """While it lasts qsched's log goes to a file as well, with times; its path.
 
-    Raises StudyError if it can't be written.
+    `path`: of it, or of its folder. Raises StudyError if it can't be written.
     """
-
     if path is None or path.is_dir():
         folder = outputs.ready(path or _logs(study), "--log")
         path = folder / f"{socket.gethostname()}-{os.getpid()}.log"
@@ -513,9 +532,15 @@ def _log_to(path: Path | None, study: str) -> Path:
         handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("qsched")
+    before = logger.level
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
-    return path
+    try:
+        yield path
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+        handler.close()
 
 
 COMMANDS = (init, check, run, create, work, status, extend, pause, unpause, retry, delete)

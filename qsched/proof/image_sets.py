@@ -69,6 +69,11 @@ class Instruments:
         self._device = device
 
     @property
+    def weights(self) -> dict[str, Mapping[str, str]]:
+        """What scorers and metrics were loaded from, {name: {file: its SHA-256}}."""
+        return {**self._scorers.weights, **self._metrics.weights}
+
+    @property
     def real(self) -> RealImages | None:
         """The real images, if the study names some."""
         return self._real

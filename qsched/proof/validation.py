@@ -48,17 +48,20 @@ def validate(
     controls: Sequence[Control] = (),
     *,
     on_images: Callable[[int], None] = lambda images: None,
+    on_weights: Callable[[Mapping[str, Mapping[str, str]]], None] = lambda weights: None,
 ) -> tuple[Proof, Pictures]:
     """Compares `candidates` with the identity on the study's held-out prompts and seeds.
 
     `objective`: the study's, in the units of the search. `pending`: where the search stands, which
     comes back with a verdict. `identity`: trial 0. `on_images(n)` is called after each batch with
-    its number of images; `image_sets` says how many sets there are. Networks are loaded one after
-    the other, since a device may have room for one of them only. Raises ModelError, ScoreError or
-    GenerationError.
+    its number of images; `image_sets` says how many sets there are. `on_weights` is told before
+    what scorers and metrics were loaded from, {name: {file: its SHA-256}}. Networks are loaded one
+    after the other, since a device may have room for one of them only. Raises ModelError,
+    ScoreError or GenerationError.
     """
     tables = study.tables
     instruments = Instruments(study, objective)
+    on_weights(instruments.weights)
     sets = ImageSets(study.held_out, instruments, on_images)
     plain = identity.coefficients
 

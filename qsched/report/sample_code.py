@@ -12,7 +12,7 @@ from qsched import hub
 from qsched.errors import QuantizationError
 from qsched.pipelines import catalog
 from qsched.pipelines.agreement.kinds import denoisers
-from qsched.pipelines.folders import part_of
+from qsched.pipelines.folders import config_at, part_of
 from qsched.pipelines.table import LoraTable, Model, layout_of, source_of, twin_of
 from qsched.quantization.backend import Snippet
 from qsched.quantization.schemes import FIRST_AND_LAST, Scheme
@@ -166,10 +166,8 @@ def _fused(model: Model, lora: LoraTable) -> list[str]:
 
 
 def _index(folder: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(
-        (Path(folder) / "model_index.json").read_text(encoding="utf-8")
-    )
-    return found
+    """Raises ModelError for one that can't be read."""
+    return config_at(Path(folder) / "model_index.json")
 
 
 def _network(model: Model) -> str:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable
 from enum import Flag, auto
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from qsched.errors import DocumentError
 from qsched.files import outputs
@@ -33,6 +33,13 @@ class Part(Flag):
     EXPORT = auto()
 
 
+class Written(NamedTuple):
+    """What was written: its paths by part, and the outcome that they are of."""
+
+    paths: dict[Part, list[Path]]
+    proof: Proof
+
+
 def write(
     folder: Path,
     study: StoredStudy,
@@ -40,8 +47,8 @@ def write(
     *,
     pictures: Pictures | None = None,
     force: bool = False,
-) -> dict[Part, list[Path]]:
-    """Writes parts of what the database and the artifacts hold of a study; their paths by part.
+) -> Written:
+    """Writes parts of what the database and the artifacts hold of a study.
 
     `pictures`: where they are at hand. `force`: the best candidate leaves without being proven.
     Raises StudyError for an export before the first validation, and OutputError.
@@ -64,7 +71,8 @@ def write(
             path.parent.mkdir(exist_ok=True)
             path.touch()
             writes(path)
-    return {part: [folder / name for name in each] for part, each in contents.items()}
+    paths = {part: [folder / name for name in each] for part, each in contents.items()}
+    return Written(paths, proof)
 
 
 def _contents(

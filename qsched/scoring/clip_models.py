@@ -16,7 +16,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from safetensors.torch import load_file, save_file
 
 from qsched.errors import HubError, ScoreError, causes
-from qsched.hub import fetch_file, fetch_files, fetch_url
+from qsched.hub import fetch_file, fetch_files, fetch_url, note
 from qsched.libraries import quiet
 from qsched.pipelines.twins import made
 from qsched.pipelines.twins.text import clip_words
@@ -178,7 +178,7 @@ def _open_clip(model: str, tag: str | None = None) -> tuple[OpenClipTowers, Prep
 def _weights(config: Mapping[str, Any]) -> Path:
     """The file of a pretrained tag, by open_clip's table of them. Raises HubError."""
     if "file" in config:
-        return Path(config["file"])
+        return note(Path(config["file"]))
     repository, _, name = config.get("hf_hub", "").rpartition("/")
     if repository:
         return fetch_file(repository, name) if name else _checkpoint(repository)

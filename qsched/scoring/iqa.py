@@ -8,19 +8,20 @@ Weights lie in torch's cache (`TORCH_HOME`) or the Hugging Face hub's (`HF_HOME`
 """
 
 import difflib
+import functools
 import hashlib
 import random
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from fnmatch import fnmatchcase
 from io import StringIO
 from pathlib import Path
 from pickle import UnpicklingError
-from types import ModuleType
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -181,20 +182,35 @@ def _same_random_numbers() -> Iterator[None]:
 def _loading(*, trusted: bool = False) -> Iterator[None]:
     """pyiqa says nothing, and has its own files by `hub.fetch_url`, which asks nobody where
     HF_HUB_OFFLINE forbids it and never hangs. It unpickles them whole, by which a file can run
-    anything: unless `trusted`, only weights are read."""
+    anything: unless `trusted`, only weights are read. What it loads is told to `hub.noted`."""
     with quiet(), redirect_stdout(StringIO()):
         from pyiqa.utils import download_util
 
         load = torch.load if trusted else _load_weights
         with (
             _replaced(download_util, "download_url_to_file", _fetched),
-            _replaced(torch, "load", load),
+            _replaced(torch, "load", _noting(load)),
+            _replaced(torch.jit, "load", _noting(torch.jit.load)),
+            _replaced(safetensors.torch, "load_file", _noting(safetensors.torch.load_file)),
         ):
             yield
 
 
+def _noting(load: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that loads a file, given as a path or opened, and says which."""
+
+    @functools.wraps(load)
+    def loaded(file: Any, *arguments: Any, **named: Any) -> Any:
+        place = file if isinstance(file, str | Path) else getattr(file, "name", None)
+        if isinstance(place, str | Path):
+            hub.note(Path(place))
+        return load(file, *arguments, **named)
+
+    return loaded
+
+
 @contextmanager
-def _replaced(module: ModuleType, name: str, value: Any) -> Iterator[None]:
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
     before = getattr(module, name)
     setattr(module, name, value)
     try:

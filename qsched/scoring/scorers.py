@@ -8,12 +8,15 @@ import gc
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
 from torch import OutOfMemoryError, Tensor
 
+from qsched.digests import sha256
 from qsched.errors import ScoreError, in_one_line
+from qsched.hub import noted
 from qsched.prompts import Prompt
 from qsched.scoring.catalog import metric_entry
 from qsched.scoring.loading import load_scorer
@@ -63,12 +66,17 @@ class Scorers:
     """Several scorers as one: `Scorers({name: Scorer}, device)`.
 
     They live on `device`; where its memory does not hold them beside the rest, they live in the
-    computer's, and each is on the device only while it works.
+    computer's, and each is on the device only while it works. `weights`: what they were loaded
+    from, {name: {file: its SHA-256}}, as far as that is known.
     """
 
     def __init__(
-        self, scorers: Mapping[str, Scorer | Comparison], device: torch.device | str = "cpu"
+        self,
+        scorers: Mapping[str, Scorer | Comparison],
+        device: torch.device | str = "cpu",
+        weights: Mapping[str, Mapping[str, str]] = MappingProxyType({}),
     ) -> None:
+        self.weights = weights
         self._scorers = dict(scorers)
         self._device = torch.device(device)
         self._crowded = False
@@ -134,7 +142,13 @@ def load_scorers(
     `twin`: with tiny random networks in place of the real ones, which needs no download. Raises
     ScoreError for one that can't be had.
     """
-    return Scorers({name: load_scorer(metric_entry(name), twin=twin) for name in names}, device)
+    found, weights = {}, {}
+    for name in names:
+        with noted() as files:
+            found[name] = load_scorer(metric_entry(name), twin=twin)
+        if files and not twin:
+            weights[name] = {file.name: sha256(file) for file in files}
+    return Scorers(found, device, weights)
 
 
 def checked(

@@ -34,7 +34,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Session, sessionmaker
 from sqlalchemy.sql.expression import FunctionElement
 
-from qsched.errors import StorageError, first_line
+from qsched.errors import StorageError, Unreadable, first_line
 from qsched.redaction import keep, redacted
 from qsched.service.address import DEFAULT_URL, file_of, parsed, secrets, shown
 from qsched.tables import unreadable
@@ -187,6 +187,19 @@ class Database:
         storage.engine.dispose()  # its first connection was opened before that
         return storage
 
+    @cached_property
+    def writes(self) -> bool:
+        """Whether qsched's tables, which are there, may be written with this URL: a role may have
+        been given SELECT alone, and a server may be a replica. Such a one takes no locks, and
+        leaves to others what there is to repair."""
+        if self.path:
+            return True
+        query = sa.text(
+            "SELECT has_table_privilege('qsched_slots', 'UPDATE') "
+            "AND current_setting('transaction_read_only') = 'off'"
+        )
+        return bool(self.transaction(lambda session: session.scalar(query)))
+
     def transaction(self, work: Callable[[Session], Result]) -> Result:
         """`work(session)` in a transaction of its own, repeated while the database is away.
 
@@ -236,7 +249,8 @@ class Database:
         return self.transaction(counted)
 
     def patiently(self, work: Callable[[], Result]) -> Result:
-        """`work()`, repeated with back-off while the database is away; else StorageError."""
+        """`work()`, repeated with back-off while the database is away; else StorageError, and
+        Unreadable for a stored value that is not what its column holds."""
         deadline, pause = self._clock.monotonic() + self.patience, 0.05
         while True:
             try:
@@ -244,7 +258,7 @@ class Database:
             except Exception as error:
                 fault = _database_fault(error)
                 if fault is None and _unreadable(error):
-                    raise StorageError(
+                    raise Unreadable(
                         f"storage {self}: a stored value can't be read: {unreadable(error)}; "
                         "restore it from a backup"
                     ) from error

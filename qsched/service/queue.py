@@ -14,7 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from qsched.errors import LeaseLost
+from qsched.errors import LeaseLost, StudyError
 from qsched.service.database import Database, now, transaction
 from qsched.service.schema import (
     OPEN,
@@ -75,11 +75,16 @@ class Queue:
         """One slot."""
         return self._row(session, number).frozen()
 
+    def counts(self) -> dict[str, int]:
+        """{state: number of slots}, after what expired was returned to the queue, as far as the
+        database may be written."""
+        return self._counts(reap=self.database.writes)
+
     @transaction
-    def counts(self, session: Session) -> dict[str, int]:
-        """{state: number of slots}, after what expired was returned to the queue."""
-        StudyTable.of(session, self.study)
-        self._reap(session)
+    def _counts(self, session: Session, *, reap: bool) -> dict[str, int]:
+        StudyTable.require(session, self.study)
+        if reap:
+            self._reap(session)
         query = (
             sa.select(SlotTable.state, sa.func.count())
             .filter_by(study=self.study.id)
@@ -87,6 +92,14 @@ class Queue:
         )
         found = {row[0]: row[1] for row in session.execute(query)}
         return {state: found.get(state, 0) for state in STATES}
+
+    def require_rest(self) -> None:
+        """Raises StudyError while workers hold trials."""
+        if self.counts()["running"]:
+            raise StudyError(
+                f"study {self.study.name!r} is being worked on; pause it, or wait until its leases "
+                "expire"
+            )
 
     @transaction
     def reasons(self, session: Session) -> list[tuple[int, str]]:

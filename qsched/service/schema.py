@@ -81,6 +81,14 @@ class StudyTable(Table):
             raise gone(study)
         return row
 
+    @classmethod
+    def require(cls, session: Session, study: Incarnation, *, locked: bool = False) -> None:
+        """Raises StudyGone where there is no such row; whatever its columns hold. `locked`: as
+        above."""
+        query = sa.select(cls.id).filter_by(id=study.id)
+        if session.scalar(query.with_for_update() if locked else query) is None:
+            raise gone(study)
+
     def frozen(self) -> "StudyRecord":
         """The row as a value that outlives its session."""
         return StudyRecord(

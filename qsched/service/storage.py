@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from sqlalchemy.orm import Session
 from sqlalchemy.schema import CreateColumn
 
-from qsched.errors import StorageError
+from qsched.errors import StorageError, StudyError
 from qsched.service.database import Database, now, transaction
 from qsched.service.foundation import lay
 from qsched.service.queue import add_slots
@@ -97,6 +97,19 @@ class Storage:
         row = session.scalar(sa.select(StudyTable).filter_by(name=name))
         return row.frozen() if row else None
 
+    def incarnation(self, name: str) -> Incarnation:
+        """The study that has a name now. Raises StudyError with the names that there are."""
+        found = self._incarnation(name)
+        if found is None:
+            names = ", ".join(self.study_names()) or "none"
+            raise StudyError(f"study {name!r} is not in {self}; there: {names}")
+        return found
+
+    @transaction
+    def _incarnation(self, session: Session, name: str) -> Incarnation | None:
+        number = session.scalar(sa.select(StudyTable.id).filter_by(name=name))
+        return Incarnation(name, number) if number is not None else None
+
     @transaction
     def record(self, session: Session, study: Incarnation) -> StudyRecord:
         """A study as it is stored. Raises StudyGone."""
@@ -122,6 +135,17 @@ class Storage:
         row = StudyTable.of(session, study, locked=True)
         row.definition, row.fingerprint = definition, dict(fingerprint)
         row.accepted = row.accepted | {key: list(pair) for key, pair in accepted.items()}
+
+    @transaction
+    def complete(
+        self, session: Session, study: Incarnation, keys: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Enters those keys that a study's fingerprint doesn't have yet; all of it. Raises
+        StudyGone."""
+        row = StudyTable.of(session, study, locked=True)
+        if keys.keys() - row.fingerprint.keys():
+            row.fingerprint = {**keys, **row.fingerprint}
+        return dict(row.fingerprint)
 
     @transaction
     def pause(self, session: Session, study: Incarnation, paused: bool) -> None:
@@ -154,11 +178,12 @@ class Storage:
 
     @transaction
     def delete_study(self, session: Session, study: Incarnation) -> None:
-        """Removes a study with its slots, scores, workers and mirror. Raises StudyGone."""
-        row = StudyTable.of(session, study, locked=True)
+        """Removes a study with its slots, scores, workers and mirror, also where what is stored of
+        it can't be read. Raises StudyGone."""
+        StudyTable.require(session, study, locked=True)
         for table in (ScoreTable, SlotTable, WorkerTable):
             session.execute(sa.delete(table).filter_by(study=study.id))
-        session.delete(row)
+        session.execute(sa.delete(StudyTable).filter_by(id=study.id))
         remove_mirror(session, study)
 
     # Self-tests

@@ -1,6 +1,7 @@
 """A study in the database: created or resumed under its fingerprint, and where it stands."""
 
 import logging
+import shlex
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -12,7 +13,7 @@ import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.orm import Session
 
-from qsched.errors import MirrorLost, NotOurs, StudyError
+from qsched.errors import MirrorLost, NotOurs, StudyError, Unreadable
 from qsched.schedule.coefficients import Coefficients
 from qsched.scoring import jaq
 from qsched.search import stopping
@@ -39,6 +40,7 @@ from qsched.service.trials import (
     find_mirror,
     trials_in,
 )
+from qsched.study.fingerprint import LOADED
 from qsched.study.study import Study
 
 OVERLAP = 5.0
@@ -107,6 +109,34 @@ class StoredStudy:
         if agreed.accepted:
             stored = replace(Study.from_json(record.definition), weights=here.weights)
             self.storage.redefine(self.incarnation, stored.to_json(), *agreed)
+
+    def require_weights(
+        self, weights: Mapping[str, Mapping[str, str]], accept: Collection[str] = ()
+    ) -> None:
+        """Raises StudyError, naming each scorer with both, where one was loaded from other files
+        than by whoever loaded it first for this study; the first one's are entered here.
+
+        `weights`: {scorer: {file: SHA-256}}. Keys in `accept`, such as loaded.clipscore, may
+        differ, and the study records both values. Raises StudyGone.
+        """
+        here = {f"{LOADED}{name}": dict(files) for name, files in weights.items()}
+        stored = self.storage.complete(self.incarnation, here) if here else {}
+        differing = {key: files for key, files in here.items() if stored[key] != files}
+        refused = [
+            f"{key}: the study has {stored[key]}, here it is {files}"
+            for key, files in differing.items()
+            if key not in accept
+        ]
+        if refused:
+            raise StudyError(
+                f"study {self.name!r}: its scorers were loaded from other files: "
+                f"{'; '.join(refused)}; fetch them anew, or take responsibility with --accept KEY"
+            )
+        if differing:
+            accepted = {key: (stored[key], files) for key, files in differing.items()}
+            record = self.storage.record(self.incarnation)
+            fingerprint = record.fingerprint | differing
+            self.storage.redefine(self.incarnation, record.definition, fingerprint, accepted)
 
     def slots(self) -> list[Slot]:
         """All slots, by number."""
@@ -295,7 +325,7 @@ class StoredStudy:
         terms: dict[str, list[float]] = {scorer: [] for scorer in self.definition.scorers}
         for score in sorted(scores, key=lambda score: score.prompt):
             if score.metric not in terms:
-                raise StudyError(
+                raise Unreadable(
                     f"study {self.name!r}: a score by {score.metric[:100]!r}; expected "
                     f"{', '.join(terms)}; restore it from a backup"
                 )
@@ -308,8 +338,10 @@ class StoredStudy:
         Expired slots go back to the queue; Optuna's trials that belong to nobody, or to a parked
         slot, are marked as failed, and those of slots that have ended are ended. A mirror that
         somebody deleted is made anew; where its name was taken in the meantime that is said, and
-        nothing is touched.
+        nothing is touched. Nor is it where the database may not be written.
         """
+        if not self.storage.database.writes:
+            return self.queue.counts()
         try:
             return self._tidied()
         except MirrorLost:  # before, or just now
@@ -414,20 +446,13 @@ class StoredStudy:
     def delete(self) -> None:
         """Removes the study, its scores and its trials. Raises StudyError while workers hold it,
         StudyGone the second time."""
-        self.require_rest()
+        self.queue.require_rest()
         self.storage.delete_study(self.incarnation)
 
-    def require_rest(self) -> None:
-        """Raises StudyError while workers hold trials."""
-        if self.queue.counts()["running"]:
-            raise StudyError(
-                f"study {self.name!r} is being worked on; pause it, or wait until its leases expire"
-            )
-
     def candidate(self, slot: Slot) -> Candidate:
-        """A finished slot's coefficients and value. Raises StudyError for one that has none."""
+        """A finished slot's coefficients and value. Raises Unreadable for one that has none."""
         if slot.value is None or slot.vector is None:
-            raise StudyError(
+            raise Unreadable(
                 f"study {self.name!r}: trial {slot.number} is finished and has no value or vector; "
                 "restore it from a backup"
             )
@@ -522,24 +547,22 @@ def load(
 ) -> StoredStudy:
     """A study by its name. Of what its definition names as ``module:name`` nothing is run but what
     the `file` at hand names too, and the modules in `allow`. Raises StudyError with the names that
-    exist, and for a definition that can't be read.
+    exist, and Unreadable for a definition that can't be read.
     """
-    record = storage.study(name)
-    if record is None:
-        names = ", ".join(storage.study_names()) or "none"
-        raise StudyError(f"study {name!r} is not in {storage}; there: {names}")
+    record = storage.record(storage.incarnation(name))
     allowed = file.modules if file else ()
     try:
         definition = Study.from_json(
             record.definition, file=file.file if file else None, allowed=allowed
         )
-    except StudyError as error:
-        raise StudyError(f"study {name!r} in {storage}: {error}") from error
-    if definition.name != name:
-        raise StudyError(
-            f"study {name!r} in {storage}: its stored definition is one of {definition.name!r}; "
-            "restore it from a backup"
-        )
+        if definition.name != name:
+            raise Unreadable(
+                f"its stored definition is one of {definition.name!r}; restore it from a backup"
+            )
+    except Unreadable as error:
+        raise Unreadable(
+            f"study {name!r} in {storage}: {error}, or remove it: qsched delete {shlex.quote(name)}"
+        ) from error
     return StoredStudy(storage, definition.allowing(allow), record.study)
 
 

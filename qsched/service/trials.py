@@ -106,9 +106,10 @@ class Trials:
         """`work()`, which reads or writes the mirror; with a slot, that slot's trial; `free`: a
         trial that may be no slot's."""
         mirror = self._study._study_id if self._study else None
+        locks = self._database.writes
 
         def check(connection: sa.Connection) -> None:
-            _check(connection, self._incarnation, mirror, slot)
+            _check(connection, self._incarnation, mirror, slot, locks=locks)
             if free is not None and _is_held(connection, self._incarnation, free):
                 raise _mirror_lost(self._incarnation)
 
@@ -387,12 +388,18 @@ def _fence(storage: "RDBStorage", check: Callable[[sa.Connection], None]) -> Ite
 
 
 def _check(
-    connection: sa.Connection, study: Incarnation, mirror: int | None, slot: Slot | None
+    connection: sa.Connection,
+    study: Incarnation,
+    mirror: int | None,
+    slot: Slot | None,
+    *,
+    locks: bool,
 ) -> None:
     """Whether Optuna may write: the study is there until the transaction ends, its mirror is
     Optuna's study `mirror` (None: whichever), and `slot` is as it was read: this attempt's, in this
     state, with this trial.
 
+    `locks`: without, the study may be deleted before the transaction ends, and nothing is written.
     Raises StudyGone, MirrorLost, LeaseLost.
     """
     held = sa.and_(
@@ -412,8 +419,9 @@ def _check(
         .outerjoin(StudySystemAttributeModel, marked)
         .outerjoin(SlotTable, held)
         .where(StudyTable.id == study.id)
-        .with_for_update(read=True, key_share=True, of=StudyTable)
     )
+    if locks:
+        query = query.with_for_update(read=True, key_share=True, of=StudyTable)
     row = connection.execute(query).first()
     if row is None:
         raise gone(study)

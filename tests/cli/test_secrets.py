@@ -96,15 +96,9 @@ def test_a_librarys_traceback_is_redacted(
 
 
 def test_a_workers_log_is_redacted(tmp_path: Path) -> None:
-    logger = logging.getLogger("qsched")
-    before, level = list(logger.handlers), logger.level
     Database(f"postgresql://u@{AWAY}?password={SECRET}")
-    try:
-        studies._log_to(tmp_path / "worker.log", "fake")
-        logger.warning("connect to %s", f"postgresql://u@{AWAY}?password={SECRET}")
-    finally:
-        for handler in set(logger.handlers) - set(before):
-            logger.removeHandler(handler)
-            handler.close()
-        logger.setLevel(level)
-    assert (tmp_path / "worker.log").read_text().endswith("127.0.0.1:1/x?password=***\n")
+    with studies._logging_to(tmp_path / "worker.log", "fake") as log:
+        logging.getLogger("qsched").warning(
+            "connect to %s", f"postgresql://u@{AWAY}?password={SECRET}"
+        )
+    assert log.read_text().endswith("127.0.0.1:1/x?password=***\n")

@@ -9,6 +9,7 @@ text that steers a terminal, with paths. What the dashboard is asked by others i
 import json
 import random
 import re
+import shlex
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -178,6 +179,57 @@ def test_documents_of_another_shape_are_one_line(
         error = run("report", "fake", "--out", str(tmp_path / "out")).error
         assert "can't be read" in error
         assert "\n" not in error
+
+
+UNREADABLE = {
+    "no definition": "UPDATE qsched_studies SET definition = '{}' WHERE name = 'fake'",
+    "of another": "UPDATE qsched_studies SET definition = replace(definition, '\"fake\"', '\"x\"') "
+    "WHERE name = 'fake'",
+    "no fingerprint": "UPDATE qsched_studies SET fingerprint = '7' WHERE name = 'fake'",
+    "no score": "UPDATE qsched_slots SET state = 'finished', finished = 1 WHERE number = 0 "
+    "AND study = (SELECT id FROM qsched_studies WHERE name = 'fake')",
+}
+"""What of a study can't be read, and how it came to be."""
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_a_study_that_cannot_be_read_is_in_nobodys_way(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """It is a line in the list of all, and can be removed."""
+    monkeypatch.setenv("QSCHED_STORAGE", url)
+    monkeypatch.setenv("COLUMNS", "300")
+    storage = Storage(url)
+    for name in ("before", "fake", "later"):
+        studies.create(storage, fakes.study(tmp_path / name).changed(name=name))
+    with storage.database.engine.begin() as connection:
+        assert connection.execute(sa.text(UNREADABLE[what])).rowcount == 1
+    printed = run("status").printed
+    assert [line.split()[0] for line in printed.splitlines()[1:]] == ["before", "later", "fake:"]
+    listed = json.loads(run("status", "--json").printed)
+    assert [row["study"] for row in listed] == ["before", "later", "fake"]
+    assert "restore it from a backup" in listed[-1]["unreadable"]
+    assert "restore it from a backup" in run("status", "fake").error
+    assert ("wrong  fake" in run("doctor").printed) == (what != "no score")
+    assert "deleted   fake" in run("delete", "fake", "--yes").printed
+    assert storage.study_names() == ["before", "later"]
+    assert [each.study_name for each in storage.database.optuna.get_all_studies()] == [
+        "before",
+        "later",
+    ]
+
+
+@pytest.mark.parametrize("name", ["x; touch ran", "$(touch ran)", "a'b", "two words"])
+def test_a_printed_command_does_what_it_says(
+    database: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a study that somebody named in the database: pasted, it is one argument of qsched."""
+    monkeypatch.setenv("COLUMNS", "300")
+    write(database, "UPDATE qsched_studies SET name = ?", name)
+    printed = run("status").printed
+    pasted = shlex.split(printed.partition("or remove it: ")[2])
+    assert pasted == ["qsched", "delete", name]
+    assert "deleted" in run(*pasted[1:], "--yes").printed
 
 
 def redefined(database: Path, change: str, value: object) -> None:

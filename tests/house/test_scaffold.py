@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import os
 import re
+import shlex
 import subprocess
 import tomllib
 from pathlib import Path
@@ -95,6 +96,16 @@ def test_compose_starts_a_database_with_a_volume_and_a_health_check() -> None:
     assert "pg_isready" in services["database"]["healthcheck"]["test"][1]
     assert "?" in services["database"]["environment"]["POSTGRES_PASSWORD"]  # none by default
     assert "qsched dashboard" in services["dashboard"]["command"][-1]
+
+
+def test_compose_builds_its_dashboard_from_the_files_of_the_package() -> None:
+    """Not from all that lies beside them, such as an environment of some gigabytes."""
+    services = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text())["services"]
+    words = shlex.split(services["dashboard"]["command"][-1])
+    copied = [word.removeprefix("/source/") for word in words if word.startswith("/source/")]
+    assert sorted(copied) == sorted(
+        ["qsched", "pyproject.toml", "README.md", *PROJECT["license-files"]]
+    )
 
 
 def test_env_yml_asks_for_what_pyproject_allows() -> None:

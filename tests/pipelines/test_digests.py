@@ -1,11 +1,12 @@
 """Every byte of the weights is in their digest, and is read once."""
 
+import hashlib
 import os
 from pathlib import Path
 
 import pytest
 
-from qsched.digests import first_and_last, whole
+from qsched.digests import first_and_last, sha256, whole
 from qsched.errors import ModelError
 from qsched.pipelines.catalog import weights_identity
 
@@ -32,6 +33,16 @@ def test_a_byte_in_the_middle_counts(folder: Path) -> None:
     (folder / "unet.safetensors").write_bytes(content)
     assert whole(folder) != before
     assert first_and_last(folder) == by_old_rule
+
+
+def test_one_file_has_the_digest_that_others_print(folder: Path) -> None:
+    file = folder / "unet.safetensors"
+    before = whole(folder)
+    for _ in range(2):  # read, and kept beside the other one
+        assert sha256(file) == hashlib.sha256(bytes(3 * MIB)).hexdigest()
+        assert whole(folder) == before
+    file.write_bytes(b"x")
+    assert sha256(file) == hashlib.sha256(b"x").hexdigest()
 
 
 def test_a_file_set_back_to_its_old_date_is_read_again(folder: Path) -> None:

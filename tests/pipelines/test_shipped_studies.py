@@ -24,6 +24,8 @@ from qsched.study.study import Study, load_study
 STUDIES = Path(__file__).parents[2] / "studies"
 FILES = sorted(path.name for path in STUDIES.glob("*.toml") if path.name != "demo.toml")
 
+SCHEMES = ("w8a8", "w4a8", "nf4")
+
 
 def test_the_files_are_those_that_init_writes() -> None:
     written = template.studies()
@@ -40,7 +42,7 @@ def test_each_few_step_model_has_one_at_each_scheme() -> None:
         for tables in (tomllib.loads((STUDIES / name).read_text()) for name in FILES)
     }
     few_step = set(MODELS) - {"demo", "sdxl-base"}
-    assert seen == {(model, scheme) for model in few_step for scheme in ("w8a8", "w4a8", "nf4")}
+    assert seen == {(model, scheme) for model in few_step for scheme in SCHEMES}
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -63,7 +65,18 @@ def twin(request: pytest.FixtureRequest) -> Study:
     return load_study(STUDIES / request.param, fetch=False).twin().changed(trials=2)
 
 
-@pytest.mark.parametrize("twin", FILES, indirect=True)
+def one_scheme_of_each_model() -> Iterator[Any]:
+    """All studies; slow but for one of each model, whose scheme is another one than the last's."""
+    for index, (name, entry) in enumerate(MODELS.items()):
+        if entry.hints is None:
+            continue
+        for number, scheme in enumerate(SCHEMES):
+            file = f"{template.study_name(name, scheme, entry.hints.steps)}.toml"
+            now = number == index % len(SCHEMES)
+            yield pytest.param(file, marks=[] if now else [pytest.mark.slow])
+
+
+@pytest.mark.parametrize("twin", list(one_scheme_of_each_model()), indirect=True)
 def test_its_twin_is_quantized_as_it_says(twin: Study) -> None:
     report = load_model(twin.tables.model, twin.tables.quantization).report
     assert report is not None
@@ -72,16 +85,15 @@ def test_its_twin_is_quantized_as_it_says(twin: Study) -> None:
 
 
 def one_of_each_model() -> Iterator[Any]:
-    """A study of each model, the schemes in turn; slow but for one of each way to load."""
+    """A study of each model, the schemes in turn; slow but for one of each kind of network."""
     seen = set()
     for index, (name, entry) in enumerate(MODELS.items()):
         if entry.hints is None:
             continue
-        scheme = ("w8a8", "w4a8", "nf4")[index % 3]
+        scheme = SCHEMES[index % len(SCHEMES)]
         file = f"{template.study_name(name, scheme, entry.hints.steps)}.toml"
-        of = (entry.part, entry.weights is None)
-        yield pytest.param(file, marks=[pytest.mark.slow] if of in seen else [])
-        seen.add(of)
+        yield pytest.param(file, marks=[pytest.mark.slow] if entry.part in seen else [])
+        seen.add(entry.part)
 
 
 @pytest.mark.parametrize("twin", list(one_of_each_model()), indirect=True)

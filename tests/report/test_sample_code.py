@@ -1,7 +1,11 @@
 """The code that a card shows, for a reader to paste."""
 
+import shutil
 from pathlib import Path
 
+import pytest
+
+from qsched.errors import ModelError
 from qsched.pipelines.catalog import MODELS
 from qsched.pipelines.twins import pipeline_twin
 from qsched.report.sample_code import in_order, sample_code
@@ -32,6 +36,20 @@ def test_it_calls_and_fuses_as_the_study_does(tmp_path: Path) -> None:
     assert "target_size=None," in code
     fused = [code.index(f"pipeline.fuse_lora(lora_scale={scale})") for scale in (0.5, 2.0)]
     assert fused == sorted(fused)
+
+
+def test_an_index_that_is_broken_by_now_is_one_line(tmp_path: Path) -> None:
+    place = tmp_path / "model"
+    shutil.copytree(pipeline_twin("StableDiffusionXLPipeline") / "pipeline", place)
+    path = fakes.study_file(tmp_path)
+    own = f'name = "{place}"\nattention = "native"\nscheduler = {{ class = "TCDScheduler" }}'
+    path.write_text(path.read_text().replace('name = "demo"', own))
+    study = load_study(path)
+    assert "pipeline.unet.set_attention_backend" in sample_code(study)
+    (place / "model_index.json").write_text("{")
+    with pytest.raises(ModelError, match=r"model_index.json: .*; copy it again$") as raised:
+        sample_code(study)
+    assert "\n" not in str(raised.value)
 
 
 def test_it_rebuilds_a_single_file_and_weights_on_a_base(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from qsched.report.writing import Part
 from qsched.schedule.coefficients import Coefficients
 from qsched.service import stored_study as studies
 from qsched.service.evaluator import Evaluator
+from qsched.service.status import Status
 from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy
 from qsched.service.worker import Worker
@@ -80,6 +81,21 @@ def test_the_report_is_made_again_from_the_database(tmp_path: Path, study: Store
     assert [path.name for path in paths] == ["report.html", "report.json"]
     for path in paths:
         assert path.read_text() == (tmp_path / "out" / path.name).read_text()
+    assert content == json.loads(paths[1].read_text())
+
+
+def test_a_report_is_of_one_moment(
+    tmp_path: Path, study: StoredStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is printed is what was written, while workers go on."""
+    status = StoredStudy.status
+
+    def growing(study: StoredStudy) -> Status:
+        study.extend("+1")
+        return status(study)
+
+    monkeypatch.setattr(StoredStudy, "status", growing)
+    paths, content = api.write_report(study, tmp_path / "out")
     assert content == json.loads(paths[1].read_text())
 
 

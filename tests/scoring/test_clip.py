@@ -5,6 +5,7 @@ copied over; open_clip's own preprocessing; HPSv2's and PickScore's published fo
 formula written out.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ from qsched.scoring.clip_models import (
     load_pickscore,
 )
 from qsched.scoring.loading import load_scorer
+from qsched.scoring.scorers import load_scorers
 
 LONG = "a photograph of a red fox beside a tall house in the snow, " * 20
 CAPTIONS = ["a red fox", "An owl & a HOUSE, on snow!", "", LONG]
@@ -368,6 +370,15 @@ def test_a_model_by_name_and_tag_is_used_as_it_was_trained(registered: str) -> N
     assert scorer._preprocess == Preprocess(
         32, (0.1, 0.2, 0.3), (0.5, 0.5, 0.5), "squash", "bilinear"
     )
+
+
+def test_what_it_was_loaded_from_is_told(registered: str, folder: Path) -> None:
+    """A tag names no revision, so that two machines may have two files under it."""
+    name = f"open_clip:{registered}/openai"
+    file = folder / "open_clip_model.safetensors"
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert load_scorers([name, "pixels"]).weights == {name: {file.name: digest}}
+    assert load_scorers([name], twin=True).weights == {}
 
 
 def test_a_checkpoint_of_ones_own_is_loaded_by_file(registered: str, folder: Path) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -211,6 +212,23 @@ def test_a_file_of_pyiqas_is_read_for_its_weights_alone(
         iqa.load_pyiqa("cnniqa")
     assert "it ran" not in capsys.readouterr().out
     assert torch.load.__name__ == "load"  # torch's own again
+
+
+def test_each_file_that_is_loaded_is_told(tmp_path: Path) -> None:
+    """However pyiqa and timm load it; from their caches they do it without asking anybody."""
+    weights = {"w": torch.ones(1)}
+    torch.save(weights, tmp_path / "a.pth")
+    torch.jit.trace(nn.Linear(1, 1), torch.ones(1)).save(str(tmp_path / "b.pt"))
+    safetensors.torch.save_file(weights, tmp_path / "c.safetensors")
+    own = torch.load, torch.jit.load, safetensors.torch.load_file
+    with hub.noted() as files, iqa._loading():
+        torch.load(str(tmp_path / "a.pth"))
+        with (tmp_path / "b.pt").open("rb") as opened:
+            torch.jit.load(opened)
+        safetensors.torch.load_file(tmp_path / "c.safetensors")
+        torch.load(tmp_path / "a.pth")
+    assert files == [tmp_path / name for name in ("a.pth", "b.pt", "c.safetensors")]
+    assert (torch.load, torch.jit.load, safetensors.torch.load_file) == own
 
 
 def test_openais_file_is_known_by_its_digest(

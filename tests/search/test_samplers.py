@@ -68,10 +68,10 @@ def search(
 @pytest.mark.parametrize("sampler", [name for name in KINDS if name != "grid"])
 def test_what_a_space_pins_is_in_every_trial_but_the_identity(sampler: str) -> None:
     space = parametrisation("constant+x0-fade", 4)
-    tried = search(sampler, space, 0.95, seed=0, count=24, workers=2)
+    tried = search(sampler, space, 0.95, seed=0, count=16, workers=2)
     assert tried[:2] == [(1.0, 1.0, 0.0), (1.0, 1.0, DECAY)]
     assert {vector[2] for vector in tried[1:]} == {DECAY}
-    assert len(set(tried)) == 24
+    assert len(set(tried)) == 16
 
 
 def test_the_identity_does_not_mislead_a_model_about_a_pinned_space() -> None:
@@ -143,29 +143,29 @@ def test_slot_0_is_the_identity(name: str) -> None:
 @pytest.mark.parametrize(("space", "goal"), [(SPACE, 1.1), (WIDE, 1.05)])
 @pytest.mark.parametrize("sampler", LEARNERS)
 def test_it_learns(sampler: str, space: Parametrisation, goal: float) -> None:
-    """In 40 trials it comes nearer to the best than chance does, on average over seeds."""
+    """It comes nearer to the best than as much chance does, on average over seeds."""
+    count, seeds = (20, range(2)) if sampler == "gp" else (40, range(10))  # which takes long
 
     def loss(name: str, seed: int) -> float:
-        tried = search(name, space, goal, seed=seed)
+        tried = search(name, space, goal, seed=seed, count=count)
         return min(sum((x - goal) ** 2 for x in vector) for vector in tried[1:])
 
-    seeds = range(3 if sampler == "gp" else 10)
     learnt = np.mean([loss(sampler, seed) for seed in seeds])
     assert learnt < 0.5 * np.mean([loss("random", seed) for seed in range(10)])
 
 
 @pytest.mark.parametrize("sampler", KINDS)
 def test_four_workers_never_try_the_same(sampler: str) -> None:
-    tried = search(sampler, SPACE, 1.2, seed=0, count=40, workers=4)  # the goal is a corner
-    assert len(set(tried)) == 40
+    tried = search(sampler, SPACE, 1.2, seed=0, count=24, workers=4)  # the goal is a corner
+    assert len(set(tried)) == 24
     assert all(number in BOUNDS for vector in tried for number in vector)
 
 
 @pytest.mark.parametrize("sampler", KINDS)
 def test_slots_that_begin_at_once_try_different_vectors(sampler: str) -> None:
     """None of them is known to the others, because none is recorded yet."""
-    vectors = {proposer(sampler, 20).vector(slot) for slot in range(20, 36)}
-    assert len(vectors) == 16
+    vectors = {proposer(sampler, 20).vector(slot) for slot in range(20, 28)}
+    assert len(vectors) == 8
 
 
 @pytest.mark.parametrize("sampler", ["gp", "cmaes", "nevergrad:CMA"])
@@ -214,11 +214,11 @@ def test_what_another_slot_has_is_passed_over(sampler: str, finished: bool) -> N
 
 @pytest.mark.parametrize("sampler", ["gp", "tpe"])
 def test_what_others_try_at_the_moment_counts(sampler: str) -> None:
-    alone, among = proposer(sampler, 25), proposer(sampler, 25)
+    alone, among = proposer(sampler, 25).vector(40), proposer(sampler, 25)
     for slot in range(25, 33):
-        among.add(slot, alone.vector(40), None)
+        among.add(slot, alone, None)
     assert among.finished == 25
-    assert among.vector(40) != alone.vector(40)
+    assert among.vector(40) != alone
 
 
 @pytest.mark.parametrize("sampler", KINDS)

@@ -11,7 +11,11 @@ from typing import Any
 import pytest
 
 from qsched import api
+from qsched.digests import sha256
 from qsched.errors import StudyError
+from qsched.hub import note
+from qsched.scoring.catalog import ScorerEntry
+from qsched.scoring.loading import load_scorer
 from qsched.service import stored_study as studies
 from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy
@@ -95,6 +99,61 @@ def test_an_accepted_key_of_the_file_reaches_the_workers(url: str, tmp_path: Pat
     later.require_agreement()
     assert later.definition.tables.search.seed == 5
     assert later.status().accepted == {"search.seed": [0, 5]}
+
+
+def test_scorers_are_loaded_from_the_files_of_whoever_came_first(url: str, tmp_path: Path) -> None:
+    """Nobody knows them before: what `create` enters has none, and is created again as before."""
+    storage = Storage(url)
+    study = studies.create(storage, fakes.study(tmp_path))
+    study.require_weights({})
+    study.require_weights({"clipscore": {"a.safetensors": "1"}})
+    study.require_weights({"clipscore": {"a.safetensors": "1"}, "pyiqa:musiq": {"m.pth": "2"}})
+    known = study.status().fingerprint
+    assert known["loaded.pyiqa:musiq"] == {"m.pth": "2"}
+    other = {"clipscore": {"a.safetensors": "1"}, "pyiqa:musiq": {"m.pth": "3"}}
+    with pytest.raises(StudyError, match=r"loaded.pyiqa:musiq: the study has .*'2'.* it is .*'3'"):
+        study.require_weights(other)
+    with pytest.raises(
+        StudyError, match=r"loaded\.clipscore: the study has .*a\.safe.* it is .*b\.bin"
+    ):
+        study.require_weights({"clipscore": {"b.bin": "1"}}, ["loaded.pyiqa:musiq"])
+    assert study.status().fingerprint == known
+    study.require_weights(other, ["loaded.pyiqa:musiq"])
+    again = studies.create(storage, fakes.study(tmp_path))
+    again.require_agreement()
+    again.require_weights(other)
+    assert again.status().fingerprint == known | {"loaded.pyiqa:musiq": {"m.pth": "3"}}
+    assert again.status().accepted == {"loaded.pyiqa:musiq": [{"m.pth": "2"}, {"m.pth": "3"}]}
+
+
+@pytest.mark.parametrize("verb", ["work", "validate"])
+def test_whoever_loads_other_files_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    """Before an image is made; each time it is the demo's scorer that was loaded from elsewhere."""
+    monkeypatch.setattr("qsched.scoring.scorers.load_scorer", loaded_from(tmp_path / "weights.pt"))
+    storage = Storage(f"sqlite:///{tmp_path}/q.db")
+    study = studies.create(storage, fakes.study(tmp_path / "files", trials=1))
+    (tmp_path / "weights.pt").write_bytes(b"one")
+    if verb == "validate":
+        assert api.work(study)
+    else:
+        study.require_weights({"demo-quality": {"weights.pt": sha256(tmp_path / "weights.pt")}})
+    (tmp_path / "weights.pt").write_bytes(b"another")
+    with pytest.raises(StudyError, match=r"loaded.demo-quality: .* --accept KEY$"):
+        GATED[verb](study, study.definition, [])
+    assert study.status().images == (6 if verb == "validate" else 0)
+
+
+def loaded_from(file: Path) -> Callable[..., Any]:
+    """`load_scorer`, by which one scorer loads a file too."""
+
+    def load(entry: ScorerEntry, *, twin: bool = False) -> Any:
+        if entry.name == "demo-quality":
+            note(file)
+        return load_scorer(entry, twin=twin)
+
+    return load
 
 
 def test_settings_outside_the_fingerprint_are_taken_and_named(url: str, tmp_path: Path) -> None:

@@ -28,6 +28,9 @@ from qsched.service.worker import Worker
 from tests.support import fakes
 from tests.support.processes import FORKED
 
+TRIALS = 8
+"""Of a study that is disturbed: a few after each disturbance."""
+
 
 def stored(folder: Path, url: str | None = None, **changes: Unpack[fakes.Changes]) -> StoredStudy:
     storage = Storage(url or f"sqlite:///{folder}/qsched.db")
@@ -49,7 +52,7 @@ def record(study: StoredStudy) -> list[tuple[int, tuple[float, ...] | None, floa
 def undisturbed(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> list[tuple[int, tuple[float, ...] | None, float | None]]:
-    study = stored(tmp_path_factory.mktemp("undisturbed"), trials=14)
+    study = stored(tmp_path_factory.mktemp("undisturbed"), trials=TRIALS)
     assert worker(study).run()
     return record(study)
 
@@ -117,7 +120,7 @@ def test_stopped_and_resumed_equals_undisturbed(
     undisturbed: list[tuple[int, tuple[float, ...] | None, float | None]],
     batches: int,
 ) -> None:
-    study = stored(tmp_path, trials=14)
+    study = stored(tmp_path, trials=TRIALS)
     first, generator = None, fakes.FakeGenerator()
     for _ in range(100):
         first = worker(study, generator)
@@ -132,7 +135,7 @@ def test_stopped_and_resumed_equals_undisturbed(
         if first.run():
             break
     assert record(study) == undisturbed
-    assert len(generator.made) == 14 * 6  # no image twice
+    assert len(generator.made) == TRIALS * 6  # no image twice
 
 
 class CrashingScorers(fakes.FakeScorers):
@@ -151,7 +154,7 @@ class CrashingScorers(fakes.FakeScorers):
 def test_a_crash_repeats_at_most_the_batch_in_hand(
     tmp_path: Path, undisturbed: list[tuple[int, tuple[float, ...] | None, float | None]]
 ) -> None:
-    study = stored(tmp_path, trials=14)
+    study = stored(tmp_path, trials=TRIALS)
     generator, prompts = fakes.FakeGenerator(), study.definition.calibration
     crashing = Worker(study, Evaluator(generator, CrashingScorers(8), prompts))
     with pytest.raises(RuntimeError):
@@ -159,7 +162,7 @@ def test_a_crash_repeats_at_most_the_batch_in_hand(
     assert len(study.term_scores(2)["demo-quality"]) == 2
     worker(study, generator).run()
     assert record(study) == undisturbed
-    assert len(generator.made) == 14 * 6 + 2
+    assert len(generator.made) == TRIALS * 6 + 2
 
 
 WRITES = {
@@ -181,7 +184,7 @@ ORPHANING = {("make", "after"), ("begin", "before")}  # a trial that no slot cam
 def work_and_die(folder: Path, url: str, write: str, moment: str) -> None:
     """A worker whose process ends without a word before or after the third call of `write`."""
     torch.set_num_threads(1)
-    study = stored(folder, url, trials=14)
+    study = stored(folder, url, trials=TRIALS)
     owner = {"study.queue": study.queue, "study.trials": study.trials}[WRITES[write]]
     original, calls = getattr(owner, write), 0
 
@@ -216,10 +219,10 @@ def test_death_at_every_write_is_repaired(
     process.start()
     process.join()
     assert process.exitcode == DIED
-    study = stored(tmp_path, url, trials=14)
+    study = stored(tmp_path, url, trials=TRIALS)
     assert worker(study).run()
     assert record(study) == undisturbed
-    assert study.status().images == 14 * 6
+    assert study.status().images == TRIALS * 6
     trials = study.trials.study.get_trials()
     complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
     assert [trial.value for trial in complete] == [slot.value for slot in study.slots()]
@@ -320,9 +323,10 @@ def test_other_hardware_is_refused_unless_the_study_allows_it(tmp_path: Path) ->
 
 
 def test_a_worker_starts_with_what_another_ones_self_test_found(
-    tmp_path: Path, url: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Under the same fingerprint and on the same hardware, also in another study."""
+    url = f"sqlite:///{tmp_path}/q.db"
     tests: list[int] = []
 
     def counted(*arguments: Any, **keywords: Any) -> self_test.SelfTest:
