@@ -8,12 +8,13 @@ import functools
 import json
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from qsched.captions import read_captions
-from qsched.errors import ConfigError, OutputError, StudyError
+from qsched.errors import ConfigError, OutputError, QschedError, StudyError
 from qsched.files import outputs
 from qsched.libraries import quiet
 from qsched.pipelines.catalog import TWIN_SIDE, model_entry
@@ -36,6 +37,7 @@ from qsched.service import launchers
 from qsched.service.status import Status
 from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy, create, load
+from qsched.study import packages
 from qsched.study.study import Study, is_file, load_study
 from qsched.tables import checked
 
@@ -174,8 +176,33 @@ def run(
     name = definition.tables.execution.launcher
     with definition.code():
         launcher = launchers.launcher_named(name) if workers > 1 or name != LOCAL else None
+    packages.require(definition)
+    new = database.study(definition.name) is None
     stored = create(database, definition, accept=accept, on_change=observer.changed)
-    folder = outputs.ready(_folder(stored, out))
+    try:
+        return _worked(stored, workers, launcher, out, observer)
+    except Exception:
+        if new:
+            _withdraw(stored)
+        raise
+
+
+def _withdraw(study: StoredStudy) -> None:
+    """Removes a study whose start has failed: nobody ever began a trial of it."""
+    with suppress(QschedError):
+        if not any(slot.attempt for slot in study.slots()):
+            study.delete()
+
+
+def _worked(
+    stored: StoredStudy,
+    workers: int,
+    launcher: launchers.Launcher | None,
+    out: str | Path | None,
+    observer: Observer,
+) -> Outcome:
+    """Works on a study until its budget is spent and its result is proven, or a signal stops it."""
+    definition, folder = stored.definition, outputs.ready(_folder(stored, out))
     budget = stored.status().budget
     if budget > definition.trials:
         observer.extended(definition.trials, budget)
@@ -523,6 +550,6 @@ def _settings(
     return table, sampling, chosen
 
 
-def _folder(study: StoredStudy, out: Path | None) -> Path:
+def _folder(study: StoredStudy, out: str | Path | None) -> Path:
     """Where a study's results go."""
-    return (out or Path("runs") / study.name).resolve()
+    return Path(out or Path("runs") / study.name).resolve()

@@ -39,6 +39,9 @@ Name = Annotated[str | None, typer.Option(help="Another name than the file's.", 
 Trials = Annotated[
     int | None, typer.Option(help="Another budget than the file's.", show_default=False)
 ]
+Workers = Annotated[
+    int, typer.Option(help="So many processes; on this machine, over its GPUs.", min=1)
+]
 Twin = Annotated[
     bool,
     typer.Option("--twin", help="A tiny model of the same class with random weights; offline."),
