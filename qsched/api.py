@@ -6,9 +6,10 @@ outcome.verdict, outcome.sentence, outcome.coefficients, outcome.folder
 
 import functools
 import json
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -43,6 +44,7 @@ from qsched.tables import checked
 
 if TYPE_CHECKING:
     from qsched.pipelines.generator import ImageGenerator
+    from qsched.service.interrupts import Interrupts
 
 __all__ = [
     "Observer",
@@ -64,6 +66,9 @@ __all__ = [
 EMPTY_DATABASE, BYTES_A_SCORE = 4_500_000, 110
 """What SQLite takes on disk: all tables and the write-ahead log, and a score with its index."""
 
+
+LISTEN_SECONDS = 0.1
+"""How often it is looked whether a signal came."""
 
 STATUS_SECONDS = 0.5
 """A worker looks at the whole study no more often than this."""
@@ -113,6 +118,10 @@ class Observer:
 
     def waiting(self, status: Status) -> None:
         """Nothing is free: the study is paused, or other workers hold the last trials."""
+
+    def stopping(self, grace: float) -> None:
+        """A signal came: the batch in hand is finished, or as much of its trial as fits into
+        `grace` seconds; another one gives it back at once. Called from a thread of its own."""
 
     def control(self, study: str, what: str) -> None:
         """A control, a companion study, is being worked on next; what it is."""
@@ -234,7 +243,13 @@ def _by_crew(
     anywhere = study.definition.tables.execution.device == "auto"
     options = ("--idle-exit", "--grace", "0", "--log", str(logs))
     crew = launchers.crew_of(study, workers, logs, *options, spread=anywhere)
-    ended = launchers.work(study, crew, launcher, on_look=observer.working)
+    ended = launchers.work(
+        study,
+        crew,
+        launcher,
+        on_look=observer.working,
+        on_stop=lambda: observer.stopping(0.0),
+    )
     if ended.stopped:
         return False
     status = study.status()
@@ -348,11 +363,33 @@ def work(
         gallery=pictures,
     )
     try:
-        finished = worker.run(max_trials=max_trials, stay=stay)
+        with _announced(worker.interrupts, lambda: observer.stopping(grace)):
+            finished = worker.run(max_trials=max_trials, stay=stay)
     finally:
         gallery.publish(study)
     observer.working(study.status())
     return finished
+
+
+@contextmanager
+def _announced(interrupts: "Interrupts", say: Callable[[], None]) -> Iterator[None]:
+    """While the context lasts, `say` is called once soon after a signal came, whose handler does no
+    more than to set a flag, and long before the batch in hand is over."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(LISTEN_SECONDS):
+            if interrupts.asked:
+                say()
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def _prepare(

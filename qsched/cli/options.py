@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +13,7 @@ from qsched.cli.terminal import Plain
 from qsched.errors import StudyError, StudyGone
 
 if TYPE_CHECKING:
+    from qsched.api import Outcome
     from qsched.service.storage import Storage
     from qsched.service.stored_study import StoredStudy
 
@@ -73,6 +75,41 @@ Accept = Annotated[
         show_default=False,
     ),
 ]
+
+
+class Required(StrEnum):
+    """What `--require` may ask for."""
+
+    IMPROVED = "improved"
+
+
+Require = Annotated[
+    Required | None,
+    typer.Option(
+        "--require", help="Exit 1 unless the verdict is this one, for scripts.", show_default=False
+    ),
+]
+
+UNMET = 1
+"""The exit code of a run whose verdict is another than the one that was required."""
+
+
+def conclude(
+    result: "Outcome", database: str, *, as_json: bool, require: Required | None = None
+) -> None:
+    """Shows how a run ended, or prints its report.json; exits with 130 if a signal stopped it, and
+    with 1 if its verdict isn't what is required."""
+    from qsched.cli import display
+    from qsched.report import files
+
+    if not as_json:
+        display.outcome(console, result, database)
+    elif result.folder:
+        console.print_json((result.folder / files.NUMBERS).read_text(encoding="utf-8"))
+    if not result.finished:
+        raise typer.Exit(INTERRUPTED)
+    if require and str(result.verdict) != require.value:
+        raise typer.Exit(UNMET)
 
 
 @contextmanager

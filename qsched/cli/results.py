@@ -3,13 +3,12 @@
 import json
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from qsched.cli.options import (
-    INTERRUPTED,
     Accept,
     AllowCode,
     AsJson,
@@ -20,14 +19,12 @@ from qsched.cli.options import (
     StudyOrFile,
     StudyPath,
     Twin,
+    conclude,
     console,
     open_storage,
     open_study,
     until_deleted,
 )
-
-if TYPE_CHECKING:
-    from qsched.api import Outcome
 
 
 def validate(
@@ -66,19 +63,7 @@ def validate(
             result = api.validate(
                 stored, controls=wanted, accept=accept or (), out=out, observer=observer
             )
-        _proven(result, str(database), as_json=as_json)
-
-
-def _proven(result: "Outcome", database: str, *, as_json: bool) -> None:
-    from qsched.cli import display
-    from qsched.report import files
-
-    if not as_json:
-        display.outcome(console, result, database)
-    elif result.folder:
-        console.print_json((result.folder / files.NUMBERS).read_text(encoding="utf-8"))
-    if not result.finished:
-        raise typer.Exit(INTERRUPTED)
+        conclude(result, str(database), as_json=as_json)
 
 
 def report(

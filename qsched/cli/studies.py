@@ -6,6 +6,7 @@ import os
 import shlex
 import socket
 import tomllib
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,12 +14,13 @@ import typer
 from rich.text import Text
 
 from qsched.cli.options import (
-    INTERRUPTED,
     Accept,
     AllowCode,
     AsJson,
     Name,
     OutFolder,
+    Require,
+    Required,
     StorageUrl,
     StudyName,
     StudyOrFile,
@@ -27,6 +29,7 @@ from qsched.cli.options import (
     Twin,
     Workers,
     begun,
+    conclude,
     console,
     nothing_in,
     open_storage,
@@ -38,7 +41,6 @@ from qsched.errors import QschedError, StudyError
 from qsched.files import outputs
 
 if TYPE_CHECKING:
-    from qsched.service.status import Status
     from qsched.service.stored_study import StoredStudy
     from qsched.study.study import Study
 
@@ -186,12 +188,15 @@ def run(
     out: OutFolder = None,
     twin: Twin = False,
     allow_code: AllowCode = None,
+    require: Require = None,
+    as_json: AsJson = False,
 ) -> None:
     """Create or resume a study, spend its budget, prove the result, write it down.
 
     Of a study that was extended the larger budget is spent, also if it is extended meanwhile.
 
-    Ctrl-C stops after the batch in hand; the same command goes on from there.
+    Ctrl-C stops after the batch in hand, and again at once; the same command goes on from there.
+    With --json the content of report.json is all that is printed.
 
     Example: [bold]qsched run studies/demo.toml --trials 96 --workers 2[/]
     """
@@ -207,7 +212,8 @@ def run(
     definition = found.changed(name=name, trials=trials)
     if twin:
         definition = definition.twin()
-    _run(definition.allowing(allow_code or ()), storage, workers, accept or [], out)
+    study_to_run = definition.allowing(allow_code or ())
+    _run(study_to_run, storage, workers, accept or [], out, require=require, as_json=as_json)
 
 
 def demo(
@@ -215,6 +221,8 @@ def demo(
     trials: Trials = None,
     workers: Workers = 1,
     out: OutFolder = None,
+    require: Require = None,
+    as_json: AsJson = False,
 ) -> None:
     """Run the study that ships with qsched: a small model at four bits, in two minutes on two CPU
     cores. It needs no GPU, no file, no network.
@@ -228,33 +236,32 @@ def demo(
     from qsched import api
     from qsched.study.template import DEMO
 
-    _run(api.load_study(DEMO).changed(trials=trials), storage, workers, [], out)
+    definition = api.load_study(DEMO).changed(trials=trials)
+    _run(definition, storage, workers, [], out, require=require, as_json=as_json)
 
 
 def _run(
-    definition: "Study", storage: str | None, workers: int, accept: list[str], out: Path | None
+    definition: "Study",
+    storage: str | None,
+    workers: int,
+    accept: list[str],
+    out: Path | None,
+    *,
+    require: Required | None,
+    as_json: bool,
 ) -> None:
     """Runs a study to its verdict, and shows it."""
     from qsched import api
     from qsched.cli import display
-    from qsched.pipelines.effective import warnings
     from qsched.study import packages
 
     packages.require(definition)
     database = open_storage(storage, new=True)
-    console.print(Text(f"study     {definition.name} in {database}"), soft_wrap=True)
-    console.print(Text(f"draws     {_drawn(definition)}"), soft_wrap=True)
-    _warn(warnings(definition.tables.model, definition.tables.sampling))
-    if definition.tables.model.twin:
-        console.print(
-            Text(
-                "twin      random weights and small images: it tries the study, it proves nothing"
-            ),
-            style="yellow",
-            soft_wrap=True,
-        )
+    if not as_json:
+        _begin(definition, str(database))
+    live = nullcontext(api.Observer()) if as_json else display.LiveProgress(console).live()
     with until_deleted():
-        with display.LiveProgress(console).live() as observer:
+        with live as observer:
             result = api.run(
                 definition,
                 storage=database,
@@ -263,9 +270,19 @@ def _run(
                 out=out,
                 observer=observer,
             )
-        display.outcome(console, result, str(database))
-        if not result.finished:
-            raise typer.Exit(INTERRUPTED)
+        conclude(result, str(database), as_json=as_json, require=require)
+
+
+def _begin(definition: "Study", database: str) -> None:
+    """Says what is about to be run."""
+    from qsched.pipelines.effective import warnings
+
+    console.print(Text(f"study     {definition.name} in {database}"), soft_wrap=True)
+    console.print(Text(f"draws     {_drawn(definition)}"), soft_wrap=True)
+    _warn(warnings(definition.tables.model, definition.tables.sampling))
+    if definition.tables.model.twin:
+        words = "twin      random weights and small images: it tries the study, it proves nothing"
+        console.print(Text(words), style="yellow", soft_wrap=True)
 
 
 def create(
@@ -356,7 +373,7 @@ def work(
             raise StudyError(f"--device {device} and --all-devices: expected one; drop the other")
         stored.require_agreement(accept or ())
         with until_deleted():
-            _work_on_all_devices(stored, log, *_options(max_trials, idle_exit, grace))
+            _work_on_all_devices(stored, log, grace, *_options(max_trials, idle_exit, grace))
         return
     kept = _log_to(log, stored.name)
     console.print(Text(f"study     {stored.name} in {database}"), soft_wrap=True)
@@ -382,7 +399,9 @@ def _options(max_trials: int | None, idle_exit: bool, grace: float) -> list[str]
     return [*trials, *["--idle-exit"] * idle_exit, "--grace", str(grace)]
 
 
-def _work_on_all_devices(study: "StoredStudy", log: Path | None, *options: str) -> None:
+def _work_on_all_devices(
+    study: "StoredStudy", log: Path | None, grace: float, *options: str
+) -> None:
     from qsched.cli import display
     from qsched.pipelines.devices import gpus
     from qsched.service import launchers
@@ -396,7 +415,11 @@ def _work_on_all_devices(study: "StoredStudy", log: Path | None, *options: str) 
     console.print(Text(f"logs      {logs.resolve()}"), soft_wrap=True)
     with display.LiveProgress(console).live() as observer:
         ended = launchers.work(
-            study, crew, launchers.Local(lambda: devices), on_look=observer.working
+            study,
+            crew,
+            launchers.Local(lambda: devices),
+            on_look=observer.working,
+            on_stop=lambda: observer.stopping(grace),
         )
     status = study.status()
     console.print(f"trials    {status.done}/{status.budget}")
@@ -410,35 +433,35 @@ def status(
         str | None, typer.Argument(help="A study; all of them without.", show_default=False)
     ] = None,
     storage: StorageUrl = None,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Look again every 2 s, until all is done or Ctrl-C."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Where one study stands, or all of the database; returns what dead workers held to the queue.
 
-    Example: [bold]qsched status demo --json[/]
-    """
-    from qsched import api
-    from qsched.cli import display
+    Of one study: verdict, coefficients, the time that is left at its workers' speed, and where its
+    results lie.
 
-    rows: list[Status] = []
-    if name or begun(storage):
-        database = open_storage(storage)
-        for each in [name] if name else database.study_names():
-            study = api.load(database, each)
-            study.tidy()
-            rows.append(study.status())
+    Example: [bold]qsched status demo --watch[/]
+    """
+    from qsched.cli import watching
+
+    if watch and as_json:
+        raise StudyError("--watch and --json: expected one; drop the other")
+    database = open_storage(storage) if name or begun(storage) else None
+    if database and watch:
+        with suppress(KeyboardInterrupt):
+            watching.watch(database, name)
+        return
+    seen = watching.look(database, name) if database else watching.Seen([], {})
     if as_json:
-        documents = [row.to_dict() for row in rows]
-        console.print_json(json.dumps(documents[0] if name else documents))
-        return
-    if not rows:
+        console.print_json(watching.as_json(seen, name))
+    elif database and any(seen):
+        console.print(watching.shown(seen, name, database), soft_wrap=True)
+    else:
         console.print(Text(nothing_in(storage)), soft_wrap=True)
-        return
-    console.print(display.studies(rows))
-    for row in rows:
-        if row.alive:
-            console.print(display.workers(row))
-        for slot, reason in row.reasons:
-            console.print(Text(f"{row.study}: trial {slot} failed: {reason}"), soft_wrap=True)
 
 
 def extend(
