@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from qsched.api import (
         Observer,
         Outcome,
+        compare,
         create,
         generate,
         load,
@@ -53,6 +54,7 @@ __all__ = [
     "Study",
     "__version__",
     "coefficients_of",
+    "compare",
     "create",
     "generate",
     "load",
@@ -82,6 +84,7 @@ _HOME = {
     "Storage": "service.storage",
     "Study": "study.study",
     "coefficients_of": "schedule.preconditioning",
+    "compare": "api",
     "create": "api",
     "generate": "api",
     "load": "api",

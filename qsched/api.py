@@ -8,7 +8,7 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +22,14 @@ from qsched.pipelines.catalog import TWIN_SIDE, model_entry
 from qsched.pipelines.effective import effective
 from qsched.pipelines.table import LOCAL, Execution, Model, Sampling, model_named, sampling_of
 from qsched.prompts import choose, locate, with_seeds
+from qsched.proof import comparison, outcome
 from qsched.proof import controls as companions
-from qsched.proof import outcome
+from qsched.proof.comparison import Comparison
 from qsched.proof.outcome import Proof, Verdict
 from qsched.quantization.schemes import Scheme
 from qsched.quantization.table import Quantization
 from qsched.report import artifacts, gallery, writing
+from qsched.report import compare as comparisons
 from qsched.report import preview as previews
 from qsched.report.export import coefficients_of
 from qsched.report.writing import Part
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Observer",
     "Outcome",
+    "compare",
     "cost",
     "create",
     "generate",
@@ -520,6 +523,23 @@ def write_report(study: StoredStudy, folder: Path) -> tuple[list[Path], dict[str
     folder = outputs.ready(folder)
     paths = writing.write(folder, study, Part.PAGE)[Part.PAGE]
     return paths, outcome.outcome_of(study, study.status()).report()
+
+
+def compare(
+    studies: Sequence[StoredStudy], out: str | Path | None = None
+) -> tuple[Path, Comparison]:
+    """Sets validated studies of the same held-out prompts beside the first of them: paired
+    differences with their intervals, and compare.html with pictures side by side in `out`, by
+    default runs/compare; its path, and what was compared. Draws and scores nothing. Raises
+    StudyError.
+    """
+    found = comparison.compare(studies)
+    folder = outputs.ready(Path(out or Path("runs") / "compare").resolve())
+    kept = {
+        study.name: artifacts.kept(study, each.proof)
+        for study, each in zip(studies, found.studies, strict=True)
+    }
+    return comparisons.write(folder, found, kept), found
 
 
 def generate(

@@ -3,6 +3,7 @@
 import json
 from contextlib import nullcontext
 from pathlib import Path
+from textwrap import wrap
 from typing import Annotated
 
 import typer
@@ -64,6 +65,35 @@ def validate(
                 stored, controls=wanted, accept=accept or (), out=out, observer=observer
             )
         conclude(result, str(database), as_json=as_json)
+
+
+def compare(
+    names: Annotated[
+        list[str], typer.Argument(help="Studies of the database, two or more.", show_default=False)
+    ],
+    storage: StorageUrl = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder of the page.", show_default="runs/compare"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set validated studies with the same held-out prompts beside the first of them: a table with
+    paired intervals, and one page with pictures side by side. Needs no GPU.
+
+    Example: [bold]qsched compare demo demo-ramp --out compared/[/]
+    """
+    from qsched import api
+    from qsched.report import compare as comparisons
+
+    database = open_storage(storage)
+    path, found = api.compare([api.load(database, name) for name in names], out)
+    if as_json:
+        console.print_json(json.dumps({"page": str(path), **found.to_dict()}))
+        return
+    console.print(comparisons.terminal(found, console.width), soft_wrap=True)
+    console.print(Text("\n".join(wrap(comparisons.NOTE, min(console.width, 80)))), style="dim")
+    console.print(Text(f"look at        {path}"), soft_wrap=True)
 
 
 def report(
@@ -200,4 +230,4 @@ def generate(
     console.print(Text(f"{out.resolve()}"), soft_wrap=True)
 
 
-COMMANDS = (preview, validate, report, export, generate)
+COMMANDS = (preview, validate, compare, report, export, generate)

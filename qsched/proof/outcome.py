@@ -1,7 +1,8 @@
 """The outcome of a study: what a validation stores, and all that reports, exports and cards read.
 
 It is a value that knows its JSON. `report.json` has the same keys but the scheduler's config, the
-artifact of the pictures and the version of the form, which are stored with them.
+artifact of the pictures, the values of single images and the version of the form, which are stored
+with them.
 """
 
 import json
@@ -312,7 +313,8 @@ class Proof:
     what may be taken away. `repair_against`: what full precision was given. `scheduler`: the JSON
     config of the preconditioned scheduler. `pictures`: the artifact of the held-out ones, None
     where they weren't kept. `versions`: of qsched and other packages, None for what was not
-    installed.
+    installed. `per_image`: {image set: {metric: a value an image}} in the order of the held-out
+    prompts, of full precision, the identity and the candidate; empty in older outcomes.
     """
 
     study: str
@@ -338,6 +340,7 @@ class Proof:
     versions: Mapping[Line, Line | None] = field(default_factory=dict)
     scheduler: str = ""
     pictures: str | None = None
+    per_image: Mapping[str, Mapping[Line, tuple[float, ...]]] = field(default_factory=dict)
 
     @classmethod
     def pending(cls, definition: Study, status: Status) -> Self:
@@ -437,6 +440,10 @@ class Proof:
             **self.report(),
             "scheduler": self.scheduler,
             "pictures": self.pictures,
+            "per_image": {
+                name: {metric: list(values) for metric, values in found.items()}
+                for name, found in self.per_image.items()
+            },
         }
 
     @classmethod
@@ -477,6 +484,7 @@ class Proof:
                 versions=stored.get("versions", {}),
                 scheduler=stored["scheduler"],
                 pictures=stored.get("pictures"),
+                per_image=stored.get("per_image", {}),
             )
         except (CoefficientsError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise StudyError(

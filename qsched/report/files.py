@@ -8,6 +8,8 @@ COURSE = "history.png"
 PREVIEW = "preview.png"
 PREVIEW_PAGE = "preview.html"
 
+COMPARISON = "compare.html"
+
 COEFFICIENTS = "coefficients.json"
 SCHEDULER = "scheduler"
 CONFIG = f"{SCHEDULER}/scheduler_config.json"

@@ -138,10 +138,10 @@ def terminal(rows: Sequence[Row], repair_against: str, width: int = 80) -> Text:
     notes += [f"{distances}: distances to real images, less is better"] if distances else []
     notes += [f"repair: the gain less what full precision gains by {repair_against}"]
     below = textwrap.wrap("; ".join(notes), min(width, 80), break_long_words=False)
-    return Text("\n").join([*_lines(cells, width), Text("\n".join(below), style="dim")])
+    return Text("\n").join([*aligned(cells, width), Text("\n".join(below), style="dim")])
 
 
-def _lines(cells: Sequence[Sequence[Text]], width: int) -> list[Text]:
+def aligned(cells: Sequence[Sequence[Text]], width: int) -> list[Text]:
     """Rows in columns, the first to the left and the others to the right; where that takes more
     than `width`, what the first says stands in a line above the rest."""
     widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]

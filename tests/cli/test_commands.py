@@ -36,6 +36,7 @@ COMMANDS = sorted(typer.main.get_group(cli.app).commands)
 def test_the_verbs_are_those_of_the_design() -> None:
     assert COMMANDS == [
         "check",
+        "compare",
         "create",
         "dashboard",
         "delete",
