@@ -1,8 +1,9 @@
 """What a person sees in the terminal: a study's progress, its status, its verdict."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from rich.text import Text
 
 from qsched.api import Observer, Outcome
 from qsched.cli.proof import proof
-from qsched.cli.terminal import facts
+from qsched.cli.terminal import Formatter, facts
+from qsched.errors import StudyError
 from qsched.pipelines.catalog import ModelEntry
 from qsched.proof.outcome import PENDING, Proof, Taken
 from qsched.proof.standing import Standing
@@ -121,6 +123,46 @@ class LiveProgress(Observer):
             self._progress.update(tasks[what], completed=done, total=total, note=note)
         else:
             self._progress.add_task(what, total=total, completed=int(done), note=note)
+
+
+@contextmanager
+def shown(console: Console, *, quiet: bool = False, verbose: bool = False) -> Iterator[Observer]:
+    """What is told while the context lasts: a run's progress, nothing, or a worker's log as well.
+    Raises StudyError for both at once."""
+    if quiet and verbose:
+        raise StudyError("--quiet and --verbose: expected one; drop the other")
+    if quiet:
+        yield Observer()
+        return
+    with _heard(console) if verbose else nullcontext(), LiveProgress(console).live() as observer:
+        yield observer
+
+
+class _Said(logging.Handler):
+    """Prints messages that are less than warnings, which are printed anyway, above the bars."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints it."""
+        if record.levelno < logging.WARNING:
+            self._console.print(Text(self.format(record), style="dim"), soft_wrap=True)
+
+
+@contextmanager
+def _heard(console: Console) -> Iterator[None]:
+    logger, handler = logging.getLogger("qsched"), _Said(console)
+    handler.setFormatter(Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def settings_taken(settings: Mapping[str, tuple[Any, Any]]) -> list[Text]:

@@ -1,5 +1,6 @@
 """Options and arguments that several commands share, and how they open the database."""
 
+import glob
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -10,7 +11,7 @@ import typer
 from rich.text import Text
 
 from qsched.cli.terminal import Plain
-from qsched.errors import StudyError, StudyGone
+from qsched.errors import QschedError, StudyError, StudyGone
 
 if TYPE_CHECKING:
     from qsched.api import Outcome
@@ -22,8 +23,37 @@ console = Plain()
 INTERRUPTED = 130
 """The exit code of a command that a signal stopped; the same command goes on from there."""
 
+
+def known(context: typer.Context, incomplete: str) -> list[str]:
+    """The studies of the database whose names begin so, for the shell; none where that can't be
+    told at once."""
+    from qsched.service.database import Database
+    from qsched.service.storage import Storage
+
+    try:
+        url = context.params.get("storage")
+        names = Storage(Database(url, patience=GLANCE)).study_names() if begun(url) else []
+    except QschedError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def known_or_files(context: typer.Context, incomplete: str) -> list[str]:
+    """The same, and study files."""
+    found = sorted(Path().glob(f"{glob.escape(incomplete)}*"))
+    folders = [f"{path}/" for path in found if path.is_dir()]
+    files = [str(path) for path in found if path.suffix == ".toml"]
+    return [*known(context, incomplete), *files, *folders]
+
+
+GLANCE = 1.0
+"""Seconds that a shell's completion waits for a database."""
+
 StudyPath = Annotated[Path, typer.Argument(help="A study file.", show_default=False)]
-StudyName = Annotated[str, typer.Argument(help="A study of the database.", show_default=False)]
+StudyName = Annotated[
+    str,
+    typer.Argument(help="A study of the database.", show_default=False, autocompletion=known),
+]
 StorageUrl = Annotated[
     str | None,
     typer.Option(
@@ -54,6 +84,7 @@ StudyOrFile = Annotated[
         metavar="NAME",
         help="A study of the database; or its file at hand, whose plug-ins may run.",
         show_default=False,
+        autocompletion=known_or_files,
     ),
 ]
 AllowCode = Annotated[
@@ -65,6 +96,10 @@ AllowCode = Annotated[
         "scorer that may run code of the hub's, such as pyiqa:qalign.",
         show_default=False,
     ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print the result alone, and errors.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Print what a worker's log says, each trial among it.")
 ]
 Accept = Annotated[
     list[str] | None,

@@ -1,7 +1,6 @@
 """The commands that prove a result, show it and take it away."""
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
 from textwrap import wrap
 from typing import Annotated
@@ -15,13 +14,16 @@ from qsched.cli.options import (
     AsJson,
     Name,
     OutFolder,
+    Quiet,
     StorageUrl,
     StudyName,
     StudyOrFile,
     StudyPath,
     Twin,
+    Verbose,
     conclude,
     console,
+    known,
     open_storage,
     open_study,
     until_deleted,
@@ -43,6 +45,8 @@ def validate(
     ] = None,
     accept: Accept = None,
     out: OutFolder = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare a finished study's best few with the unmodified schedule on held-out prompts.
@@ -58,9 +62,8 @@ def validate(
     database = open_storage(storage)
     stored = open_study(database, study, name=name, allow=allow_code)
     wanted = [part.strip() for part in (controls or "").split(",") if part.strip()]
-    live = nullcontext(api.Observer()) if as_json else display.LiveProgress(console).live()
     with until_deleted():
-        with live as observer:
+        with display.shown(console, quiet=quiet or as_json, verbose=verbose) as observer:
             result = api.validate(
                 stored, controls=wanted, accept=accept or (), out=out, observer=observer
             )
@@ -69,7 +72,10 @@ def validate(
 
 def compare(
     names: Annotated[
-        list[str], typer.Argument(help="Studies of the database, two or more.", show_default=False)
+        list[str],
+        typer.Argument(
+            help="Studies of the database, two or more.", show_default=False, autocompletion=known
+        ),
     ],
     storage: StorageUrl = None,
     out: Annotated[

@@ -6,9 +6,9 @@ import os
 import shlex
 import socket
 import tomllib
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.text import Text
@@ -19,6 +19,7 @@ from qsched.cli.options import (
     AsJson,
     Name,
     OutFolder,
+    Quiet,
     Require,
     Required,
     StorageUrl,
@@ -27,10 +28,13 @@ from qsched.cli.options import (
     StudyPath,
     Trials,
     Twin,
+    Verbose,
     Workers,
     begun,
     conclude,
     console,
+    known,
+    known_or_files,
     nothing_in,
     open_storage,
     open_study,
@@ -41,6 +45,7 @@ from qsched.errors import QschedError, StudyError
 from qsched.files import outputs
 
 if TYPE_CHECKING:
+    from qsched.api import Observer
     from qsched.service.stored_study import StoredStudy
     from qsched.study.study import Study
 
@@ -178,7 +183,11 @@ def _downloads(row: dict[str, Any]) -> str:
 def run(
     study: Annotated[
         Path,
-        typer.Argument(help="A study file, or a study of the database.", show_default=False),
+        typer.Argument(
+            help="A study file, or a study of the database.",
+            show_default=False,
+            autocompletion=known_or_files,
+        ),
     ],
     name: Name = None,
     storage: StorageUrl = None,
@@ -189,6 +198,8 @@ def run(
     twin: Twin = False,
     allow_code: AllowCode = None,
     require: Require = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Create or resume a study, spend its budget, prove the result, write it down.
@@ -213,7 +224,8 @@ def run(
     if twin:
         definition = definition.twin()
     study_to_run = definition.allowing(allow_code or ())
-    _run(study_to_run, storage, workers, accept or [], out, require=require, as_json=as_json)
+    how = Heard(quiet, verbose, as_json)
+    _run(study_to_run, storage, workers, accept or [], out, require=require, how=how)
 
 
 def demo(
@@ -222,6 +234,8 @@ def demo(
     workers: Workers = 1,
     out: OutFolder = None,
     require: Require = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Run the study that ships with qsched: a small model at four bits, in two minutes on two CPU
@@ -237,7 +251,16 @@ def demo(
     from qsched.study.template import DEMO
 
     definition = api.load_study(DEMO).changed(trials=trials)
-    _run(definition, storage, workers, [], out, require=require, as_json=as_json)
+    how = Heard(quiet, verbose, as_json)
+    _run(definition, storage, workers, [], out, require=require, how=how)
+
+
+class Heard(NamedTuple):
+    """How much of a run is told."""
+
+    quiet: bool
+    verbose: bool
+    as_json: bool
 
 
 def _run(
@@ -248,7 +271,7 @@ def _run(
     out: Path | None,
     *,
     require: Required | None,
-    as_json: bool,
+    how: Heard,
 ) -> None:
     """Runs a study to its verdict, and shows it."""
     from qsched import api
@@ -257,11 +280,11 @@ def _run(
 
     packages.require(definition)
     database = open_storage(storage, new=True)
-    if not as_json:
+    silent = how.quiet or how.as_json
+    if not silent:
         _begin(definition, str(database))
-    live = nullcontext(api.Observer()) if as_json else display.LiveProgress(console).live()
     with until_deleted():
-        with live as observer:
+        with display.shown(console, quiet=silent, verbose=how.verbose) as observer:
             result = api.run(
                 definition,
                 storage=database,
@@ -270,7 +293,7 @@ def _run(
                 out=out,
                 observer=observer,
             )
-        conclude(result, str(database), as_json=as_json, require=require)
+        conclude(result, str(database), as_json=how.as_json, require=require)
 
 
 def _begin(definition: "Study", database: str) -> None:
@@ -347,6 +370,8 @@ def work(
         typer.Option(help="The log's file, or a folder for it.", show_default="runs/NAME/workers/"),
     ] = None,
     accept: Accept = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Work on a study as one worker, or as one on each GPU of this machine; on any machine.
 
@@ -373,13 +398,16 @@ def work(
             raise StudyError(f"--device {device} and --all-devices: expected one; drop the other")
         stored.require_agreement(accept or ())
         with until_deleted():
-            _work_on_all_devices(stored, log, grace, *_options(max_trials, idle_exit, grace))
+            options = _options(max_trials, idle_exit, grace)
+            with display.shown(console, quiet=quiet, verbose=verbose) as observer:
+                _work_on_all_devices(stored, log, grace, observer, *options)
         return
     kept = _log_to(log, stored.name)
-    console.print(Text(f"study     {stored.name} in {database}"), soft_wrap=True)
-    console.print(Text(f"log       {kept.resolve()}"), soft_wrap=True)
+    if not quiet:
+        console.print(Text(f"study     {stored.name} in {database}"), soft_wrap=True)
+        console.print(Text(f"log       {kept.resolve()}"), soft_wrap=True)
     with until_deleted():
-        with display.LiveProgress(console).live() as observer:
+        with display.shown(console, quiet=quiet, verbose=verbose) as observer:
             api.work(
                 stored,
                 device=device,
@@ -400,9 +428,8 @@ def _options(max_trials: int | None, idle_exit: bool, grace: float) -> list[str]
 
 
 def _work_on_all_devices(
-    study: "StoredStudy", log: Path | None, grace: float, *options: str
+    study: "StoredStudy", log: Path | None, grace: float, observer: "Observer", *options: str
 ) -> None:
-    from qsched.cli import display
     from qsched.pipelines.devices import gpus
     from qsched.service import launchers
 
@@ -413,14 +440,13 @@ def _work_on_all_devices(
     console.print(Text(f"study     {study.name} in {study.storage}"), soft_wrap=True)
     console.print(Text(f"workers   {', '.join(devices) or '1'}"), soft_wrap=True)
     console.print(Text(f"logs      {logs.resolve()}"), soft_wrap=True)
-    with display.LiveProgress(console).live() as observer:
-        ended = launchers.work(
-            study,
-            crew,
-            launchers.Local(lambda: devices),
-            on_look=observer.working,
-            on_stop=lambda: observer.stopping(grace),
-        )
+    ended = launchers.work(
+        study,
+        crew,
+        launchers.Local(lambda: devices),
+        on_look=observer.working,
+        on_stop=lambda: observer.stopping(grace),
+    )
     status = study.status()
     console.print(f"trials    {status.done}/{status.budget}")
     if ended.failed is not None:
@@ -430,7 +456,10 @@ def _work_on_all_devices(
 
 def status(
     name: Annotated[
-        str | None, typer.Argument(help="A study; all of them without.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="A study; all of them without.", show_default=False, autocompletion=known
+        ),
     ] = None,
     storage: StorageUrl = None,
     watch: Annotated[

@@ -1,8 +1,12 @@
 """How a run is watched and how it ends: for a person, for a script, and when interrupted."""
 
 import json
+import logging
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -85,3 +89,50 @@ def test_an_outcome_that_cannot_be_read_stops_no_other_study(
     assert "fake: study 'fake': its outcome can't be read" in " ".join(out.split())
     assert "other" in out
     assert "can't be read" in one_line(qsched("status", "fake")[2])
+
+
+def completed(words: str, folder: Path) -> list[str]:
+    """What bash offers for the last word."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("qsched")],
+        env={
+            **os.environ,
+            "_QSCHED_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split(" ")) - 1),
+        },
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def test_the_shell_completes_the_names_of_studies(finished: Path, tmp_path: Path) -> None:
+    create(Storage(f"sqlite:///{finished}"), fakes.study(tmp_path / "fakes", name="fake-two"))
+    (tmp_path / "fake.toml").touch()
+    for command in ("status", "export", "delete", "compare"):
+        assert completed(f"qsched {command} fa", tmp_path) == ["fake", "fake-two"]
+    for command in ("run", "work"):
+        offered = completed(f"qsched {command} fa", tmp_path)
+        assert offered == ["fake", "fake-two", "fake.toml", "fakes/"]
+    assert completed("qsched status --storage sqlite:///none.db fa", tmp_path) == []
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_a_quiet_worker_says_nothing_and_a_verbose_one_each_trial(
+    qsched: Qsched, tmp_path: Path
+) -> None:
+    file = str(fakes.study_file(tmp_path / "files", trials=3))
+    assert qsched("create", file)[0] == 0
+    one = ("work", "fake", "--max-trials", "1")
+    code, out, err = qsched(*one, "--quiet")
+    assert (code, out, err) == (0, "trials    1/3\n", "")
+    level = logging.getLogger("qsched").level
+    code, out, _ = qsched(*one, "--verbose")
+    assert code == 0
+    assert re.search(r"\d\d:\d\d:\d\d slot 1: -?\d", out)
+    assert logging.getLogger("qsched").level == level
+    assert qsched(*one, "--quiet", "--verbose")[0] == 2

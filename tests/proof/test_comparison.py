@@ -10,7 +10,7 @@ import pytest
 from qsched import api
 from qsched.errors import StudyError
 from qsched.proof.comparison import SETS, compare
-from qsched.proof.outcome import JAQ, Proof, Verdict, keep
+from qsched.proof.outcome import JAQ, Proof, Verdict, keep, kept
 from qsched.report import artifacts
 from qsched.report import compare as comparisons
 from qsched.service.evaluator import Evaluator
@@ -121,7 +121,7 @@ def test_the_table_fits_and_the_page_shows_both(
     tmp_path: Path, two: list[StoredStudy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for study in two:
-        stored: Proof | None = api.outcome.kept(study)
+        stored: Proof | None = kept(study)
         assert stored is not None
         artifacts.conclude(study, stored, pictures())
     path, found = api.compare(two, str(tmp_path / "out"))
