@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
+from qsched import hub
 from qsched.captions import read_captions
 from qsched.errors import ConfigError, OutputError, QschedError, StudyError
 from qsched.files import outputs
@@ -58,6 +59,7 @@ __all__ = [
     "load",
     "load_study",
     "preview",
+    "push",
     "run",
     "take_away",
     "validate",
@@ -488,6 +490,16 @@ def take_away(study: StoredStudy, folder: Path, *, force: bool = False) -> list[
     the first validation.
     """
     return writing.write(folder, study, Part.EXPORT, force=force)[Part.EXPORT]
+
+
+def push(
+    paths: Sequence[Path], folder: str | Path, repository: str, *, public: bool = False
+) -> str:
+    """Puts what `take_away` wrote to `folder` into a repository of the Hugging Face hub, and no
+    other file; the address of the commit. A repository that isn't there is made, private unless
+    `public`. Raises HubError."""
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return hub.push(repository, Path(folder), names, private=not public)
 
 
 @_with_plugins

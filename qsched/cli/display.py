@@ -203,8 +203,10 @@ def outcome(console: Console, result: Outcome, storage: str) -> None:
     console.print(facts(said, console.width), soft_wrap=True)
 
 
-def taken_away(console: Console, paths: Sequence[Path], proof: Proof, taken: Taken) -> None:
-    """What `qsched export` wrote of a study's outcome, and what to do with it."""
+def taken_away(
+    console: Console, paths: Sequence[Path], proof: Proof, taken: Taken, pushed: str = ""
+) -> None:
+    """What `qsched export` wrote of a study's outcome, where it was `pushed`, and what to do."""
     note = ""
     if taken.forced:
         note = "; exported all the same, and the files say so"
@@ -216,6 +218,7 @@ def taken_away(console: Console, paths: Sequence[Path], proof: Proof, taken: Tak
         ("verdict", verdict),
         ("coefficients", compact(taken.coefficients)),
         *written,
+        *([("pushed", pushed)] if pushed else []),
         ("next", f"paste the code of {files.CARD}"),
     ]
     console.print(facts(said, console.width), soft_wrap=True)

@@ -134,11 +134,23 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="The best found even if it is not proven.")
     ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="Put the folder's files into this repository of the hub, too.",
+            show_default=False,
+        ),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="A repository that --push makes is not private.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the folder to take away: coefficients, a scheduler for plain diffusers, a README.
 
-    Without the verdict improved the coefficients are all 1, unless forced.
+    Without the verdict improved the coefficients are all 1, unless forced. --push needs the hub's
+    login; the README carries what the hub shows.
 
     Example: [bold]qsched export demo --out calibrated/[/]
     """
@@ -148,13 +160,15 @@ def export(
 
     study = open_study(open_storage(storage), name, allow=allow_code)
     paths = api.take_away(study, out, force=force)
+    pushed = push and api.push(paths, out, push, public=public)
     if as_json:
         written = json.loads(paths[0].read_text(encoding="utf-8"))
         listed = [str(path.resolve()) for path in paths]
-        console.print_json(json.dumps({"files": listed, **written}))
+        more = {"pushed": pushed} if pushed else {}
+        console.print_json(json.dumps({"files": listed, **more, **written}))
     else:
         proof = outcome_of(study, study.status())
-        display.taken_away(console, paths, proof, proof.taken(force=force))
+        display.taken_away(console, paths, proof, proof.taken(force=force), pushed or "")
 
 
 def preview(

@@ -17,3 +17,6 @@ CARD = "README.md"
 
 HELD_OUT = "held-out.png"
 """The study's artifact with the pictures of its last validation."""
+
+LIBRARY = "diffusers"
+"""The hub's name of what loads an exported folder."""
