@@ -135,7 +135,7 @@ class Observer:
         """`images` of the held-out images are made."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcome:
     """What a run ends with. `finished`: the budget is spent; else a signal stopped it before.
 
@@ -148,6 +148,15 @@ class Outcome:
     grid_images: int
     folder: Path | None = None
     validation: Proof | None = None
+
+    def __repr__(self) -> str:
+        """Short: its fields have all."""
+        stopped = f"stopped after {self.status.done} of {self.status.budget} trials"
+        said = f"{self.verdict}: {self.sentence}" if self.validation else stopped
+        return f"<Outcome of {self.status.study!r}: {said}>"
+
+    def _repr_html_(self) -> str:
+        return (self.validation or self.status)._repr_html_()
 
     @property
     def verdict(self) -> Verdict | None:
@@ -166,24 +175,25 @@ class Outcome:
 
 
 def run(
-    study: Study | str | Path,
+    study: Study | str | Path | Mapping[str, Any],
     *,
     storage: Storage | str | None = None,
     workers: int = 1,
     accept: Collection[str] = (),
-    out: Path | None = None,
+    out: str | Path | None = None,
     observer: Observer | None = None,
 ) -> Outcome:
     """Creates or resumes a study, works until its budget is spent, validates and reports.
 
-    `study`: a study file's path, a name in the database, or what `load_study` returned. One that is
+    `study`: a study file's path, its tables as a dict, a name in the database, or what `load_study`
+    returned. One that is
     extended in the meantime goes on. `storage`: a URL; None is the
     default. `workers`: so many processes, started by the study's launcher; the local one puts them
     on this machine, one after the other on its GPUs. `accept`: keys of the fingerprint that may
     differ. `out`: the folder of the results, by default runs/<study>. Raises QschedError.
     """
     observer = observer or Observer()
-    if not isinstance(study, Study) and is_file(study):
+    if isinstance(study, Mapping) or (not isinstance(study, Study) and is_file(study)):
         study = load_study(study)
     database = storage if isinstance(storage, Storage) else Storage(storage)
     definition = study if isinstance(study, Study) else load(database, str(study)).definition
@@ -422,7 +432,7 @@ def validate(
     *,
     controls: Collection[str] = (),
     accept: Collection[str] = (),
-    out: Path | None = None,
+    out: str | Path | None = None,
     observer: Observer | None = None,
 ) -> Outcome:
     """Proves or refutes the best candidates on held-out prompts, and writes the results to `out`.
@@ -482,14 +492,14 @@ def validate(
 
 
 @_with_plugins
-def take_away(study: StoredStudy, folder: Path, *, force: bool = False) -> list[Path]:
+def take_away(study: StoredStudy, folder: str | Path, *, force: bool = False) -> list[Path]:
     """Writes coefficients.json, scheduler/ and README.md of a validated study; returns their paths.
 
     What is not proven isn't published: without the verdict `improved` the identity is written.
     `force` writes the best candidate all the same, and all three say so. Raises StudyError before
     the first validation.
     """
-    return writing.write(folder, study, Part.EXPORT, force=force)[Part.EXPORT]
+    return writing.write(Path(folder), study, Part.EXPORT, force=force)[Part.EXPORT]
 
 
 def push(
@@ -503,7 +513,7 @@ def push(
 
 
 @_with_plugins
-def preview(study: Study, out: Path | None = None) -> tuple[list[Path], dict[str, Any]]:
+def preview(study: Study, out: str | Path | None = None) -> tuple[list[Path], dict[str, Any]]:
     """Draws the first four captions, full precision beside quantized, and says how they look.
 
     Writes preview.png and preview.html to `out`, by default runs/<study>; their paths, and what was
@@ -512,7 +522,7 @@ def preview(study: Study, out: Path | None = None) -> tuple[list[Path], dict[str
     with quiet():
         from qsched.proof.preview import draw
 
-    folder = outputs.ready((out or Path("runs") / study.name).resolve())
+    folder = outputs.ready(Path(out or Path("runs") / study.name).resolve())
     found = draw(study)
     paths = previews.write(folder, study, found.pictures, found.impressions, found.network)
     drawn = effective(study.tables.model, study.tables.sampling)
@@ -529,10 +539,10 @@ def preview(study: Study, out: Path | None = None) -> tuple[list[Path], dict[str
 
 
 @_with_plugins
-def write_report(study: StoredStudy, folder: Path) -> tuple[list[Path], dict[str, Any]]:
+def write_report(study: StoredStudy, folder: str | Path) -> tuple[list[Path], dict[str, Any]]:
     """Writes report.html and report.json of a study by what its database and artifacts hold; their
     paths, and the content of report.json. Before the validation it says that nothing is proven."""
-    folder = outputs.ready(folder)
+    folder = outputs.ready(Path(folder))
     paths = writing.write(folder, study, Part.PAGE)[Part.PAGE]
     return paths, outcome.outcome_of(study, study.status()).report()
 

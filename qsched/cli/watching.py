@@ -90,7 +90,13 @@ def watch(storage: "Storage", name: str | None) -> None:
 def _progress(seen: Seen) -> str:
     """What has to change for a log to be told: no speeds, no times."""
     told = [
-        (row.status.study, row.status.done, row.status.budget, row.status.parked, row.proof)
+        (
+            row.status.study,
+            row.status.done,
+            row.status.budget,
+            row.status.parked,
+            row.proof and row.proof.run,
+        )
         for row in seen.rows
     ]
     return repr((told, seen.unreadable))

@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from qsched.errors import CoefficientsError, StudyError
 from qsched.evidence.guards import Guard
+from qsched.notebooks import table
 from qsched.schedule.coefficients import Coefficients
 from qsched.seeds import digest
 from qsched.service.status import Candidate, Status
@@ -302,7 +303,7 @@ class Taken(NamedTuple):
     forced: bool
 
 
-@dataclass(frozen=True, config=FINITE)
+@dataclass(frozen=True, config=FINITE, repr=False)
 class Proof:
     """A study's outcome. Before the first validation it is pending: `verdict` is None, and what
     only a validation knows is empty.
@@ -393,6 +394,24 @@ class Proof:
         if force and not best.is_identity:
             return Taken(best, forced=True)
         return Taken(Coefficients.identity(best.steps), forced=False)
+
+    def __repr__(self) -> str:
+        """Short: `to_dict` has all."""
+        return f"<Proof of {self.study!r}: {self.badge.word}: {self.sentence}>"
+
+    def _repr_html_(self) -> str:
+        heads = (self.badge.word, "full precision", "quantized", "calibrated", "gain")
+        found: list[tuple[str, HeldOut | Distance]] = [*self.held_out.items()]
+        found += self.distances.items()
+        rows = [
+            (
+                name,
+                *(f"{each:.3f}" for each in (row.full_precision, row.identity, row.calibrated)),
+                f"{row.gain.mean:+.3f} [{row.gain.low:+.3f}, {row.gain.high:+.3f}]",
+            )
+            for name, row in found
+        ]
+        return table(f"{self.study}: {self.sentence}", rows, heads)
 
     @property
     def run(self) -> str:

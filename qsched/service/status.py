@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import pydantic
 
+from qsched.notebooks import table
 from qsched.schedule.coefficients import Coefficients
 from qsched.service.schema import WorkerRecord
 
@@ -67,6 +68,14 @@ class Status:
     def alive(self) -> tuple[WorkerRecord, ...]:
         """The workers that were heard of within a minute."""
         return tuple(w for w in self.workers if w.state == "working" and w.idle < 60)
+
+    def _repr_html_(self) -> str:
+        rows = [("trials", f"{self.done} of {self.budget}"), ("images", f"{self.images:,}")]
+        told = {"running": self.running, "parked": self.parked, "workers": len(self.alive)}
+        rows += [(what, str(number)) for what, number in told.items() if number]
+        rows += [("identity", f"{self.identity.value:.4f}")] if self.identity else []
+        rows += [("best", f"{self.best.value:.4f}, trial {self.best.slot}")] if self.best else []
+        return table(f"Study {self.study}", rows)
 
     def to_dict(self) -> dict[str, Any]:
         """As `status --json` prints it."""

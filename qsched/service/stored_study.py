@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
@@ -18,6 +18,7 @@ from qsched.scoring import jaq
 from qsched.search import stopping
 from qsched.search.catalog import BLIND
 from qsched.search.samplers import Proposer
+from qsched.service.frames import trials_of
 from qsched.service.queue import Queue, scores_by_slot
 from qsched.service.schema import (
     Incarnation,
@@ -38,6 +39,9 @@ from qsched.service.trials import (
     trials_in,
 )
 from qsched.study.study import Study
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 OVERLAP = 5.0
 """Seconds that each look at the news goes back: transactions don't commit in their order."""
@@ -70,6 +74,16 @@ class StoredStudy:
         self._objective: jaq.Objective | None = None
         self._rival: dict[int, dict[int, float]] = {}  # the best trial's value by prompt
         self._seen = 0.0  # the end of the last trial that the proposer knows
+
+    def __repr__(self) -> str:
+        return f"<StoredStudy {self.name!r} in {self.storage}>"
+
+    def _repr_html_(self) -> str:
+        return self.status()._repr_html_()
+
+    def trials_dataframe(self) -> "DataFrame":
+        """As `frames.trials_of` has it."""
+        return trials_of(self)
 
     @cached_property
     def trials(self) -> Trials:
