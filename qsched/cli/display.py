@@ -266,7 +266,8 @@ def study(row: Standing, storage: str, width: int) -> Text:
         label = "coefficients" if row.proof else "best so far"
         said.append((label, compact(row.coefficients)))
     if row.left:
-        said.append(("time left", f"{_left(row)}, for {row.left:,} images at the most"))
+        told = "not known yet" if row.seconds_left is None else _left(row)
+        said.append(("time left", f"{told}, for {row.left:,} images at the most"))
     folder = (Path("runs") / status.study).resolve()
     for label, name in (("look at", files.PAGE), ("take away", files.COEFFICIENTS)):
         said += [(label, folder / name)] if (folder / name).is_file() else []

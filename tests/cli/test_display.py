@@ -137,6 +137,8 @@ def test_one_study_is_shown_with_its_verdict_and_its_time() -> None:
     assert "best           1.5000 (trial 3), +0.5000 over the identity" in seen
     assert "best so far    c_eps" in seen
     assert "time left      about 66.7 min, for 64,000 images at the most" in seen
+    seen = display.study(standing(status(0), left=9), "/s/qsched.db", 80).plain
+    assert "time left      not known yet, for 9 images at the most" in seen
     seen = display.study(standing(status(20), Verdict.IMPROVED), "/s/qsched.db", 80).plain
     assert "verdict        improved\n               It is so." in seen
     assert "coefficients   c_eps" in seen
