@@ -18,7 +18,6 @@ from qsched.scoring import jaq
 from qsched.search import stopping
 from qsched.search.catalog import BLIND
 from qsched.search.samplers import Proposer
-from qsched.service.frames import trials_of
 from qsched.service.queue import Queue, scores_by_slot
 from qsched.service.schema import (
     Incarnation,
@@ -28,7 +27,7 @@ from qsched.service.schema import (
     StudyRecord,
     StudyTable,
 )
-from qsched.service.status import Candidate, Status
+from qsched.service.status import Candidate, Status, trials_of
 from qsched.service.storage import Storage
 from qsched.service.trials import (
     ESTIMATE,
@@ -82,7 +81,8 @@ class StoredStudy:
         return self.status()._repr_html_()
 
     def trials_dataframe(self) -> "DataFrame":
-        """As `frames.trials_of` has it."""
+        """A row a trial of the budget: state, value, gain over the identity, what was searched by
+        name, the scorers' means, seconds. Raises ConfigError where pandas is not installed."""
         return trials_of(self)
 
     @cached_property
