@@ -6,51 +6,61 @@ outcome.verdict, outcome.sentence, outcome.coefficients, outcome.folder
 
 import functools
 import json
+import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
+from qsched import hub
 from qsched.captions import read_captions
-from qsched.errors import ConfigError, OutputError, StudyError
+from qsched.errors import ConfigError, OutputError, QschedError, StudyError
 from qsched.files import outputs
 from qsched.libraries import quiet
 from qsched.pipelines.catalog import TWIN_SIDE, model_entry
 from qsched.pipelines.effective import effective
 from qsched.pipelines.table import LOCAL, Execution, Model, Sampling, model_named, sampling_of
 from qsched.prompts import choose, locate, with_seeds
+from qsched.proof import comparison, outcome
 from qsched.proof import controls as companions
-from qsched.proof import outcome
+from qsched.proof.comparison import Comparison
 from qsched.proof.outcome import Proof, Verdict
 from qsched.quantization.schemes import Scheme
 from qsched.quantization.table import Quantization
 from qsched.report import artifacts, gallery, writing
+from qsched.report import compare as comparisons
 from qsched.report import preview as previews
 from qsched.report.export import coefficients_of
 from qsched.report.writing import Part
 from qsched.schedule.coefficients import Coefficients
 from qsched.scoring.catalog import metric_entry
+from qsched.search.table import gauge_images
 from qsched.seeds import digest
 from qsched.service import launchers
 from qsched.service.status import Status
 from qsched.service.storage import Storage
 from qsched.service.stored_study import StoredStudy, create, load
+from qsched.study import packages
 from qsched.study.study import Study, is_file, load_study
 from qsched.tables import checked
 
 if TYPE_CHECKING:
     from qsched.pipelines.generator import ImageGenerator
+    from qsched.service.interrupts import Interrupts
 
 __all__ = [
     "Observer",
     "Outcome",
+    "compare",
     "cost",
     "create",
     "generate",
     "load",
     "load_study",
     "preview",
+    "push",
     "run",
     "take_away",
     "validate",
@@ -62,6 +72,9 @@ __all__ = [
 EMPTY_DATABASE, BYTES_A_SCORE = 4_500_000, 110
 """What SQLite takes on disk: all tables and the write-ahead log, and a score with its index."""
 
+
+LISTEN_SECONDS = 0.1
+"""How often it is looked whether a signal came."""
 
 STATUS_SECONDS = 0.5
 """A worker looks at the whole study no more often than this."""
@@ -115,6 +128,10 @@ class Observer:
     def waiting(self, status: Status) -> None:
         """Nothing is free: the study is paused, or other workers hold the last trials."""
 
+    def stopping(self, grace: float) -> None:
+        """A signal came: the batch in hand is finished, or as much of its trial as fits into
+        `grace` seconds; another one gives it back at once. Called from a thread of its own."""
+
     def control(self, study: str, what: str) -> None:
         """A control, a companion study, is being worked on next; what it is."""
 
@@ -122,7 +139,7 @@ class Observer:
         """`images` of the held-out images are made."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Outcome:
     """What a run ends with. `finished`: the budget is spent; else a signal stopped it before.
 
@@ -135,6 +152,15 @@ class Outcome:
     grid_images: int
     folder: Path | None = None
     validation: Proof | None = None
+
+    def __repr__(self) -> str:
+        """Short: its fields have all."""
+        stopped = f"stopped after {self.status.done} of {self.status.budget} trials"
+        said = f"{self.verdict}: {self.sentence}" if self.validation else stopped
+        return f"<Outcome of {self.status.study!r}: {said}>"
+
+    def _repr_html_(self) -> str:
+        return (self.validation or self.status)._repr_html_()
 
     @property
     def verdict(self) -> Verdict | None:
@@ -153,32 +179,58 @@ class Outcome:
 
 
 def run(
-    study: Study | str | Path,
+    study: Study | str | Path | Mapping[str, Any],
     *,
     storage: Storage | str | None = None,
     workers: int = 1,
     accept: Collection[str] = (),
-    out: Path | None = None,
+    out: str | Path | None = None,
     observer: Observer | None = None,
 ) -> Outcome:
     """Creates or resumes a study, works until its budget is spent, validates and reports.
 
-    `study`: a study file's path, a name in the database, or what `load_study` returned. One that is
-    extended in the meantime goes on. `storage`: a URL; None is the
-    default. `workers`: so many processes, started by the study's launcher; the local one puts them
+    `study`: a study file's path, its tables as a dict, a name in the database, or what `load_study`
+    returned. One that is extended in the meantime goes on. `storage`: a URL; None is the default.
+    `workers`: so many processes, started by the study's launcher; the local one puts them
     on this machine, one after the other on its GPUs. `accept`: keys of the fingerprint that may
     differ. `out`: the folder of the results, by default runs/<study>. Raises QschedError.
     """
     observer = observer or Observer()
-    if not isinstance(study, Study) and is_file(study):
+    if isinstance(study, Mapping) or (not isinstance(study, Study) and is_file(study)):
         study = load_study(study)
     database = storage if isinstance(storage, Storage) else Storage(storage)
     definition = study if isinstance(study, Study) else load(database, str(study)).definition
     name = definition.tables.execution.launcher
     with definition.code():
         launcher = launchers.launcher_named(name) if workers > 1 or name != LOCAL else None
+    packages.require(definition)
+    new = database.study(definition.name) is None
     stored = create(database, definition, accept=accept, on_change=observer.changed)
-    folder = outputs.ready(_folder(stored, out))
+    try:
+        return _worked(stored, workers, launcher, accept, out, observer)
+    except Exception:
+        if new:
+            _withdraw(stored)
+        raise
+
+
+def _withdraw(study: StoredStudy) -> None:
+    """Removes a study whose start has failed: nobody ever began a trial of it."""
+    with suppress(QschedError):
+        if not any(slot.attempt for slot in study.slots()):
+            study.delete()
+
+
+def _worked(
+    stored: StoredStudy,
+    workers: int,
+    launcher: launchers.Launcher | None,
+    accept: Collection[str],
+    out: str | Path | None,
+    observer: Observer,
+) -> Outcome:
+    """Works on a study until its budget is spent and its result is proven, or a signal stops it."""
+    definition, folder = stored.definition, outputs.ready(_folder(stored, out))
     budget = stored.status().budget
     if budget > definition.trials:
         observer.extended(definition.trials, budget)
@@ -216,7 +268,13 @@ def _by_crew(
     accepted = [word for key in accept for word in ("--accept", key)]
     options = ("--idle-exit", "--grace", "0", "--log", str(logs), *accepted)
     crew = launchers.crew_of(study, workers, logs, *options, spread=anywhere)
-    ended = launchers.work(study, crew, launcher, on_look=observer.working)
+    ended = launchers.work(
+        study,
+        crew,
+        launcher,
+        on_look=observer.working,
+        on_stop=lambda: observer.stopping(0.0),
+    )
     if ended.stopped:
         return False
     status = study.status()
@@ -233,16 +291,21 @@ def _by_crew(
 def cost(study: Study) -> dict[str, float]:
     """What a study will take at the most; the first network call of a prompt is made once."""
     prompts, steps = len(study.calibration), study.tables.sampling.steps
+    plan, space = study.plan, study.parametrisation
+    searched = space.dimension - len(space.pinned)
+    measuring = gauge_images(searched, prompts) if plan else 0
+    images = plan.images(study.trials) if plan else study.trials * prompts
     return {
         "trials": study.trials,
         "prompts": prompts,
-        "images": study.trials * prompts,
-        "network_calls": prompts + study.trials * prompts * (steps - 1),
+        "prompts_per_trial": min(plan.per_trial, prompts) if plan else prompts,
+        "images": images + measuring,
+        "network_calls": prompts + (images + measuring) * (steps - 1),
         "held_out_images": (study.tables.validation.candidates + 3) * len(study.held_out),
         "grid_images": outcome.grid_images(study),
         "download_gb": _download_gb(study),
         "gpu_gb": model_entry(study.tables.model.name).gpu_gb,
-        "disk_bytes": EMPTY_DATABASE + BYTES_A_SCORE * study.trials * prompts * len(study.scorers),
+        "disk_bytes": EMPTY_DATABASE + BYTES_A_SCORE * images * len(study.scorers),
     }
 
 
@@ -332,11 +395,33 @@ def work(
         gallery=pictures,
     )
     try:
-        finished = worker.run(max_trials=max_trials, stay=stay)
+        with _announced(worker.interrupts, lambda: observer.stopping(grace)):
+            finished = worker.run(max_trials=max_trials, stay=stay)
     finally:
         gallery.publish(study)
     observer.working(study.status())
     return finished
+
+
+@contextmanager
+def _announced(interrupts: "Interrupts", say: Callable[[], None]) -> Iterator[None]:
+    """While the context lasts, `say` is called once soon after a signal came, whose handler does no
+    more than to set a flag, and long before the batch in hand is over."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(LISTEN_SECONDS):
+            if interrupts.asked:
+                say()
+                return
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
 
 
 def _prepare(
@@ -364,7 +449,7 @@ def validate(
     *,
     controls: Collection[str] = (),
     accept: Collection[str] = (),
-    out: Path | None = None,
+    out: str | Path | None = None,
     observer: Observer | None = None,
 ) -> Outcome:
     """Proves or refutes the best candidates on held-out prompts, and writes the results to `out`.
@@ -425,18 +510,28 @@ def validate(
 
 
 @_with_plugins
-def take_away(study: StoredStudy, folder: Path, *, force: bool = False) -> list[Path]:
+def take_away(study: StoredStudy, folder: str | Path, *, force: bool = False) -> list[Path]:
     """Writes coefficients.json, scheduler/ and README.md of a validated study; returns their paths.
 
     What is not proven isn't published: without the verdict `improved` the identity is written.
     `force` writes the best candidate all the same, and all three say so. Raises StudyError before
     the first validation.
     """
-    return writing.write(folder, study, Part.EXPORT, force=force).paths[Part.EXPORT]
+    return writing.write(Path(folder), study, Part.EXPORT, force=force).paths[Part.EXPORT]
+
+
+def push(
+    paths: Sequence[Path], folder: str | Path, repository: str, *, public: bool = False
+) -> str:
+    """Puts what `take_away` wrote to `folder` into a repository of the Hugging Face hub, and no
+    other file; the address of the commit. A repository that isn't there is made, private unless
+    `public`. Raises HubError."""
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return hub.push(repository, Path(folder), names, private=not public)
 
 
 @_with_plugins
-def preview(study: Study, out: Path | None = None) -> tuple[list[Path], dict[str, Any]]:
+def preview(study: Study, out: str | Path | None = None) -> tuple[list[Path], dict[str, Any]]:
     """Draws the first four captions, full precision beside quantized, and says how they look.
 
     Writes preview.png and preview.html to `out`, by default runs/<study>; their paths, and what was
@@ -445,7 +540,7 @@ def preview(study: Study, out: Path | None = None) -> tuple[list[Path], dict[str
     with quiet():
         from qsched.proof.preview import draw
 
-    folder = outputs.ready((out or Path("runs") / study.name).resolve())
+    folder = outputs.ready(Path(out or Path("runs") / study.name).resolve())
     found = draw(study)
     paths = previews.write(folder, study, found.pictures, found.impressions, found.network)
     drawn = effective(study.tables.model, study.tables.sampling)
@@ -462,12 +557,29 @@ def preview(study: Study, out: Path | None = None) -> tuple[list[Path], dict[str
 
 
 @_with_plugins
-def write_report(study: StoredStudy, folder: Path) -> tuple[list[Path], dict[str, Any]]:
+def write_report(study: StoredStudy, folder: str | Path) -> tuple[list[Path], dict[str, Any]]:
     """Writes report.html and report.json of a study by what its database and artifacts hold; their
     paths, and the content of report.json. Before the validation it says that nothing is proven."""
-    folder = outputs.ready(folder)
+    folder = outputs.ready(Path(folder))
     paths, proof = writing.write(folder, study, Part.PAGE)
     return paths[Part.PAGE], proof.report()
+
+
+def compare(
+    studies: Sequence[StoredStudy], out: str | Path | None = None
+) -> tuple[Path, Comparison]:
+    """Sets validated studies of the same held-out prompts beside the first of them: paired
+    differences with their intervals, and compare.html with pictures side by side in `out`, by
+    default runs/compare; its path, and what was compared. Draws and scores nothing. Raises
+    StudyError.
+    """
+    found = comparison.compare(studies)
+    folder = outputs.ready(Path(out or Path("runs") / "compare").resolve())
+    kept = {
+        study.name: artifacts.kept(study, each.proof)
+        for study, each in zip(studies, found.studies, strict=True)
+    }
+    return comparisons.write(folder, found, kept), found
 
 
 def generate(
@@ -535,6 +647,6 @@ def _settings(
     return table, sampling, chosen
 
 
-def _folder(study: StoredStudy, out: Path | None) -> Path:
+def _folder(study: StoredStudy, out: str | Path | None) -> Path:
     """Where a study's results go."""
-    return (out or Path("runs") / study.name).resolve()
+    return Path(out or Path("runs") / study.name).resolve()

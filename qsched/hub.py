@@ -4,6 +4,7 @@ What was fetched is taken from the cache (`HF_HOME`) without a request, so a mac
 files needs no network. Nothing is imported before it is needed.
 """
 
+import glob
 import os
 import shutil
 import socket
@@ -110,6 +111,40 @@ def stored_weights(
         }
     except Exception as error:  # its own errors of broken headers have no common class
         raise HubError(explain(error, f"{repository}/{folder}")) from error
+
+
+def push(repository: str, folder: Path, names: Sequence[str], *, private: bool) -> str:
+    """Puts files of a folder into a model's repository in one commit, and nothing else; the address
+    of the commit. A repository that isn't there is made. Raises HubError in words."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if offline():
+        raise HubError(f"{repository}: HF_HUB_OFFLINE is set; unset it to push")
+    api = HfApi()
+    try:
+        _require_answer()
+        api.create_repo(repository, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=[glob.escape(name) for name in names],
+            commit_message="Exported by qsched",
+        )
+        return str(done.commit_url)
+    except HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise HubError(
+                f"{repository} can't be written to; log in (hf auth login), or set HF_TOKEN to a "
+                "token that may write there"
+            ) from error
+        raise HubError(explain(error, repository)) from error
+    except ConnectionError as error:
+        raise HubError(
+            f"{repository}: the hub can't be reached ({first_line(error)}); connect, and push again"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise HubError(explain(error, repository)) from error
 
 
 def fetch_url(url: str, place: Path) -> Path:

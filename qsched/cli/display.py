@@ -1,8 +1,9 @@
 """What a person sees in the terminal: a study's progress, its status, its verdict."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,13 @@ from rich.text import Text
 
 from qsched.api import Observer, Outcome
 from qsched.cli.proof import proof
+from qsched.cli.terminal import Formatter, facts
+from qsched.errors import StudyError
 from qsched.pipelines.catalog import ModelEntry
-from qsched.proof.outcome import Proof, Taken
+from qsched.proof.outcome import PENDING, Proof, Taken
+from qsched.proof.standing import Standing
 from qsched.report import files
-from qsched.schedule.coefficients import Coefficients
+from qsched.report.numerals import compact, duration
 from qsched.service.status import Status
 
 
@@ -90,6 +94,11 @@ class LiveProgress(Observer):
         self._status = status
         self._show("trials", status.done, status.budget, why if status.budget > status.done else "")
 
+    def stopping(self, grace: float) -> None:
+        """Says what the first Ctrl-C does, and what a second one would."""
+        what = f"this trial, at most {grace:.0f} s" if grace else "this batch"
+        self._console.print(f"stopping  finishing {what}; again to give it back")
+
     def control(self, study: str, what: str) -> None:
         """Says which control is searched; its trials get a bar of their own."""
         self._console.print(Text(f"control   {study}: {what}"), soft_wrap=True)
@@ -116,6 +125,46 @@ class LiveProgress(Observer):
             self._progress.add_task(what, total=total, completed=int(done), note=note)
 
 
+@contextmanager
+def shown(console: Console, *, quiet: bool = False, verbose: bool = False) -> Iterator[Observer]:
+    """What is told while the context lasts: a run's progress, nothing, or a worker's log as well.
+    Raises StudyError for both at once."""
+    if quiet and verbose:
+        raise StudyError("--quiet and --verbose: expected one; drop the other")
+    if quiet:
+        yield Observer()
+        return
+    with _heard(console) if verbose else nullcontext(), LiveProgress(console).live() as observer:
+        yield observer
+
+
+class _Said(logging.Handler):
+    """Prints messages that are less than warnings, which are printed anyway, above the bars."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints it."""
+        if record.levelno < logging.WARNING:
+            self._console.print(Text(self.format(record), style="dim"), soft_wrap=True)
+
+
+@contextmanager
+def _heard(console: Console) -> Iterator[None]:
+    logger, handler = logging.getLogger("qsched"), _Said(console)
+    handler.setFormatter(Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    before = logger.level
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
 def settings_taken(settings: Mapping[str, tuple[Any, Any]]) -> list[Text]:
     """A line for each setting that a study took, {key: (before, now)}."""
     return [
@@ -125,70 +174,127 @@ def settings_taken(settings: Mapping[str, tuple[Any, Any]]) -> list[Text]:
 
 
 def outcome(console: Console, result: Outcome, storage: str) -> None:
-    """The end of a run: the held-out table, the verdict in one sentence, where things are."""
+    """The end of a run: the verdict, the held-out table, where things are."""
     status, proven, folder = result.status, result.validation, result.folder
     if proven is None or folder is None:
         console.print(
             f"stopped after {status.done} of {status.budget} trials; nothing is lost, "
-            "the same command goes on from here"
+            "the same command goes on from here",
+            soft_wrap=True,
         )
         return
     console.print()
     proof(console, proven)
     published, best = proven.taken().coefficients, proven.candidate.coefficients
-    console.print(coefficients("coefficients", published), soft_wrap=True)
+    said: list[tuple[str, str | Path]] = [("coefficients", compact(published))]
     if published != best:
-        console.print(coefficients("candidate", best), soft_wrap=True)
-    for label, text in (
+        said.append(("candidate", compact(best)))
+    said += [
         ("searched", f"{status.images:,} images in {status.seconds:.0f} s"),
         ("", f"(the official 50 x 50 grid: {result.grid_images:,} images)"),
         ("proven on", f"{proven.images - status.images:,} more images"),
-        ("look at", str(folder / files.PAGE)),
-        ("", str(folder / files.IMAGES)),
-        ("numbers", str(folder / files.NUMBERS)),
-        ("take away", str(folder / files.COEFFICIENTS)),
-        ("", f"{folder / files.SCHEDULER}/"),
-        ("database", storage),
-    ):
-        console.print(Text(f"{label:<14} {text}"), soft_wrap=True)
+        ("look at", folder / files.PAGE),
+        ("", folder / files.IMAGES),
+        ("numbers", folder / files.NUMBERS),
+        ("take away", folder / files.COEFFICIENTS),
+        ("", folder / files.SCHEDULER),
+        ("database", Path(storage)),
+    ]
+    console.print(facts(said, console.width), soft_wrap=True)
 
 
-def taken_away(console: Console, paths: Sequence[Path], proof: Proof, taken: Taken) -> None:
-    """What `qsched export` wrote of a study's outcome, and what to do with it."""
+def taken_away(
+    console: Console, paths: Sequence[Path], proof: Proof, taken: Taken, pushed: str = ""
+) -> None:
+    """What `qsched export` wrote of a study's outcome, where it was `pushed`, and what to do."""
     note = ""
     if taken.forced:
         note = "; exported all the same, and the files say so"
     elif not proof.proven:
         note = "; so all coefficients are 1, and --force exports the best that was found"
-    verdict = (proof.badge.word, proof.badge.colour)
-    console.print(coefficients("coefficients", taken.coefficients), soft_wrap=True)
-    console.print(Text.assemble(f"{'verdict':<14} ", verdict, note), soft_wrap=True)
-    for index, path in enumerate(paths):
-        label = "" if index else "written"
-        console.print(Text(f"{label:<14} {path}"), soft_wrap=True)
-    console.print(Text(f"{'next':<14} paste the code of {files.CARD}"), soft_wrap=True)
+    verdict = Text.assemble((proof.badge.word, proof.badge.colour), note)
+    written = [("" if index else "written", path) for index, path in enumerate(paths)]
+    said: list[tuple[str, str | Path | Text]] = [
+        ("verdict", verdict),
+        ("coefficients", compact(taken.coefficients)),
+        *written,
+        *([("pushed", pushed)] if pushed else []),
+        ("next", f"paste the code of {files.CARD}"),
+    ]
+    console.print(facts(said, console.width), soft_wrap=True)
 
 
-def studies(rows: Sequence[Status]) -> Table:
-    """`qsched status`: a row a study."""
+def studies(rows: Sequence[Standing]) -> Table:
+    """`qsched status`: a row a study, in 80 columns where its name is no longer than 20."""
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("study")
-    for heading in ("trials", "running", "parked", "images", "identity", "best", "gain"):
-        table.add_column(heading, justify="right")
-    for status in rows:
+    table.add_column("study", overflow="fold")
+    table.add_column("verdict", no_wrap=True)
+    for heading in ("trials", "running", "parked", "gain", "left"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        status = row.status
         identity, best = status.identity, status.best
         table.add_row(
             f"{status.study} (paused)" if status.paused else status.study,
-            f"{status.done}/{status.budget}"
-            + (f" ({status.stopped} early)" if status.stopped else ""),
+            _verdict(row),
+            f"{status.done}/{status.budget}",
             str(status.running),
             str(status.parked),
-            f"{status.images:,}",
-            f"{identity.value:.4f}" if identity else "-",
-            f"{best.value:.4f} (trial {best.slot})" if best else "-",
             f"{best.value - identity.value:+.4f}" if best and identity else "-",
+            _left(row),
         )
     return table
+
+
+def study(row: Standing, storage: str, width: int) -> Text:
+    """`qsched status NAME`: its verdict first, then how far it is and where things are."""
+    status, best, identity = row.status, row.status.best, row.status.identity
+    said: list[tuple[str, str | Path | Text]] = [
+        ("study", status.study),
+        ("verdict", _verdict(row)),
+    ]
+    said += [("", row.proof.sentence)] if row.proof else []
+    early = f", {status.stopped} of them stopped early" if status.stopped else ""
+    said.append(("trials", f"{status.done}/{status.budget}{early}{_at_work(status)}"))
+    said.append(("", f"{status.images:,} images in {duration(status.seconds)}"))
+    if best and identity:
+        gain = best.value - identity.value
+        said.append(
+            ("best", f"{best.value:.4f} (trial {best.slot}), {gain:+.4f} over the identity")
+        )
+    if row.coefficients:
+        label = "coefficients" if row.proof else "best so far"
+        said.append((label, compact(row.coefficients)))
+    if row.left:
+        told = "not known yet" if row.seconds_left is None else _left(row)
+        said.append(("time left", f"{told}, for {row.left:,} images at the most"))
+    folder = (Path("runs") / status.study).resolve()
+    for label, name in (("look at", files.PAGE), ("take away", files.COEFFICIENTS)):
+        said += [(label, folder / name)] if (folder / name).is_file() else []
+    return facts([*said, ("database", Path(storage))], width)
+
+
+def _verdict(row: Standing) -> Text:
+    badge = row.proof.badge if row.proof else PENDING
+    return Text(badge.word if row.proof else "-", style=badge.colour)
+
+
+def _left(row: Standing) -> str:
+    """The estimate of the time that is left."""
+    if row.over or row.seconds_left is None:
+        return "-"
+    return f"about {duration(row.seconds_left)}"
+
+
+def _at_work(status: Status) -> str:
+    """What is going on."""
+    found = [("running", status.running), ("parked", status.parked), ("paused", status.paused)]
+    words = [
+        f", {number} {word}" if number > 1 or word != "paused" else f", {word}"
+        for word, number in found
+        if number
+    ]
+    return "".join(words)
 
 
 def workers(status: Status) -> Table:
@@ -230,15 +336,6 @@ def models(entries: Sequence[ModelEntry]) -> Group:
         gated = "; gated: accept it on the hub" if entry.gated else ""
         parts.append(Text("  " + "; ".join(filter(None, (source, entry.licence))) + gated, "dim"))
     return Group(*parts)
-
-
-def coefficients(label: str, value: Coefficients) -> str:
-    """All series in one line."""
-    model = ", ".join(f"{number:.4g}" for number in value.model)
-    sample = ", ".join(f"{number:.4g}" for number in value.sample)
-    weights = ", ".join(f"{number:.4g}" for number in value.average)
-    average = f"; x0 average {weights}" if weights else ""
-    return f"{label:<14} c_eps {model}; c_x {sample}{average}"
 
 
 def _lead(status: Status) -> str:

@@ -5,9 +5,8 @@ import shutil
 import subprocess
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -23,15 +22,13 @@ from qsched.pipelines.catalog import (
     is_function,
     model_entry,
 )
-from qsched.pipelines.table import backend_of_encoders, source_of
-from qsched.quantization.backend import Backend
+from qsched.pipelines.table import source_of
 from qsched.report import artifacts
-from qsched.scoring.catalog import metric_entry
 from qsched.service.database import Database, now
 from qsched.service.schema import SCHEMA_VERSION
 from qsched.service.storage import Storage
 from qsched.service.stored_study import load
-from qsched.study.file import StudyFile
+from qsched.study import packages
 from qsched.study.study import Study, load_study
 
 CONNECTIONS = 4
@@ -157,18 +154,12 @@ def _device() -> Iterator[Finding]:
 
 def _needs(definition: Study) -> Iterator[Finding]:
     """What a study asks of this machine: packages, downloads, a GPU."""
-    tables = definition.tables
-    modules = {module: each.extra for each in _backends(tables) for module in each.modules}
-    if tables.model.loras:
-        modules["peft"] = "gpu"
-    for name in (*definition.scorers, *tables.validation.metrics):
-        scorer = metric_entry(name)
-        modules |= dict.fromkeys(scorer.needs, scorer.extra)
-    missing = {name: extra for name, extra in modules.items() if find_spec(name) is None}
+    tables, modules = definition.tables, packages.needed(definition)
+    missing = packages.missing(definition)
     yield Finding(
         "packages",
         not missing,
-        f"missing: {', '.join(missing)}; {_installing(missing)}"
+        f"missing: {', '.join(missing)}; {packages.installing(missing)}"
         if missing
         else f"all that the study needs: {', '.join(modules) or 'nothing more'}",
     )
@@ -184,21 +175,6 @@ def _needs(definition: Study) -> Iterator[Finding]:
         yield Finding("model", not hub.offline(), words if hub.offline() else later)
     if entry.gpu_gb:
         yield _room(entry.name, entry.gpu_gb)
-
-
-def _backends(tables: StudyFile) -> Iterator[Backend]:
-    """Those that quantize the denoiser and the text encoders."""
-    yield tables.quantization.resolved()[0]
-    encoders = backend_of_encoders(tables.model)
-    if encoders is not None:
-        yield encoders
-
-
-def _installing(missing: Mapping[str, str]) -> str:
-    """The command that installs modules, each by qsched's extra, or by its own name without one."""
-    extras = ",".join(sorted(set(filter(None, missing.values()))))
-    others = [module for module, extra in missing.items() if not extra]
-    return " ".join(["pip install", *([f"'qsched[{extras}]'"] if extras else []), *others])
 
 
 def _room(model: str, needed: float) -> Finding:

@@ -1,7 +1,9 @@
 """Options and arguments that several commands share, and how they open the database."""
 
+import glob
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,9 +11,10 @@ import typer
 from rich.text import Text
 
 from qsched.cli.terminal import Plain
-from qsched.errors import StudyError, StudyGone
+from qsched.errors import QschedError, StudyError, StudyGone
 
 if TYPE_CHECKING:
+    from qsched.api import Outcome
     from qsched.service.storage import Storage
     from qsched.service.stored_study import StoredStudy
 
@@ -20,8 +23,37 @@ console = Plain()
 INTERRUPTED = 130
 """The exit code of a command that a signal stopped; the same command goes on from there."""
 
+
+def known(context: typer.Context, incomplete: str) -> list[str]:
+    """The studies of the database whose names begin so, for the shell; none where that can't be
+    told at once."""
+    from qsched.service.database import Database
+    from qsched.service.storage import Storage
+
+    try:
+        url = context.params.get("storage")
+        names = Storage(Database(url, patience=GLANCE)).study_names() if begun(url) else []
+    except QschedError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def known_or_files(context: typer.Context, incomplete: str) -> list[str]:
+    """The same, and study files."""
+    found = sorted(Path().glob(f"{glob.escape(incomplete)}*"))
+    folders = [f"{path}/" for path in found if path.is_dir()]
+    files = [str(path) for path in found if path.suffix == ".toml"]
+    return [*known(context, incomplete), *files, *folders]
+
+
+GLANCE = 1.0
+"""Seconds that a shell's completion waits for a database."""
+
 StudyPath = Annotated[Path, typer.Argument(help="A study file.", show_default=False)]
-StudyName = Annotated[str, typer.Argument(help="A study of the database.", show_default=False)]
+StudyName = Annotated[
+    str,
+    typer.Argument(help="A study of the database.", show_default=False, autocompletion=known),
+]
 StorageUrl = Annotated[
     str | None,
     typer.Option(
@@ -39,6 +71,9 @@ Name = Annotated[str | None, typer.Option(help="Another name than the file's.", 
 Trials = Annotated[
     int | None, typer.Option(help="Another budget than the file's.", show_default=False)
 ]
+Workers = Annotated[
+    int, typer.Option(help="So many processes; on this machine, over its GPUs.", min=1)
+]
 Twin = Annotated[
     bool,
     typer.Option("--twin", help="A tiny model of the same class with random weights; offline."),
@@ -49,6 +84,7 @@ StudyOrFile = Annotated[
         metavar="NAME",
         help="A study of the database; or its file at hand, whose plug-ins may run.",
         show_default=False,
+        autocompletion=known_or_files,
     ),
 ]
 AllowCode = Annotated[
@@ -61,6 +97,10 @@ AllowCode = Annotated[
         show_default=False,
     ),
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print the result alone, and errors.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Print what a worker's log says, each trial among it.")
+]
 Accept = Annotated[
     list[str] | None,
     typer.Option(
@@ -70,6 +110,41 @@ Accept = Annotated[
         show_default=False,
     ),
 ]
+
+
+class Required(StrEnum):
+    """What `--require` may ask for."""
+
+    IMPROVED = "improved"
+
+
+Require = Annotated[
+    Required | None,
+    typer.Option(
+        "--require", help="Exit 1 unless the verdict is this one, for scripts.", show_default=False
+    ),
+]
+
+UNMET = 1
+"""The exit code of a run whose verdict is another than the one that was required."""
+
+
+def conclude(
+    result: "Outcome", database: str, *, as_json: bool, require: Required | None = None
+) -> None:
+    """Shows how a run ended, or prints its report.json; exits with 130 if a signal stopped it, and
+    with 1 if its verdict isn't what is required."""
+    from qsched.cli import display
+    from qsched.report import files
+
+    if not as_json:
+        display.outcome(console, result, database)
+    elif result.folder:
+        console.print_json((result.folder / files.NUMBERS).read_text(encoding="utf-8"))
+    if not result.finished:
+        raise typer.Exit(INTERRUPTED)
+    if require and str(result.verdict) != require.value:
+        raise typer.Exit(UNMET)
 
 
 @contextmanager

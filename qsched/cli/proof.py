@@ -7,21 +7,14 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from qsched.cli.terminal import facts
 from qsched.evidence.guards import Guard
 from qsched.proof.outcome import JAQ, Control, Judged, Proof
 from qsched.report import rows
 
 
 def proof(console: Console, found: Proof) -> None:
-    """The held-out tables and the verdict."""
-    console.print(rows.terminal(rows.rows_of(found), found.repair_against))
-    if found.controls:
-        unseen = [name for name, metric in found.held_out.items() if metric.independent]
-        console.print(controls(found.controls, unseen))
-    if len(found.candidates) > 1:
-        console.print(candidates(found.candidates), soft_wrap=True)
-    if found.guards:
-        console.print(guards(found.guards), soft_wrap=True)
+    """The verdict, the held-out tables and what they rest on."""
     colour = found.badge.colour
     console.print(
         Panel(
@@ -31,6 +24,18 @@ def proof(console: Console, found: Proof) -> None:
             border_style=colour,
         )
     )
+    table = rows.rows_of(found)
+    console.print(rows.terminal(table, found.repair_against, console.width), soft_wrap=True)
+    if found.controls:
+        unseen = [name for name, metric in found.held_out.items() if metric.independent]
+        console.print(controls(found.controls, unseen))
+    said: list[tuple[str, str | Text]] = []
+    if len(found.candidates) > 1:
+        said.append(("candidates", candidates(found.candidates)))
+    if found.guards:
+        said += guards(found.guards)
+    if said:
+        console.print(facts(said, console.width), soft_wrap=True)
 
 
 def controls(listed: Sequence[Control], unseen: Sequence[str]) -> Table:
@@ -47,28 +52,31 @@ def controls(listed: Sequence[Control], unseen: Sequence[str]) -> Table:
     return table
 
 
-def candidates(judged: Sequence[Judged]) -> Text:
-    """Each candidate's trial, its held-out JAQ and its verdict, in one line."""
+def candidates(judged: Sequence[Judged]) -> str:
+    """Each candidate's trial, its held-out JAQ and its verdict."""
     parts = []
     for each in judged:
         mark = "*" if each.chosen else ""
         gain = each.gains[JAQ].mean
         parts.append(f"{each.candidate.slot}{mark} {gain:+.3f} {each.verdict.word}")
-    return Text(f"candidates     trial {', '.join(parts)}  (*: the one above)")
+    return f"trial {', '.join(parts)}  (*: the one above)"
 
 
-def guards(listed: Sequence[Guard]) -> Text:
-    """Those that tripped, a line each; or that all are well."""
+def guards(listed: Sequence[Guard]) -> list[tuple[str, Text]]:
+    """Those that tripped, each by its name; or that all are well."""
     tripped = [guard for guard in listed if not guard.ok]
     if not tripped:
         shifts = ", ".join(f"{guard.name} {guard.shift:+.0%}" for guard in listed)
-        return Text(f"guards ok      {shifts}, beside full precision", style="dim")
-    return Text(
-        "\n".join(
-            f"guard          {guard.name} {guard.shift:+.0%} off full precision, limit "
-            f"{guard.limit:.0%} ({guard.full_precision:.3f} -> {guard.calibrated:.3f}; "
-            f"uncalibrated {guard.identity:.3f})"
-            for guard in tripped
-        ),
-        style="magenta",
-    )
+        return [("guards ok", Text(f"{shifts}, beside full precision", style="dim"))]
+    return [
+        (
+            "guard",
+            Text(
+                f"{guard.name} {guard.shift:+.0%} off full precision, limit {guard.limit:.0%} "
+                f"({guard.full_precision:.3f} -> {guard.calibrated:.3f}; "
+                f"uncalibrated {guard.identity:.3f})",
+                style="magenta",
+            ),
+        )
+        for guard in tripped
+    ]

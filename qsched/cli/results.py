@@ -1,33 +1,33 @@
 """The commands that prove a result, show it and take it away."""
 
 import json
-from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from textwrap import wrap
+from typing import Annotated
 
 import typer
 from rich.text import Text
 
 from qsched.cli.options import (
-    INTERRUPTED,
     Accept,
     AllowCode,
     AsJson,
     Name,
     OutFolder,
+    Quiet,
     StorageUrl,
     StudyName,
     StudyOrFile,
     StudyPath,
     Twin,
+    Verbose,
+    conclude,
     console,
+    known,
     open_storage,
     open_study,
     until_deleted,
 )
-
-if TYPE_CHECKING:
-    from qsched.api import Outcome
 
 
 def validate(
@@ -45,6 +45,8 @@ def validate(
     ] = None,
     accept: Accept = None,
     out: OutFolder = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Compare a finished study's best few with the unmodified schedule on held-out prompts.
@@ -60,25 +62,44 @@ def validate(
     database = open_storage(storage)
     stored = open_study(database, study, name=name, allow=allow_code)
     wanted = [part.strip() for part in (controls or "").split(",") if part.strip()]
-    live = nullcontext(api.Observer()) if as_json else display.LiveProgress(console).live()
     with until_deleted():
-        with live as observer:
+        with display.shown(console, quiet=quiet or as_json, verbose=verbose) as observer:
             result = api.validate(
                 stored, controls=wanted, accept=accept or (), out=out, observer=observer
             )
-        _proven(result, str(database), as_json=as_json)
+        conclude(result, str(database), as_json=as_json)
 
 
-def _proven(result: "Outcome", database: str, *, as_json: bool) -> None:
-    from qsched.cli import display
-    from qsched.report import files
+def compare(
+    names: Annotated[
+        list[str],
+        typer.Argument(
+            help="Studies of the database, two or more.", show_default=False, autocompletion=known
+        ),
+    ],
+    storage: StorageUrl = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder of the page.", show_default="runs/compare"),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Set validated studies with the same held-out prompts beside the first of them: a table with
+    paired intervals, and one page with pictures side by side. Needs no GPU.
 
-    if not as_json:
-        display.outcome(console, result, database)
-    elif result.folder:
-        console.print_json((result.folder / files.NUMBERS).read_text(encoding="utf-8"))
-    if not result.finished:
-        raise typer.Exit(INTERRUPTED)
+    Example: [bold]qsched compare demo demo-ramp --out compared/[/]
+    """
+    from qsched import api
+    from qsched.report import compare as comparisons
+
+    database = open_storage(storage)
+    path, found = api.compare([api.load(database, name) for name in names], out)
+    if as_json:
+        console.print_json(json.dumps({"page": str(path), **found.to_dict()}))
+        return
+    console.print(comparisons.terminal(found, console.width), soft_wrap=True)
+    console.print(Text("\n".join(wrap(comparisons.NOTE, min(console.width, 80)))), style="dim")
+    console.print(Text(f"look at        {path}"), soft_wrap=True)
 
 
 def report(
@@ -113,11 +134,23 @@ def export(
     force: Annotated[
         bool, typer.Option("--force", help="The best found even if it is not proven.")
     ] = False,
+    push: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME",
+            help="Put the folder's files into this repository of the hub, too.",
+            show_default=False,
+        ),
+    ] = None,
+    public: Annotated[
+        bool, typer.Option("--public", help="A repository that --push makes is not private.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write the folder to take away: coefficients, a scheduler for plain diffusers, a README.
 
-    Without the verdict improved the coefficients are all 1, unless forced.
+    Without the verdict improved the coefficients are all 1, unless forced. --push needs the hub's
+    login; the README carries what the hub shows.
 
     Example: [bold]qsched export demo --out calibrated/[/]
     """
@@ -127,13 +160,15 @@ def export(
 
     study = open_study(open_storage(storage), name, allow=allow_code)
     paths = api.take_away(study, out, force=force)
+    pushed = push and api.push(paths, out, push, public=public)
     if as_json:
         written = json.loads(paths[0].read_text(encoding="utf-8"))
         listed = [str(path.resolve()) for path in paths]
-        console.print_json(json.dumps({"files": listed, **written}))
+        more = {"pushed": pushed} if pushed else {}
+        console.print_json(json.dumps({"files": listed, **more, **written}))
     else:
         proof = outcome_of(study, study.status())
-        display.taken_away(console, paths, proof, proof.taken(force=force))
+        display.taken_away(console, paths, proof, proof.taken(force=force), pushed or "")
 
 
 def preview(
@@ -215,4 +250,4 @@ def generate(
     console.print(Text(f"{out.resolve()}"), soft_wrap=True)
 
 
-COMMANDS = (preview, validate, report, export, generate)
+COMMANDS = (preview, validate, compare, report, export, generate)

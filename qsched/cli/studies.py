@@ -7,28 +7,35 @@ import shlex
 import socket
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.text import Text
 
 from qsched.cli.options import (
-    INTERRUPTED,
     Accept,
     AllowCode,
     AsJson,
     Name,
     OutFolder,
+    Quiet,
+    Require,
+    Required,
     StorageUrl,
     StudyName,
     StudyOrFile,
     StudyPath,
     Trials,
     Twin,
+    Verbose,
+    Workers,
     begun,
+    conclude,
     console,
+    known,
+    known_or_files,
     nothing_in,
     open_storage,
     open_study,
@@ -39,12 +46,15 @@ from qsched.errors import QschedError, StudyError, Unreadable
 from qsched.files import outputs
 
 if TYPE_CHECKING:
-    from qsched.service.status import Status
+    from qsched.api import Observer
     from qsched.service.stored_study import StoredStudy
     from qsched.study.study import Study
 
 WORKER_PATIENCE = 600.0
 """Seconds that a worker waits for a database that is away."""
+
+DEMO_ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
+"""All of the demo is in the package; and its threads leave the cores to whoever has work."""
 
 
 def init(
@@ -174,30 +184,35 @@ def _downloads(row: dict[str, Any]) -> str:
 def run(
     study: Annotated[
         Path,
-        typer.Argument(help="A study file, or a study of the database.", show_default=False),
+        typer.Argument(
+            help="A study file, or a study of the database.",
+            show_default=False,
+            autocompletion=known_or_files,
+        ),
     ],
     name: Name = None,
     storage: StorageUrl = None,
     trials: Trials = None,
-    workers: Annotated[
-        int, typer.Option(help="So many processes; on this machine, over its GPUs.", min=1)
-    ] = 1,
+    workers: Workers = 1,
     accept: Accept = None,
     out: OutFolder = None,
     twin: Twin = False,
     allow_code: AllowCode = None,
+    require: Require = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    as_json: AsJson = False,
 ) -> None:
     """Create or resume a study, spend its budget, prove the result, write it down.
 
     Of a study that was extended the larger budget is spent, also if it is extended meanwhile.
 
-    Ctrl-C stops after the batch in hand; the same command goes on from there.
+    Ctrl-C stops after the batch in hand, and again at once; the same command goes on from there.
+    With --json the content of report.json is all that is printed.
 
     Example: [bold]qsched run studies/demo.toml --trials 96 --workers 2[/]
     """
     from qsched import api
-    from qsched.cli import display
-    from qsched.pipelines.effective import warnings
     from qsched.study.study import is_file
 
     file = is_file(study)
@@ -209,32 +224,89 @@ def run(
     definition = found.changed(name=name, trials=trials)
     if twin:
         definition = definition.twin()
-    definition = definition.allowing(allow_code or ())
+    study_to_run = definition.allowing(allow_code or ())
+    how = Heard(quiet, verbose, as_json)
+    _run(study_to_run, storage, workers, accept or [], out, require=require, how=how)
+
+
+def demo(
+    storage: StorageUrl = None,
+    trials: Trials = None,
+    workers: Workers = 1,
+    out: OutFolder = None,
+    require: Require = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run the study that ships with qsched: a small model at four bits, in two minutes on two CPU
+    cores. It needs no GPU, no file, no network.
+
+    Ctrl-C stops after the batch in hand; the same command goes on from there.
+
+    Example: [bold]qsched demo --trials 50[/]
+    """
+    for variable, value in DEMO_ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    from qsched import api
+    from qsched.study.template import DEMO
+
+    definition = api.load_study(DEMO).changed(trials=trials)
+    how = Heard(quiet, verbose, as_json)
+    _run(definition, storage, workers, [], out, require=require, how=how)
+
+
+class Heard(NamedTuple):
+    """How much of a run is told."""
+
+    quiet: bool
+    verbose: bool
+    as_json: bool
+
+
+def _run(
+    definition: "Study",
+    storage: str | None,
+    workers: int,
+    accept: list[str],
+    out: Path | None,
+    *,
+    require: Required | None,
+    how: Heard,
+) -> None:
+    """Runs a study to its verdict, and shows it."""
+    from qsched import api
+    from qsched.cli import display
+    from qsched.study import packages
+
+    packages.require(definition)
     database = open_storage(storage, new=True)
-    console.print(Text(f"study     {definition.name} in {database}"), soft_wrap=True)
-    console.print(Text(f"draws     {_drawn(definition)}"), soft_wrap=True)
-    _warn(warnings(definition.tables.model, definition.tables.sampling))
-    if twin:
-        console.print(
-            Text(
-                "twin      random weights and small images: it tries the study, it proves nothing"
-            ),
-            style="yellow",
-            soft_wrap=True,
-        )
+    silent = how.quiet or how.as_json
+    if not silent:
+        _begin(definition, str(database))
     with until_deleted():
-        with display.LiveProgress(console).live() as observer:
+        with display.shown(console, quiet=silent, verbose=how.verbose) as observer:
             result = api.run(
                 definition,
                 storage=database,
                 workers=workers,
-                accept=accept or (),
+                accept=accept,
                 out=out,
                 observer=observer,
             )
-        display.outcome(console, result, str(database))
-        if not result.finished:
-            raise typer.Exit(INTERRUPTED)
+        conclude(result, str(database), as_json=how.as_json, require=require)
+
+
+def _begin(definition: "Study", database: str) -> None:
+    """Says what is about to be run."""
+    from qsched.pipelines.effective import warnings
+
+    console.print(Text(f"study     {definition.name} in {database}"), soft_wrap=True)
+    console.print(Text(f"draws     {_drawn(definition)}"), soft_wrap=True)
+    _warn(warnings(definition.tables.model, definition.tables.sampling))
+    if definition.tables.model.twin:
+        words = "twin      random weights and small images: it tries the study, it proves nothing"
+        console.print(Text(words), style="yellow", soft_wrap=True)
 
 
 def create(
@@ -299,6 +371,8 @@ def work(
         typer.Option(help="The log's file, or a folder for it.", show_default="runs/NAME/workers/"),
     ] = None,
     accept: Accept = None,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Work on a study as one worker, or as one on each GPU of this machine; on any machine.
 
@@ -325,12 +399,15 @@ def work(
             raise StudyError(f"--device {device} and --all-devices: expected one; drop the other")
         stored.require_agreement(accept or ())
         with until_deleted():
-            _work_on_all_devices(stored, log, *_options(max_trials, idle_exit, grace))
+            options = _options(max_trials, idle_exit, grace)
+            with display.shown(console, quiet=quiet, verbose=verbose) as observer:
+                _work_on_all_devices(stored, log, grace, observer, *options)
         return
     with _logging_to(log, stored.name) as kept, until_deleted():
-        console.print(Text(f"study     {stored.name} in {database}"), soft_wrap=True)
-        console.print(Text(f"log       {kept.resolve()}"), soft_wrap=True)
-        with display.LiveProgress(console).live() as observer:
+        if not quiet:
+            console.print(Text(f"study     {stored.name} in {database}"), soft_wrap=True)
+            console.print(Text(f"log       {kept.resolve()}"), soft_wrap=True)
+        with display.shown(console, quiet=quiet, verbose=verbose) as observer:
             api.work(
                 stored,
                 device=device,
@@ -350,8 +427,9 @@ def _options(max_trials: int | None, idle_exit: bool, grace: float) -> list[str]
     return [*trials, *["--idle-exit"] * idle_exit, "--grace", str(grace)]
 
 
-def _work_on_all_devices(study: "StoredStudy", log: Path | None, *options: str) -> None:
-    from qsched.cli import display
+def _work_on_all_devices(
+    study: "StoredStudy", log: Path | None, grace: float, observer: "Observer", *options: str
+) -> None:
     from qsched.pipelines.devices import gpus
     from qsched.service import launchers
 
@@ -362,10 +440,13 @@ def _work_on_all_devices(study: "StoredStudy", log: Path | None, *options: str) 
     console.print(Text(f"study     {study.name} in {study.storage}"), soft_wrap=True)
     console.print(Text(f"workers   {', '.join(devices) or '1'}"), soft_wrap=True)
     console.print(Text(f"logs      {logs.resolve()}"), soft_wrap=True)
-    with display.LiveProgress(console).live() as observer:
-        ended = launchers.work(
-            study, crew, launchers.Local(lambda: devices), on_look=observer.working
-        )
+    ended = launchers.work(
+        study,
+        crew,
+        launchers.Local(lambda: devices),
+        on_look=observer.working,
+        on_stop=lambda: observer.stopping(grace),
+    )
     status = study.status()
     console.print(f"trials    {status.done}/{status.budget}")
     if ended.failed is not None:
@@ -375,50 +456,41 @@ def _work_on_all_devices(study: "StoredStudy", log: Path | None, *options: str) 
 
 def status(
     name: Annotated[
-        str | None, typer.Argument(help="A study; all of them without.", show_default=False)
+        str | None,
+        typer.Argument(
+            help="A study; all of them without.", show_default=False, autocompletion=known
+        ),
     ] = None,
     storage: StorageUrl = None,
+    watch: Annotated[
+        bool,
+        typer.Option("--watch", help="Look again every 2 s, until all is done or Ctrl-C."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Where one study stands, or all of the database; returns what dead workers held to the queue.
 
-    A study of which what is stored can't be read is one line among the others.
+    Of one study: verdict, coefficients, the time that is left at its workers' speed, and where its
+    results lie.
 
-    Example: [bold]qsched status demo --json[/]
+    Example: [bold]qsched status demo --watch[/]
     """
-    from qsched import api
-    from qsched.cli import display
+    from qsched.cli import watching
 
-    rows: list[Status] = []
-    odd: dict[str, str] = {}
-    if name or begun(storage):
-        database = open_storage(storage)
-        for each in [name] if name else database.study_names():
-            try:
-                study = api.load(database, each)
-                study.tidy()
-                rows.append(study.status())
-            except Unreadable as error:
-                if name:
-                    raise
-                odd[each] = str(error)
+    if watch and as_json:
+        raise StudyError("--watch and --json: expected one; drop the other")
+    database = open_storage(storage) if name or begun(storage) else None
+    if database and watch:
+        with suppress(KeyboardInterrupt):
+            watching.watch(database, name)
+        return
+    seen = watching.look(database, name) if database else watching.Seen([], {})
     if as_json:
-        documents = [row.to_dict() for row in rows]
-        documents += [{"study": each, "unreadable": why} for each, why in odd.items()]
-        console.print_json(json.dumps(documents[0] if name else documents))
-        return
-    if not rows and not odd:
+        console.print_json(watching.as_json(seen, name))
+    elif database and any(seen):
+        console.print(watching.shown(seen, name, database), soft_wrap=True)
+    else:
         console.print(Text(nothing_in(storage)), soft_wrap=True)
-        return
-    if rows:
-        console.print(display.studies(rows))
-    for each, why in odd.items():
-        console.print(Text(f"{each}: {why}"), style="yellow", soft_wrap=True)
-    for row in rows:
-        if row.alive:
-            console.print(display.workers(row))
-        for slot, reason in row.reasons:
-            console.print(Text(f"{row.study}: trial {slot} failed: {reason}"), soft_wrap=True)
 
 
 def extend(
@@ -543,4 +615,4 @@ def _logging_to(path: Path | None, study: str) -> Iterator[Path]:
         handler.close()
 
 
-COMMANDS = (init, check, run, create, work, status, extend, pause, unpause, retry, delete)
+COMMANDS = (init, check, run, demo, create, work, status, extend, pause, unpause, retry, delete)

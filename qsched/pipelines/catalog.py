@@ -800,6 +800,15 @@ def file_in_repository(source: str) -> tuple[str, str] | None:
     return None if here or not file else (f"{owner}/{name}", file)
 
 
+def repository_of(source: str) -> str | None:
+    """The hub repository, owner/name, that a source is in; None for what lies elsewhere."""
+    if is_checkpoint(source):
+        found = file_in_repository(source)
+        return found[0] if found else None
+    here = is_folder(source) or is_function(source)
+    return source if not here and _REPOSITORY.fullmatch(source) else None
+
+
 def class_in(folder: str) -> str | None:
     """The pipeline class that a diffusers folder names; None for what is no folder.
 

@@ -1,7 +1,8 @@
 """The outcome of a study: what a validation stores, and all that reports, exports and cards read.
 
 It is a value that knows its JSON. `report.json` has the same keys but the scheduler's config, the
-artifact of the pictures and the version of the form, which are stored with them.
+artifact of the pictures, the values of single images and the version of the form, which are stored
+with them.
 """
 
 import json
@@ -16,6 +17,7 @@ from pydantic.dataclasses import dataclass
 
 from qsched.errors import CoefficientsError, StudyError
 from qsched.evidence.guards import Guard
+from qsched.notebooks import table
 from qsched.schedule.coefficients import Coefficients
 from qsched.seeds import digest
 from qsched.service.status import Candidate, Status
@@ -301,7 +303,7 @@ class Taken(NamedTuple):
     forced: bool
 
 
-@dataclass(frozen=True, config=FINITE)
+@dataclass(frozen=True, config=FINITE, repr=False)
 class Proof:
     """A study's outcome. Before the first validation it is pending: `verdict` is None, and what
     only a validation knows is empty.
@@ -312,7 +314,8 @@ class Proof:
     what may be taken away. `repair_against`: what full precision was given. `scheduler`: the JSON
     config of the preconditioned scheduler. `pictures`: the artifact of the held-out ones, None
     where they weren't kept. `versions`: of qsched and other packages, None for what was not
-    installed.
+    installed. `per_image`: {image set: {metric: a value an image}} in the order of the held-out
+    prompts, of full precision, the identity and the candidate; empty in older outcomes.
     """
 
     study: str
@@ -338,6 +341,7 @@ class Proof:
     versions: Mapping[Line, Line | None] = field(default_factory=dict)
     scheduler: str = ""
     pictures: str | None = None
+    per_image: Mapping[str, Mapping[Line, tuple[float, ...]]] = field(default_factory=dict)
 
     @classmethod
     def pending(cls, definition: Study, status: Status) -> Self:
@@ -391,6 +395,24 @@ class Proof:
             return Taken(best, forced=True)
         return Taken(Coefficients.identity(best.steps), forced=False)
 
+    def __repr__(self) -> str:
+        """Short: `to_dict` has all."""
+        return f"<Proof of {self.study!r}: {self.badge.word}: {self.sentence}>"
+
+    def _repr_html_(self) -> str:
+        heads = (self.badge.word, "full precision", "quantized", "calibrated", "gain")
+        found: list[tuple[str, HeldOut | Distance]] = [*self.held_out.items()]
+        found += self.distances.items()
+        rows = [
+            (
+                name,
+                *(f"{each:.3f}" for each in (row.full_precision, row.identity, row.calibrated)),
+                f"{row.gain.mean:+.3f} [{row.gain.low:+.3f}, {row.gain.high:+.3f}]",
+            )
+            for name, row in found
+        ]
+        return table(f"{self.study}: {self.sentence}", rows, heads)
+
     @property
     def run(self) -> str:
         """What all files that show this outcome carry, and no others."""
@@ -437,6 +459,10 @@ class Proof:
             **self.report(),
             "scheduler": self.scheduler,
             "pictures": self.pictures,
+            "per_image": {
+                name: {metric: list(values) for metric, values in found.items()}
+                for name, found in self.per_image.items()
+            },
         }
 
     @classmethod
@@ -477,6 +503,7 @@ class Proof:
                 versions=stored.get("versions", {}),
                 scheduler=stored["scheduler"],
                 pictures=stored.get("pictures"),
+                per_image=stored.get("per_image", {}),
             )
         except (CoefficientsError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise StudyError(

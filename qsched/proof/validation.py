@@ -111,6 +111,10 @@ def validate(
         network=summary,
         versions=outcome.versions_of(study),
         scheduler=precondition(scheduler, best.coefficients).to_json_string(),
+        per_image={
+            name: {metric: tuple(values.tolist()) for metric, values in four[name].scores.items()}
+            for name in ("full_precision", "identity", "calibrated")
+        },
     )
     pictures = {name: measured.pictures for name, measured in four.items()}
     return proof, Pictures(sets.shown, pictures, best.coefficients.to_dict())

@@ -253,7 +253,9 @@ def _attributes(study: StoredStudy) -> dict[str, Any]:
 def _listed(attributes: Mapping[str, Any]) -> dict[str, str]:
     """{artifact: file name}, as Optuna writes them; what others wrote there is left alone: an id
     becomes a path in the store. optuna-dashboard leaves null where a person has removed one."""
-    texts = (value for key, value in attributes.items() if key.startswith(ARTIFACTS_ATTR_PREFIX))
+    texts = (
+        value for key, value in attributes.items() if str(key).startswith(ARTIFACTS_ATTR_PREFIX)
+    )
     found = {}
     for text in texts:
         with suppress(TypeError, ValueError, LookupError):

@@ -1,7 +1,12 @@
 """The README of an exported folder: what it is for, what was proven, and code to paste."""
 
+import re
+from typing import Any
+
+import yaml
+
 from qsched.pipelines import catalog
-from qsched.pipelines.table import Model
+from qsched.pipelines.table import Model, source_of
 from qsched.proof.outcome import Proof, Taken
 from qsched.report import files, rows
 from qsched.report.sample_code import sample_code
@@ -9,6 +14,15 @@ from qsched.report.settings import settings
 from qsched.schedule import standalone
 from qsched.schedule.coefficients import Coefficients
 from qsched.study.study import Study
+
+HUB_LICENCES = {
+    "Apache-2.0": "apache-2.0",
+    "Apache-2.0, the LoRA as well": "apache-2.0",
+    "MIT": "mit",
+    "CreativeML Open RAIL-M": "creativeml-openrail-m",
+    "CreativeML Open RAIL++-M": "openrail++",
+}
+"""The hub's names of licences that the catalogue states without a condition."""
 
 _FORCED = (
     "**Not proven.** These are the best coefficients that the search found, exported with "
@@ -20,7 +34,8 @@ _IDENTITY = (
 )
 _TRUST = (
     "`trust_remote_code=True` runs [{file}]({file}), the scheduler's class in one file; it needs "
-    "diffusers {diffusers} and torch, not qsched."
+    "diffusers {diffusers} and torch, not qsched. Where this folder is a repository of the hub: "
+    '`AutoModel.from_pretrained("OWNER/NAME", subfolder="{scheduler}", trust_remote_code=True)`.'
 )
 _TRAPS = """\
 - `{stock}.from_pretrained("./{scheduler}")` **drops the coefficients silently**: it makes a stock
@@ -41,7 +56,11 @@ def model_card(study: Study, proof: Proof, taken: Taken, stock: str) -> str:
     numbers = files.COEFFICIENTS
     file = f"{files.SCHEDULER}/{standalone.module_name(stock)}.py"
     lines = [
-        f"# {study.name}: a calibrated {stock}",
+        "---",
+        *_metadata(study, proof, taken),
+        "---",
+        "",
+        f"# {study.name}: {_title(proof, taken, stock)}",
         "",
         f"**Verdict: {verdict}.** {proof.sentence}",
         *([] if proof.proven else ["", _FORCED if taken.forced else _IDENTITY]),
@@ -65,7 +84,9 @@ def model_card(study: Study, proof: Proof, taken: Taken, stock: str) -> str:
         code,
         "```",
         "",
-        _TRUST.format(file=file, diffusers=versions.get("diffusers", "")),
+        _TRUST.format(
+            file=file, diffusers=versions.get("diffusers", ""), scheduler=files.SCHEDULER
+        ),
         *_remarks(study.tables.model, code),
         "",
         "## Traps",
@@ -99,6 +120,48 @@ def model_card(study: Study, proof: Proof, taken: Taken, stock: str) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _title(proof: Proof, taken: Taken, stock: str) -> str:
+    """What is exported, by what is proven of it."""
+    if proof.proven:
+        return f"a calibrated {stock}"
+    if taken.forced:
+        return f"a {stock} with coefficients that are not proven"
+    return f"a {stock} as it was, since no improvement is proven"
+
+
+def _metadata(study: Study, proof: Proof, taken: Taken) -> list[str]:
+    """What the hub reads of a card: YAML between two lines of dashes."""
+    tables = study.tables
+    tags = ["qsched", "scheduler", "quantization", tables.quantization.scheme]
+    tags += ["twin"] if tables.model.twin else []
+    tags += ["calibrated" if proof.proven else "not-proven" if taken.forced else "unmodified"]
+    found: dict[str, Any] = {"library_name": files.LIBRARY, "pipeline_tag": "text-to-image"}
+    bases = [] if tables.model.twin else _bases(tables.model)
+    if bases:
+        found["base_model"] = bases if len(bases) > 1 else bases[0]
+    found |= {} if tables.model.twin else _licence(tables.model)
+    return yaml.safe_dump(found | {"tags": tags}, sort_keys=False, allow_unicode=True).splitlines()
+
+
+def _bases(model: Model) -> list[str]:
+    """The hub's repositories that the model is made of."""
+    parts = [source_of(model), *([model.weights.source] if model.weights else [])]
+    parts += [lora.source for lora in model.loras]
+    found = (catalog.repository_of(part) for part in parts)
+    return list(dict.fromkeys(each for each in found if each))
+
+
+def _licence(model: Model) -> dict[str, str]:
+    """The base model's licence, by the hub's name where it has one; nothing of a model of one's
+    own, of which nothing is known."""
+    entry = catalog.model_entry(model.name)
+    if entry.name not in catalog.MODELS or model.source not in (None, entry.source):
+        return {}
+    if entry.licence in HUB_LICENCES:
+        return {"license": HUB_LICENCES[entry.licence]}
+    return {"license": "other", "license_name": re.sub(r"[^a-z0-9]+", "-", entry.licence.lower())}
 
 
 def _remarks(model: Model, code: str) -> list[str]:

@@ -8,6 +8,8 @@ COURSE = "history.png"
 PREVIEW = "preview.png"
 PREVIEW_PAGE = "preview.html"
 
+COMPARISON = "compare.html"
+
 COEFFICIENTS = "coefficients.json"
 SCHEDULER = "scheduler"
 CONFIG = f"{SCHEDULER}/scheduler_config.json"
@@ -15,3 +17,6 @@ CARD = "README.md"
 
 HELD_OUT = "held-out.png"
 """The study's artifact with the pictures of its last validation."""
+
+LIBRARY = "diffusers"
+"""The hub's name of what loads an exported folder."""

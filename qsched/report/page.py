@@ -50,6 +50,7 @@ def environment() -> Environment:
         trim_blocks=True,
     )
     made.filters |= {"figure": figure, "percent": percent, "compact": compact, "flat": flat}
+    made.filters["zip"] = zip
     return made
 
 

@@ -3,6 +3,7 @@
 Another paired difference is a field of `HeldOut` or `Distance` and its headings in `COLUMNS`.
 """
 
+import textwrap
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -113,26 +114,47 @@ def columns(rows: Iterable[Row], place: Place) -> dict[str, str]:
 # The terminal
 
 
-def terminal(rows: Sequence[Row], repair_against: str) -> Table:
-    """The gain with its interval, of other differences the mean; what the marks mean below."""
+def terminal(rows: Sequence[Row], repair_against: str, width: int = 80) -> Text:
+    """The gain with its interval, of other differences the mean; what the marks mean below.
+
+    Where a line would be longer than `width` the names have lines of their own; then 64 do.
+    """
     shown = columns(rows, "terminal")
-    table = plain_table("held-out", "full", "quantized", "calibrated", *shown.values())
+    heads = ["held-out", "full", "quantized", "calibrated", *shown.values()]
+    cells = [[Text(head, style="bold") for head in heads]]
     for row in rows:
         decimals = _decimals(row)
         first, *others = (row.changes.get(key) for key in shown)
-        table.add_row(
-            f"{row.name}*" if UNSEEN in row.marks else row.name,
-            *(f"{mean:.{decimals}f}" for mean in row.means.values()),
-            coloured(first, decimals, better=row.direction) if first else "",
-            *(f"{change.mean:+.{decimals}f}" if change else "" for change in others),
+        cells.append(
+            [
+                Text(f"{row.name}*" if UNSEEN in row.marks else row.name),
+                *(Text(f"{mean:.{decimals}f}") for mean in row.means.values()),
+                coloured(first, decimals, better=row.direction) if first else Text(),
+                *(Text(f"{change.mean:+.{decimals}f}" if change else "") for change in others),
+            ]
         )
     distances = ", ".join(row.name for row in rows if row.distance)
     notes = ["*: unseen by the search"]
     notes += [f"{distances}: distances to real images, less is better"] if distances else []
     notes += [f"repair: the gain less what full precision gains by {repair_against}"]
-    table.caption = "; ".join(notes)
-    table.caption_justify = "left"
-    return table
+    below = textwrap.wrap("; ".join(notes), min(width, 80), break_long_words=False)
+    return Text("\n").join([*aligned(cells, width), Text("\n".join(below), style="dim")])
+
+
+def aligned(cells: Sequence[Sequence[Text]], width: int) -> list[Text]:
+    """Rows in columns, the first to the left and the others to the right; where that takes more
+    than `width`, what the first says stands in a line above the rest."""
+    widths = [max(len(row[column]) for row in cells) for column in range(len(cells[0]))]
+    above = sum(widths) + 2 * (len(widths) - 1) > width
+    lines = []
+    for first, *others in cells:
+        places = zip(others, widths[1:], strict=True)
+        numbers = Text("  ").join([Text(" " * (wide - len(each))) + each for each, wide in places])
+        if above:
+            lines += [first, Text("  ") + numbers] if first else [numbers]
+        else:
+            lines.append(first + Text(" " * (widths[0] - len(first) + 2)) + numbers)
+    return lines
 
 
 def _decimals(row: Row) -> int:

@@ -24,6 +24,7 @@ from typing import Any, Self
 from qsched.errors import CoefficientsError, DocumentError, OutputError, one_line
 from qsched.files import outputs
 from qsched.files.documents import from_json, read
+from qsched.notebooks import table
 
 FORMAT = "qsched-coefficients"
 VERSION = 2
@@ -32,7 +33,7 @@ _KEYS = ("format", "version", "steps", "model", "sample")
 _OPTIONAL = {"average", "provenance", "digest"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Coefficients:
     """One c_eps (`model`) and one c_x (`sample`) per step, in the order of the steps.
 
@@ -55,6 +56,20 @@ class Coefficients:
                 "equally many, one of both per step"
             )
         object.__setattr__(self, "average", _weights(self.average, self.steps))
+
+    def __repr__(self) -> str:
+        """Short, so with four digits: `to_dict` has them all."""
+        told = "; ".join(f"{name} {', '.join(row)}" for name, row in self._shown())
+        return f"<{type(self).__name__} {told}>"
+
+    def _repr_html_(self) -> str:
+        heads, rows = zip(*self._shown(), strict=True)
+        steps = ((str(step), *row) for step, row in enumerate(zip(*rows, strict=True), start=1))
+        return table(type(self).__name__, steps, ("step", *heads))
+
+    def _shown(self) -> list[tuple[str, list[str]]]:
+        series = {"c_eps": self.model, "c_x": self.sample, "average": self.average}
+        return [(name, [f"{each:.4g}" for each in row]) for name, row in series.items() if row]
 
     @classmethod
     def identity(cls, steps: int) -> Self:

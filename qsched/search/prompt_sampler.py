@@ -157,7 +157,8 @@ class PromptSampler:
         offset = units - self._box.origin
         along = offset @ self._gauge
         moved = offset - ((1 - shares) * along)[:, None] * self._gauge
-        return np.clip(self._box.origin + moved, 0.0, 1.0)
+        clipped: Array = np.clip(self._box.origin + moved, 0.0, 1.0)
+        return clipped
 
     # The last trials
 

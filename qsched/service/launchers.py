@@ -222,19 +222,21 @@ def work(
     launcher: Launcher,
     *,
     on_look: Callable[[Status], None] = lambda status: None,
+    on_stop: Callable[[], None] = lambda: None,
     every: float = LOOK,
 ) -> Ended:
     """Starts a crew on a study and waits until all of it has ended.
 
     SIGINT and SIGTERM are passed on; a worker that fails does not stop the others. `on_look` is
-    told where the study stands, each `every` seconds. Of the logs those stay that say something.
+    told where the study stands, each `every` seconds; `on_stop` is called with the first signal. Of
+    the logs those stay that say something.
     Raises StudyError if the crew can't be started.
     """
     crew.logs.mkdir(parents=True, exist_ok=True)
     with _signals() as came:
         fleet = _started(launcher, crew)
         try:
-            codes = _awaited(fleet, came, _looking(study, on_look, every))
+            codes = _awaited(fleet, came, _looking(study, on_look, every), on_stop)
         except BaseException:
             fleet.send(signal.SIGTERM)
             raise
@@ -260,7 +262,9 @@ def _started(launcher: Launcher, crew: Crew) -> Fleet:
         ) from error
 
 
-def _awaited(fleet: Fleet, came: Sequence[int], look: Callable[[], None]) -> tuple[int, ...]:
+def _awaited(
+    fleet: Fleet, came: Sequence[int], look: Callable[[], None], on_stop: Callable[[], None]
+) -> tuple[int, ...]:
     """The workers' exit codes; signals that `came` are sent to them until then."""
     sent = 0
     while True:
@@ -270,6 +274,8 @@ def _awaited(fleet: Fleet, came: Sequence[int], look: Callable[[], None]) -> tup
             return ended
         while sent < len(came):
             fleet.send(came[sent])
+            if not sent:
+                on_stop()
             sent += 1
         look()
         time.sleep(POLL)

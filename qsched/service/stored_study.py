@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import sqlalchemy as sa
 from optuna.trial import FrozenTrial, TrialState
@@ -30,7 +30,7 @@ from qsched.service.schema import (
     StudyRecord,
     StudyTable,
 )
-from qsched.service.status import Candidate, Status
+from qsched.service.status import Candidate, Status, trials_of
 from qsched.service.storage import Storage
 from qsched.service.trials import (
     ESTIMATE,
@@ -42,6 +42,9 @@ from qsched.service.trials import (
 )
 from qsched.study.fingerprint import LOADED
 from qsched.study.study import Study
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 OVERLAP = 5.0
 """Seconds that each look at the news goes back: transactions don't commit in their order."""
@@ -75,6 +78,17 @@ class StoredStudy:
         self._rival: dict[int, dict[int, float]] = {}  # the best trial's value by prompt
         self._seen = 0.0  # the end of the last trial that the proposer knows
         self._gauge: Gauge | None = None
+
+    def __repr__(self) -> str:
+        return f"<StoredStudy {self.name!r} in {self.storage}>"
+
+    def _repr_html_(self) -> str:
+        return self.status()._repr_html_()
+
+    def trials_dataframe(self) -> "DataFrame":
+        """A row a trial of the budget: state, value, gain over the identity, what was searched by
+        name, the scorers' means, seconds. Raises ConfigError where pandas is not installed."""
+        return trials_of(self)
 
     @cached_property
     def trials(self) -> Trials:

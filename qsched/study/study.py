@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -21,6 +21,7 @@ from qsched.digests import first_and_last
 from qsched.errors import ConfigError, DocumentError, QschedError, Unreadable, one_line
 from qsched.evidence.table import with_reference
 from qsched.files.documents import from_toml, read
+from qsched.notebooks import table
 from qsched.pipelines import catalog
 from qsched.pipelines.agreement import settings
 from qsched.pipelines.table import placed, sampling_of, weights_of, with_entry
@@ -51,7 +52,7 @@ TWIN_PROMPTS = 4
 """A twin calibrates on no more prompts than this, and is held to no more."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Study:
     """A validated study: the file's tables with every default and prompt filled in.
 
@@ -69,6 +70,27 @@ class Study:
     allowed: frozenset[str] | None = field(default=None, compare=False)
     allow: frozenset[str] = field(default=frozenset(), compare=False)
 
+    def __repr__(self) -> str:
+        """Short: `to_json` has all."""
+        tables = self.tables
+        return (
+            f"<Study {self.name!r}: {tables.model.name} at {tables.quantization.scheme}, "
+            f"{tables.sampling.steps} steps, {self.trials} trials, "
+            f"{len(self.calibration)} prompts>"
+        )
+
+    def _repr_html_(self) -> str:
+        tables, (low, high) = self.tables, self.tables.search.bounds
+        rows = {
+            "model": tables.model.name,
+            "quantization": tables.quantization.scheme,
+            "steps": f"{tables.sampling.steps}",
+            "objective": " + ".join(f"{t.weight:g} x {t.scorer}" for t in self.objective.terms),
+            "search": f"{self.trials} trials, {self.parametrisation.name} in [{low:g}, {high:g}]",
+            "prompts": f"{len(self.calibration)}, and {len(self.held_out)} images held out",
+        }
+        return table(f"Study {self.name}", rows.items())
+
     @property
     def folder(self) -> str | None:
         """The folder of the study file."""
@@ -85,10 +107,10 @@ class Study:
 
     @property
     def store(self) -> str | None:
-        """The place of its pictures: by the environment, else by the file at hand; a place that
+        """The place of its pictures: by the environment, else by what is at hand; a place that
         only the database names is not written to. None is the default."""
         given = os.environ.get(ARTIFACTS)
-        return given or (self.tables.gallery.store if self.file else None)
+        return given or (self.tables.gallery.store if self.file or self.allowed is None else None)
 
     @property
     def modules(self) -> frozenset[str]:
@@ -294,29 +316,43 @@ class _Stored(BaseModel):
         return self
 
 
-def load_study(path: str | Path, *, fetch: bool = True) -> Study:
-    """Reads and validates a study file.
+def load_study(source: str | Path | Mapping[str, Any], *, fetch: bool = True) -> Study:
+    """Reads and validates a study file, or the same tables as a dict, whose relative paths are
+    relative to the current folder, and whose plug-ins have to be importable.
 
     `fetch`: prompts that lie on the hub are downloaded; otherwise stand-ins take their place, for a
     check or a twin, neither of which may need the network. Raises ConfigError that lists every
     problem, one a line, each beginning with the path and key.
     """
-    path = Path(path)
+    if isinstance(source, Mapping):
+        return _read(_plain(source), "study", Path(), fetch)
+    path = Path(source)
     try:
         content = from_toml(read(path))
     except DocumentError as error:
         raise ConfigError(one_line(f"{path}: {error}")) from error
     with beside(path.parent):
-        return _read(content, path, fetch)
+        study = _read(content, str(path), path.parent, fetch)
+    return replace(study, file=str(path.resolve()))
 
 
-def _read(content: Mapping[str, Any], path: Path, fetch: bool) -> Study:
-    """The study of a file's content. Raises ConfigError with every problem."""
+def _plain(content: Any) -> Any:
+    """A dict as a file has it: paths are strings."""
+    if isinstance(content, Mapping):
+        return {key: _plain(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(value) for value in content]
+    return str(content) if isinstance(content, PurePath) else content
+
+
+def _read(content: Mapping[str, Any], name: str, folder: Path, fetch: bool) -> Study:
+    """The study of a file's content, by what a person calls it. Raises ConfigError with every
+    problem."""
     problems: list[str] = []
     prompts: tuple[tuple[Prompt, ...], tuple[Prompt, ...]] = ((), ())
     tables = None
     try:
-        tables = _with_defaults(StudyFile.model_validate(content), path.parent)
+        tables = _with_defaults(StudyFile.model_validate(content), folder)
         problems += settings.problems(tables.model, tables.sampling)
         problems += settings.problems_of_space(tables.model, tables.space)
     except ValidationError as error:
@@ -324,7 +360,7 @@ def _read(content: Mapping[str, Any], path: Path, fetch: bool) -> Study:
     except QschedError as error:
         problems.append(str(error))
     try:
-        prompts = _prompts(Prompts.model_validate(content.get("prompts")), path.parent, fetch)
+        prompts = _prompts(Prompts.model_validate(content.get("prompts")), folder, fetch)
     except ValidationError:
         pass  # already among the problems of the whole file
     except QschedError as error:
@@ -336,13 +372,12 @@ def _read(content: Mapping[str, Any], path: Path, fetch: bool) -> Study:
         except QschedError as error:
             problems.append(str(error))
     if tables is None or problems:
-        raise ConfigError("\n".join(one_line(f"{path}: {problem}") for problem in problems))
+        raise ConfigError("\n".join(one_line(f"{name}: {problem}") for problem in problems))
     return Study(
         tables=tables,
         calibration=calibration,
         held_out=held_out,
         weights=weights_of(tables.model),
-        file=str(path.resolve()),
     )
 
 

@@ -8,6 +8,7 @@ from string import Template
 
 from qsched.errors import ConfigError, one_line
 from qsched.pipelines.catalog import (
+    DEMO_FOLDER,
     MODELS,
     Hints,
     ModelEntry,
@@ -24,6 +25,9 @@ from qsched.signatures import of_diffusers
 SDCI_REVISION = "35636da44cdc7cef8916b122a12e4aa9e2df80c1"
 TEMPLATE = Path(__file__).with_name("study.toml.tmpl")
 OWN_TEMPLATE = Path(__file__).with_name("own.toml.tmpl")
+DEMO = DEMO_FOLDER / "study" / "demo.toml"
+"""The study of the shipped model, with its prompts beside it; a clone has links to it."""
+
 OWN_STEPS = 4
 """Of a model of which nothing is known: what most were distilled for."""
 

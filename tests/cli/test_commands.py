@@ -9,7 +9,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,56 +29,21 @@ from qsched.service.stored_study import StoredStudy
 from qsched.service.worker import Worker
 from qsched.study.study import load_study
 from tests.support import fakes
+from tests.support.command import Qsched, one_line
 from tests.support.outcomes import proof
 
-Qsched = Callable[..., tuple[int, str, str]]
 ROOT = Path(__file__).parents[2]
 COMMANDS = sorted(typer.main.get_group(cli.app).commands)
-
-
-@pytest.fixture
-def qsched(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Qsched:
-    """`qsched(*arguments)` in an empty folder: (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.delenv("QSCHED_STORAGE", raising=False)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["qsched", *arguments])
-        with pytest.raises(SystemExit) as stopped:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(stopped.value.code or 0), out, err
-
-    return call
-
-
-@pytest.fixture
-def finished(tmp_path: Path) -> Path:
-    """The default database with a study whose budget is spent."""
-    definition = fakes.study(tmp_path / "files")
-    stored = studies.create(Storage(f"sqlite:///{tmp_path}/storage/qsched.db"), definition)
-    evaluator = Evaluator(fakes.FakeGenerator(), fakes.FakeScorers(), definition.calibration)
-    assert Worker(stored, evaluator).run()
-    return tmp_path / "storage" / "qsched.db"
-
-
-def one_line(err: str) -> str:
-    """The error's text: one line, and never a traceback."""
-    lines = err.strip().splitlines()
-    assert len(lines) == 1, err
-    assert lines[0].startswith("error: ")
-    return lines[0]
 
 
 def test_the_verbs_are_those_of_the_design() -> None:
     assert COMMANDS == [
         "check",
+        "compare",
         "create",
         "dashboard",
         "delete",
+        "demo",
         "doctor",
         "export",
         "extend",

@@ -11,8 +11,11 @@ from rich.console import Console
 from qsched.api import Outcome
 from qsched.cli import display
 from qsched.cli import proof as tables
+from qsched.cli.terminal import facts
 from qsched.evidence.guards import Guard
 from qsched.proof.outcome import Control, Distance, Gained, Judged, Verdict
+from qsched.proof.standing import Standing
+from qsched.report.rows import rows_of, terminal
 from qsched.schedule.coefficients import Coefficients
 from qsched.service.schema import WorkerRecord
 from qsched.service.status import Candidate, Status
@@ -98,7 +101,7 @@ def test_the_end_fits_a_terminal_and_says_where_things_are(verdict: Verdict) -> 
     assert "640 images in 40 s" in out
     assert "80,000 images" in out
     assert "12 more images" in out
-    for path in ("report.html", "images.png", "report.json", "coefficients.json", "scheduler/"):
+    for path in ("report.html", "images.png", "report.json", "coefficients.json", "scheduler"):
         assert f"/r/demo/{path}" in out
     assert "/s/qsched.db" in out
     assert ("candidate      c_eps" in out) == (not verdict.publishes)
@@ -111,14 +114,56 @@ def test_an_interrupted_run_says_that_nothing_is_lost() -> None:
     assert "stopped after 7 of 20 trials; nothing is lost" in text(shown)
 
 
+def standing(seen: Status, verdict: Verdict | None = None, left: int = 0) -> Standing:
+    return Standing(seen, proof(verdict) if verdict else None, left)
+
+
 def test_studies_are_listed_with_what_they_found() -> None:
-    shown = console(width=120)
-    shown.print(display.studies([status(7), status(0, best=None)]))
+    shown = console()
+    rows = [standing(status(7), left=640), standing(status(0, best=None), left=1280)]
+    rows.append(standing(replace(status(20), study="x" * 20), Verdict.NOT_SHOWN))
+    shown.print(display.studies(rows))
     lines = text(shown).splitlines()
-    assert "7/20" in lines[1]
-    assert "1.5000 (trial 3)" in lines[1]
-    assert "+0.5000" in lines[1]
-    assert lines[2].split()[:2] == ["demo", "0/20"]
+    assert lines[0].split() == ["study", "verdict", "trials", "running", "parked", "gain", "left"]
+    assert lines[1].split() == ["demo", "-", "7/20", "0", "0", "+0.5000", "about", "40", "s"]
+    assert lines[2].split() == ["demo", "-", "0/20", "0", "0", "-", "-"]
+    assert lines[3].split() == ["x" * 20, "not", "shown", "20/20", "0", "0", "+0.5000", "-"]
+    assert max(map(len, lines)) <= 80
+
+
+def test_one_study_is_shown_with_its_verdict_and_its_time() -> None:
+    seen = display.study(standing(status(7), left=64_000), "/s/qsched.db", 80).plain
+    assert "verdict        -\n" in seen
+    assert "best           1.5000 (trial 3), +0.5000 over the identity" in seen
+    assert "best so far    c_eps" in seen
+    assert "time left      about 66.7 min, for 64,000 images at the most" in seen
+    seen = display.study(standing(status(0), left=9), "/s/qsched.db", 80).plain
+    assert "time left      not known yet, for 9 images at the most" in seen
+    seen = display.study(standing(status(20), Verdict.IMPROVED), "/s/qsched.db", 80).plain
+    assert "verdict        improved\n               It is so." in seen
+    assert "coefficients   c_eps" in seen
+    assert "time left" not in seen
+    assert "database       /s/qsched.db" in seen
+
+
+def test_what_is_long_goes_on_below_and_no_word_is_split() -> None:
+    path = Path("/a folder/" + "x" * 90)
+    said = facts([("label", "word " * 30), ("path", path), ("", "y" * 70)], 80).plain.split("\n")
+    assert said[0] == "label          " + " ".join(["word"] * 13)
+    assert said[1].startswith("               word")
+    assert said[-2:] == [f"path           {path}", "               " + "y" * 70]
+
+
+@pytest.mark.parametrize("width", [64, 80, 100])
+@pytest.mark.parametrize("metric", ["pixels", "open_clip:ViT-B-32/laion2b_s34b_b79k"])
+def test_the_held_out_table_fits_and_keeps_its_numbers_whole(metric: str, width: int) -> None:
+    jaq, unseen = proof().held_out.values()
+    table = rows_of(proof(held_out={"jaq": jaq, metric: unseen}, distances={}))
+    lines = terminal(table, "the same coefficients", width).plain.split("\n")
+    assert max(map(len, lines)) <= width
+    assert sum("[+0.250, +0.750]" in line for line in lines) == len(table)
+    together = any(metric in line and "[" in line for line in lines)
+    assert together == (width == 100 or (width == 80 and metric == "pixels"))
 
 
 def test_several_workers_are_shown_with_their_speed() -> None:

@@ -206,6 +206,7 @@ def test_stopped_and_run_again_equals_undisturbed(
     else:
         assert process.returncode == 130, err
         assert "nothing is lost" in out
+        assert "stopping  finishing this batch; again to give it back" in out
     assert committed(database) >= 16
     assert values(folder, f"sqlite:///{database.name}")["done"] < 5
     resumed = call(folder, *arguments)

@@ -20,7 +20,18 @@ TORCH_STACK = {
 LIGHT_ROOMS = ("search", "study", "pictures", "report", "cli")
 """Checking, watching, reporting and exporting need no GPU stack: nothing here may load torch."""
 LIGHT_MODULES = (
-    *("api", "captions", "errors", "hub", "libraries", "prompts", "seeds", "statistics", "tables"),
+    *(
+        "api",
+        "captions",
+        "errors",
+        "hub",
+        "libraries",
+        "notebooks",
+        "prompts",
+        "seeds",
+        "statistics",
+        "tables",
+    ),
     *("schedule.coefficients", "schedule.parametrisations", "schedule.standalone"),
     *("quantization.account", "quantization.backend", "quantization.schemes", "quantization.table"),
     *("quantization.simulated", "quantization.torchao", "quantization.bitsandbytes"),

@@ -19,9 +19,8 @@ def kernel(x: Array, other: Array, lengths: Array) -> float:
 
 def d(x: Array, other: Array, lengths: Array) -> float:
     origin = np.zeros_like(x)
-    return (
-        kernel(x, other, lengths) - kernel(x, origin, lengths) - kernel(origin, other, lengths) + 1
-    )
+    sides = kernel(x, origin, lengths) + kernel(origin, other, lengths)
+    return float(kernel(x, other, lengths) - sides + 1)
 
 
 def dense(data: Data, hyper: Hyperparameters, points: Array) -> tuple[Array, Array]:

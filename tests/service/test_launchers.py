@@ -214,8 +214,15 @@ def test_each_signal_is_passed_on_once(study: StoredStudy, tmp_path: Path) -> No
 
     fleet = FakeFleet([0, 0], looks=6, on_look=interrupt)
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    ended = launchers.work(study, crew(study, tmp_path), FakeLauncher(fleet))
+    said: list[str] = []
+    ended = launchers.work(
+        study,
+        crew(study, tmp_path),
+        FakeLauncher(fleet),
+        on_stop=lambda: said.append("stopping"),
+    )
     assert ended.stopped
+    assert said == ["stopping"]
     assert fleet.sent == [signal.SIGINT, signal.SIGINT, signal.SIGTERM]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 

@@ -213,7 +213,7 @@ def test_a_slot_lost_from_a_shared_batch_is_the_only_one_lost(tmp_path: Path) ->
         return original(slot, trial_vector)
 
     original = study.trials.make
-    study.trials.make = steal  # type: ignore[method-assign]
+    study.trials.make = steal  # type: ignore[method-assign, assignment]
     assert slow.run_one() == 2
     states = [slot.state for slot in study.slots()[:3]]
     assert claimed == [1]

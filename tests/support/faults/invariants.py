@@ -90,7 +90,18 @@ def _compare(
         hold(len(here) == len(told), f"a slot has two {kind} trials")
         wanted = {slot.number: slot.value for slot in slots if slot.state == state}
         known = told if complete else {slot: v for slot, v in told.items() if slot in ended}
-        hold(known == wanted, f"Optuna's {kind} trials are not the {state} slots")
+        differing = sorted(
+            slot for slot in known.keys() | wanted.keys() if known.get(slot) != wanted.get(slot)
+        )
+        states = {trial.user_attrs.get("slot"): trial.state.name for trial in trials}
+        hold(
+            known == wanted,
+            f"Optuna's {kind} trials are not the {state} slots: "
+            + ", ".join(
+                f"slot {slot}: {states.get(slot)} {known.get(slot)}, slot's {wanted.get(slot)}"
+                for slot in differing
+            ),
+        )
     return kinds
 
 

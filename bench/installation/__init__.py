@@ -1,0 +1,1 @@
+"""How large an installation is, without and with each extra."""
