@@ -5,7 +5,7 @@ from dataclasses import dataclass
 PER_TRIAL = 4
 """Prompts that a trial scores, where the study says nothing else."""
 
-GAUGE_PROMPTS = 4
+GAUGE_PROMPTS = 2
 """Prompts that the gauge is measured on."""
 
 IMAGES = 800
@@ -18,7 +18,7 @@ class Plan:
     """The prompts of a study's trials: `per_trial` of a `pool`.
 
     The identity has the whole pool. The last trials of a budget go on with vectors that were tried:
-    four of them have a quarter of the pool in the end, two of those the half, and one all.
+    two of them have half of the pool in the end, and one of those all.
     """
 
     pool: int
@@ -27,7 +27,7 @@ class Plan:
     def last(self, budget: int) -> tuple[int, ...]:
         """How many prompts each of the last trials has in the end; fewer trials where the budget is
         small."""
-        sizes = (*[self.pool // 4] * 4, *[self.pool // 2] * 2, self.pool)
+        sizes = (self.pool // 2, self.pool // 2, self.pool)
         larger = [size for size in sizes if size > self.per_trial]
         return tuple(larger[-max(1, (budget - 1) // 4) :]) if budget > 1 else ()
 

@@ -204,6 +204,8 @@ class Study:
             "model": model.model_dump() | {"twin": True, "dtype": "float32"},
             "sampling": sampling.model_dump() | side,
         }
+        if self.plan:  # as many trials, and as many kinds of them, on fewer prompts
+            changes["search"] = self.tables.search.model_dump() | {"prompts_per_trial": 1}
         changed = _checked(self, changes)
         return replace(
             changed,

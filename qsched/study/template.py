@@ -115,7 +115,7 @@ def _as_name(text: str) -> str:
 def study_text(
     model: str, *, scheme: str = "w4a8", steps: int | None = None, name: str | None = None
 ) -> str:
-    """The study file of a model: the paper's preset, calibration size and box.
+    """The study file of a model: the paper's preset and box.
 
     `name`: of the file without its ending; the study's is as near to it as may be. Raises
     ConfigError for a model without a template, or that was not distilled for `steps`;
@@ -147,7 +147,7 @@ def study_text(
         "preset_space": " " * max(1, 21 - len(hints.preset)),
         "preset_says": says,
         "prompts_revision": SDCI_REVISION,
-        "calibration": 20,
+        "calibration": 64,
         "held_out": hints.held_out,
         "held_out_seeds": hints.held_out_seeds,
         "metrics": f'"pixels", "{unseen}", "pyiqa:topiq_nr"',

@@ -93,7 +93,12 @@ def test_trials_of_the_whole_pool_are_whole() -> None:
 
 @pytest.mark.parametrize(
     ("pool", "per_trial", "budget", "images"),
-    [(64, 4, 148, 736), (64, 4, 1, 64), (16, 4, 5, 16 + 3 * 4 + 12), (4, 4, 10, 40)],
+    [
+        (64, 4, 148, 64 + 144 * 4 + 2 * 28 + 32),
+        (64, 4, 1, 64),
+        (16, 4, 5, 16 + 3 * 4 + 12),
+        (4, 4, 10, 40),
+    ],
 )
 def test_a_budget_of_images(pool: int, per_trial: int, budget: int, images: int) -> None:
     plan = Plan(pool, per_trial)
