@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
@@ -497,6 +497,8 @@ def validate(
         on_images=on_images,
         on_weights=lambda weights: study.require_weights(weights, accept),
     )
+    if proof.best:
+        proof = replace(proof, expected=study.expected(proof.best.slot))
     artifacts.conclude(study, proof, pictures)
     try:
         writing.write(folder, study, ~Part(0), pictures=pictures)

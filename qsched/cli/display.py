@@ -74,6 +74,10 @@ class LiveProgress(Observer):
         """Says what the self-test found."""
         self._console.print(Text(f"self-test {sentence}", style="dim"))
 
+    def gauge(self, sentence: str) -> None:
+        """Says what was measured before the search."""
+        self._console.print(Text(f"gauge     {sentence}", style="dim"))
+
     def working(self, status: Status) -> None:
         """Moves the bar to the finished trials, with the best against the identity."""
         if self._status is None and 0 < status.done < status.budget:
@@ -254,7 +258,7 @@ def study(row: Standing, storage: str, width: int) -> Text:
         ("verdict", _verdict(row)),
     ]
     said += [("", row.proof.sentence)] if row.proof else []
-    early = f", {status.stopped} of them stopped early" if status.stopped else ""
+    early = f", {status.stopped} of them on some of the prompts" if status.stopped else ""
     said.append(("trials", f"{status.done}/{status.budget}{early}{_at_work(status)}"))
     said.append(("", f"{status.images:,} images in {duration(status.seconds)}"))
     if best and identity:
@@ -339,12 +343,17 @@ def models(entries: Sequence[ModelEntry]) -> Group:
 
 
 def _lead(status: Status) -> str:
-    """How far the best trial is above the identity, and how fast it goes."""
+    """How far the best trial is above the identity, or is expected to be while none but the
+    identity has all prompts; and how fast it goes."""
     if status.best is None or status.identity is None:
         return ""
-    gain = status.best.value - status.identity.value
+    lead, word = status.best, "best"
+    if lead.slot == 0 and status.expected is not None:
+        lead, word = status.expected, "expected"
+    gain = lead.value - status.identity.value
     alive = status.alive
     if len(alive) > 1:
         speed = sum(worker.images_per_second for worker in alive)
-        return f"best {gain:+.3f} over identity, {len(alive)} workers, {speed:.0f} img/s"
-    return f"best {gain:+.3f} over identity, {status.images / max(status.seconds, 1e-9):.0f} img/s"
+        return f"{word} {gain:+.3f} over identity, {len(alive)} workers, {speed:.0f} img/s"
+    speed = status.images / max(status.seconds, 1e-9)
+    return f"{word} {gain:+.3f} over identity, {speed:.0f} img/s"

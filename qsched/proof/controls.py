@@ -82,6 +82,7 @@ def definition(study: Study, name: str, trials: int) -> Study:
             "parametrisation": "ramp",
             "bounds": GRID_BOUNDS,
             "sampler": "grid",
+            "prompts_per_trial": None,
             "trials": GRID_SIDE**2 + 1,
             "stop_below": 0.0,
             "prior": 0.0,

@@ -316,6 +316,7 @@ class Proof:
     where they weren't kept. `versions`: of qsched and other packages, None for what was not
     installed. `per_image`: {image set: {metric: a value an image}} in the order of the held-out
     prompts, of full precision, the identity and the candidate; empty in older outcomes.
+    `expected`: what the search's model expects of the candidate's value, where it has one.
     """
 
     study: str
@@ -342,6 +343,7 @@ class Proof:
     scheduler: str = ""
     pictures: str | None = None
     per_image: Mapping[str, Mapping[Line, tuple[float, ...]]] = field(default_factory=dict)
+    expected: float | None = None
 
     @classmethod
     def pending(cls, definition: Study, status: Status) -> Self:
@@ -435,6 +437,7 @@ class Proof:
             "seconds": self.seconds,
             "identity": self.identity and self.identity.to_dict(),
             "best": self.best and self.best.to_dict(),
+            "expected": self.expected,
         }
         if self.verdict is None:
             return document | {"fingerprint": dict(self.fingerprint)}
@@ -504,6 +507,7 @@ class Proof:
                 scheduler=stored["scheduler"],
                 pictures=stored.get("pictures"),
                 per_image=stored.get("per_image", {}),
+                expected=stored.get("expected"),
             )
         except (CoefficientsError, LookupError, TypeError, ValueError, AttributeError) as error:
             raise StudyError(

@@ -57,9 +57,9 @@ def course(slots: Sequence[Slot], title: str = "") -> Drawing:
         if number in whole:
             done.append((number, value, words))
         else:
-            early.append((number, value, f"{words}, stopped early (estimate)"))
+            early.append((number, value, f"{words}, expected by some prompts"))
     _dots(drawing, "trial", done, label="trial", **TRIAL)
-    _dots(drawing, "stopped", early, label="stopped early, estimate", **STOPPED)
+    _dots(drawing, "stopped", early, label="some prompts, expected", **STOPPED)
     highest = np.maximum.accumulate(list(whole.values())).tolist()
     drawing.line(
         *("best", [*whole, last], [*highest, highest[-1]]),

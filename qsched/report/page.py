@@ -180,7 +180,14 @@ def cost(proof: Proof, status: Status) -> list[tuple[str, str]]:
         ("speed", f"{speed:.3g} images a second and worker"),
     ]
     if status.stopped:
-        lines.insert(1, ("stopped early", count(status.stopped, "trial")))
+        lines.insert(1, ("of them on some of the prompts", count(status.stopped, "trial")))
+    if proof.verdict and proof.best and proof.identity and JAQ in proof.held_out:
+        searched = proof.best.value - proof.identity.value
+        said = [f"{searched:+.3f} as searched"]
+        if proof.expected is not None:
+            said.append(f"{proof.expected - proof.identity.value:+.3f} by the search's model")
+        said.append(f"{proof.held_out[JAQ].gain.mean:+.3f} held out")
+        lines.append(("what the best gains in JAQ", ", ".join(said)))
     more = proof.images - status.images
     if proof.verdict and more > 0:
         lines.append(("images of the proof", f"{more:,} more"))

@@ -138,11 +138,11 @@ class Queue:
         )
 
     @transaction
-    def best(self, session: Session) -> Slot | None:
-        """The finished slot of the highest value, the first among equals."""
+    def best(self, session: Session, state: str = "finished") -> Slot | None:
+        """The finished slot of the highest value, the first among equals; or the stopped one."""
         query = (
             sa.select(SlotTable)
-            .filter_by(study=self.study.id, state="finished")
+            .filter_by(study=self.study.id, state=state)
             .order_by(SlotTable.value.desc(), SlotTable.number)
             .limit(1)
         )

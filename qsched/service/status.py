@@ -45,7 +45,8 @@ class Candidate:
 class Status:
     """Where a study stands.
 
-    `done`: trials that are over, those among them that were `stopped` early. `images` and `seconds`
+    `done`: trials that are over, those among them that were `stopped` before they had all prompts.
+    `expected`: that of them of the highest estimate. `images` and `seconds`
     count the trials' work, not the validation's.
     """
 
@@ -61,6 +62,7 @@ class Status:
     seconds: float
     identity: Candidate | None
     best: Candidate | None
+    expected: Candidate | None
     reasons: tuple[tuple[int, str], ...]
     workers: tuple[WorkerRecord, ...]
     fingerprint: dict[str, Any]
@@ -99,6 +101,7 @@ class Status:
             "seconds": self.seconds,
             "identity": self.identity.to_dict() if self.identity else None,
             "best": self.best.to_dict() if self.best else None,
+            "expected": self.expected.to_dict() if self.expected else None,
             "reasons": {str(slot): reason for slot, reason in self.reasons},
             "workers": [worker.to_dict() for worker in self.workers],
             "fingerprint": self.fingerprint,

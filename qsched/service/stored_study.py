@@ -210,6 +210,13 @@ class StoredStudy:
         vector = slot.vector or ()
         return self._proposer.estimate(slot.number, vector, self._by_prompt(scores, vector))
 
+    def expected(self, slot: int) -> float | None:
+        """What the model of the sampler `prompts` expects of a finished slot's value, by all that
+        was scored: less of its prompts' luck than the value has. None for any other sampler."""
+        if not self.definition.plan or not slot:
+            return None
+        return self.estimate(self.queue.slot(slot), self.queue.scores(slot))
+
     def adopt(self, slot: Slot, lease: float) -> Slot | None:
         """Makes the first trial that was enqueued in Optuna a slot's; the slot with it, None if
         none waits. What can't be tried, or is tried already, is failed, with the reason. Raises
@@ -489,6 +496,7 @@ class StoredStudy:
         record = self.storage.record(self.incarnation)
         scorers = len(self.definition.scorers)
         measuring = self.gauge.images if self.gauge else 0
+        expected = self.queue.best("stopped") if counts["stopped"] else None
         return Status(
             study=self.name,
             budget=sum(counts.values()),
@@ -502,6 +510,7 @@ class StoredStudy:
             seconds=seconds / scorers,
             identity=self.identity(),
             best=self.best(),
+            expected=self.candidate(expected) if expected else None,
             reasons=tuple(self.queue.reasons()),
             workers=tuple(self.storage.workers(self.incarnation)),
             fingerprint=record.fingerprint,

@@ -47,6 +47,7 @@ def status(
         seconds=2.0 * done,
         identity=IDENTITY,
         best=best,
+        expected=None,
         reasons=(),
         workers=workers,
         fingerprint={},

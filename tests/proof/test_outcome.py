@@ -128,6 +128,7 @@ def status(done: int) -> Status:
         seconds=1.0,
         identity=None,
         best=None,
+        expected=None,
         reasons=(),
         workers=(),
         fingerprint={},

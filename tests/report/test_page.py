@@ -63,6 +63,7 @@ def status(**changes: Any) -> Status:
         seconds=60.0,
         identity=Candidate(0, 1.0, IDENTITY),
         best=Candidate(3, 1.5, RAMP),
+        expected=None,
         reasons=(),
         workers=(WORKER,),
         fingerprint={"sampling.steps": 4, "model.lora": None},

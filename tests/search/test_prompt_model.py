@@ -31,7 +31,8 @@ def dense(data: Data, hyper: Hyperparameters, points: Array) -> tuple[Array, Arr
     def covariance(one: tuple[int, int], other: tuple[int, int]) -> float:
         same, apart = one[1] == other[1], d(data.points[one[0]], data.points[other[0]], lengths)
         rough = e * same * (1 + (one[0] == other[0]))
-        return (f + g * same) * apart + rough + (one == other) * prompt_model.JITTER * (f + g)
+        jitter = (one == other) * prompt_model.JITTER * (f + g)
+        return float((f + g * same) * apart + rough + jitter)
 
     between = np.array([[covariance(one, other) for other in rows] for one in rows])
     pooled = f + g / POOL
