@@ -34,6 +34,9 @@ STATES = ("waiting", "running", "finished", "stopped", "parked")
 FAILURES = 3
 """A slot that failed this often is parked, with the reason."""
 
+RECENT = 16
+"""Slots whose estimates are compared to say what may be expected."""
+
 LOSSES = 10
 """A slot whose worker was lost this often in a row, without a new score, is parked too."""
 
@@ -138,11 +141,24 @@ class Queue:
         )
 
     @transaction
-    def best(self, session: Session, state: str = "finished") -> Slot | None:
-        """The finished slot of the highest value, the first among equals; or the stopped one."""
+    def expected(self, session: Session) -> Slot | None:
+        """The stopped slot of the highest estimate among the last few: older ones knew less."""
         query = (
             sa.select(SlotTable)
-            .filter_by(study=self.study.id, state=state)
+            .filter_by(study=self.study.id, state="stopped")
+            .order_by(SlotTable.finished.desc())
+            .limit(RECENT)
+        )
+        rows = list(session.scalars(query))
+        best = max(rows, key=lambda row: row.value or 0.0, default=None)
+        return best.frozen() if best else None
+
+    @transaction
+    def best(self, session: Session) -> Slot | None:
+        """The finished slot of the highest value, the first among equals."""
+        query = (
+            sa.select(SlotTable)
+            .filter_by(study=self.study.id, state="finished")
             .order_by(SlotTable.value.desc(), SlotTable.number)
             .limit(1)
         )
@@ -222,9 +238,12 @@ class Queue:
         trial: int,
         prompts: Sequence[int] | None = None,
         origin: int | None = None,
+        check: Callable[[Session], None] = lambda session: None,
     ) -> None:
         """Fixes the slot's search vector, Optuna's trial, its prompts (None: all) and the slot
-        whose scores it goes on from. Raises LeaseLost."""
+        whose scores it goes on from. `check` looks on in the same transaction, and may raise.
+        Raises LeaseLost."""
+        check(session)
         dealt = list(prompts) if prompts is not None else None
         changes = {"vector": list(vector), "trial": trial, "prompts": dealt, "origin": origin}
         self._hold(session, slot, lease, **changes)

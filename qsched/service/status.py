@@ -46,7 +46,7 @@ class Status:
     """Where a study stands.
 
     `done`: trials that are over, those among them that were `stopped` before they had all prompts.
-    `expected`: that of them of the highest estimate. `images` and `seconds`
+    `expected`: the one of the highest estimate among the last few of them. `images` and `seconds`
     count the trials' work, not the validation's.
     """
 

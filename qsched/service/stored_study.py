@@ -496,7 +496,7 @@ class StoredStudy:
         record = self.storage.record(self.incarnation)
         scorers = len(self.definition.scorers)
         measuring = self.gauge.images if self.gauge else 0
-        expected = self.queue.best("stopped") if counts["stopped"] else None
+        expected = self.queue.expected() if counts["stopped"] else None
         return Status(
             study=self.name,
             budget=sum(counts.values()),

@@ -32,6 +32,7 @@ from optuna.storages._rdb.models import (
     StudyModel,
     StudySystemAttributeModel,
     TrialModel,
+    TrialUserAttributeModel,
 )
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
@@ -151,6 +152,24 @@ class Trials:
         """A running trial for a slot that has none; its id."""
         trial, study = self.template(slot, vector, TrialState.RUNNING), self.study._study_id
         return self.fenced(lambda: self._database.optuna.create_new_trial(study, trial), slot)
+
+    def require(self, session: Session, slot: int, trial: int) -> None:
+        """Raises MirrorLost unless the mirror has this trial and it was made for this slot: a
+        number alone says nothing, where those of what was deleted are given again."""
+        mark = sa.and_(
+            StudySystemAttributeModel.study_id == TrialModel.study_id,
+            StudySystemAttributeModel.key == MARK,
+            StudySystemAttributeModel.value_json == json.dumps(self._incarnation.id),
+        )
+        own = sa.and_(
+            TrialUserAttributeModel.trial_id == TrialModel.trial_id,
+            TrialUserAttributeModel.key == "slot",
+            TrialUserAttributeModel.value_json == json.dumps(slot),
+        )
+        query = sa.select(TrialModel.trial_id).join(StudySystemAttributeModel, mark)
+        query = query.join(TrialUserAttributeModel, own).where(TrialModel.trial_id == trial)
+        if session.execute(query).first() is None:
+            raise _mirror_lost(self._incarnation)
 
     def enqueued(self) -> list[FrozenTrial]:
         """The trials that somebody enqueued in Optuna and that wait, in their order."""

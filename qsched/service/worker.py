@@ -351,6 +351,7 @@ class Worker:
             trial=slot.trial or 0,
             prompts=slot.prompts,
             origin=slot.origin,
+            check=lambda session: study.trials.require(session, slot.number, slot.trial or 0),
         )
         return slot
 

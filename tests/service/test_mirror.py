@@ -7,7 +7,7 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import event
 
-from qsched.errors import NotOurs
+from qsched.errors import MirrorLost, NotOurs
 from qsched.service import stored_study as studies
 from qsched.service.database import Database
 from qsched.service.storage import Storage
@@ -115,6 +115,39 @@ def test_a_mirror_that_vanishes_while_one_looks_is_not_somebody_elses(
     assert not left
     study.tidy()
     assert study.status().waiting == 3
+
+
+def test_a_trial_of_a_mirror_that_is_gone_is_not_entered(url: str, tmp_path: Path) -> None:
+    """Between its making and its entry in the slot the mirror was deleted and made anew, and its
+    number was given to another slot's trial, as SQLite does."""
+    study = stored(url, tmp_path)
+    assert worker(study).run(max_trials=1)
+    slow, quick = study.queue.claim("slow", 60), study.queue.claim("quick", 60)
+    assert slow is not None
+    assert quick is not None
+    vectors = study.propose(slow.number).vector, study.propose(quick.number).vector
+    made = study.trials.make(slow, vectors[0])
+    optuna.delete_study(study_name="fake", storage=Database(url).optuna)
+    study.restore()
+    other = stored(url, tmp_path).trials.make(quick, vectors[1])  # by another process
+    for trial in (made, other):  # the same number, or one that is not there
+        with pytest.raises(MirrorLost):
+            study.queue.begin(
+                slow,
+                60,
+                vector=vectors[0],
+                trial=trial,
+                check=lambda session, trial=trial: study.trials.require(
+                    session, slow.number, trial
+                ),  # type: ignore[misc]
+            )
+    study.storage.database.transaction(
+        lambda session: study.trials.require(session, quick.number, other)
+    )
+    for slot in (slow, quick):
+        study.queue.release(slot)
+    assert worker(study).run()
+    assert [t.state for t in study.trials.all()].count(TrialState.COMPLETE) == 3
 
 
 def record(study: StoredStudy) -> list[tuple[object, ...]]:
