@@ -12,10 +12,10 @@ expects of it (*posterior*), JAQ over the identity's on the 224 fresh prompts an
 Intervals are Student's t over the search's seeds, 95 %, of differences paired by seed. The fresh
 prompts are the same for all: what another draw of them would change is not in these intervals.
 
-The rows that are kept were made by a script of the same searches, with batches of 4 and one seed a
-process, on two busy cores, so their seconds are upper bounds. In the rows of `prompts, first
-variant` one fit of the model, at 44 trials, knew the seven last trials of the budget of 400 when
-the search went on to 800; here it does not.
+The rows that are kept were made by a script of the same searches, one seed a process, in batches of
+4 (of 16 for auto), on two busy cores, so their seconds are upper bounds. In the rows of `prompts,
+first variant` one fit of the model, at 44 trials, knew the seven last trials of the budget of 400
+when the search went on to 800; here it does not.
 """
 
 import argparse
