@@ -50,8 +50,8 @@ class Gauge:
         )
         cost = f"{self.images} images without decoding, {self.network_calls} network calls"
         if self.direction:
-            return f"gauge measured: {found} ({cost})"
-        return f"no gauge: {found}; the plain box is searched ({cost})"
+            return f"{found} ({cost})"
+        return f"none: {found}; the plain box is searched ({cost})"
 
     def to_dict(self) -> dict[str, Any]:
         """As it is stored."""

@@ -316,7 +316,7 @@ class Worker:
     def _measure(self) -> None:
         """The gauge, once a study: by the worker that begins it."""
         gauge = self.study.keep_gauge(self.evaluator.gauge(self.study.box))
-        logger.info("%s", gauge.sentence)
+        logger.info("gauge: %s", gauge.sentence)
         self.on_gauge(gauge)
 
     def _conclude(self, slot: Slot, scores: Sequence[Score], made: "list[Batch]") -> None:
