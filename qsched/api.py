@@ -295,13 +295,15 @@ def cost(study: Study) -> dict[str, float]:
     searched = space.dimension - len(space.pinned)
     measuring = gauge_images(searched, prompts) if plan else 0
     images = plan.images(study.trials) if plan else study.trials * prompts
+    whole = len(plan.last(study.trials)) == 0 if plan else True
+    candidates = study.tables.validation.candidates if whole else 1
     return {
         "trials": study.trials,
         "prompts": prompts,
         "prompts_per_trial": min(plan.per_trial, prompts) if plan else prompts,
         "images": images + measuring,
         "network_calls": prompts + (images + measuring) * (steps - 1),
-        "held_out_images": (study.tables.validation.candidates + 3) * len(study.held_out),
+        "held_out_images": (candidates + 3) * len(study.held_out),
         "grid_images": outcome.grid_images(study),
         "download_gb": _download_gb(study),
         "gpu_gb": model_entry(study.tables.model.name).gpu_gb,

@@ -134,7 +134,7 @@ def check(
             console.print(Text(f"    draws   {words}"), soft_wrap=True)
             _warn(row["warnings"])
             console.print(
-                f"    search  {row['trials']} trials x {row['prompts']} prompts: "
+                f"    search  {row['trials']} trials x {_prompts(row)}: "
                 f"{row['images']:,} images, {row['network_calls']:,} network calls\n"
                 f"    proof   {row['held_out_images']:,} images\n"
                 f"    disk    {row['disk_bytes'] / 1e6:.1f} MB in the database"
@@ -171,6 +171,12 @@ def _checked(path: Path) -> "Study":
     except QschedError as error:
         raise QschedError(f"{path}: {error}") from error
     return study
+
+
+def _prompts(row: dict[str, Any]) -> str:
+    """How many prompts a trial has, and of how many."""
+    each, pool = row["prompts_per_trial"], row["prompts"]
+    return f"{pool} prompts" if each == pool else f"{each} of {pool} prompts"
 
 
 def _downloads(row: dict[str, Any]) -> str:

@@ -83,13 +83,15 @@ def test_check_says_what_a_study_costs(qsched: Qsched) -> None:
     path = str(ROOT / "studies" / "demo.toml")
     code, out, _ = qsched("check", path)
     assert code == 0
-    assert "800 images" in out
+    assert "158 trials x 4 of 64 prompts: 800 images" in out
     code, out, _ = qsched("check", path, "--json")
     row = json.loads(out)[0]
     assert row["file"] == path
-    assert (row["trials"], row["prompts"], row["images"]) == (25, 32, 800)
-    assert row["network_calls"] == 32 + 25 * 32 * 3
-    assert row["grid_images"] == 80_000
+    assert (row["trials"], row["prompts_per_trial"], row["prompts"]) == (158, 4, 64)
+    assert row["images"] == 64 + 2 * 8 * 2 + 154 * 4 + 2 * 28 + 32 == 800
+    assert row["network_calls"] == 64 + 800 * 3
+    assert row["held_out_images"] == 4 * 256
+    assert row["grid_images"] == 160_000
 
 
 def test_the_launcher_is_found_beside_the_study_or_refused_in_words(
@@ -510,7 +512,7 @@ def test_init_writes_a_study_that_check_takes(qsched: Qsched) -> None:
     assert "lcm-2step-w8a8.toml" in out
     code, out, _ = qsched("check", "lcm-2step-w8a8.toml")
     assert code == 0
-    assert "100 trials x 20 prompts: 2,000 images, 2,020 network calls" in out
+    assert "164 trials x 4 of 64 prompts: 800 images, 864 network calls" in out
     assert "8.9 GB to download once; a GPU with about 10 GB" in out
     code, _, err = qsched("init", "lcm-dreamshaper", "--quantization", "w8a8", "--steps", "2")
     assert code == 2

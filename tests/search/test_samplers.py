@@ -11,7 +11,8 @@ import pytest
 
 from qsched.errors import ConfigError, QschedError
 from qsched.schedule.parametrisations import DECAY, Bounds, Parametrisation, parametrisation
-from qsched.search.catalog import AUTO, NEVERGRAD, SAMPLERS, check_sampler, resolved
+from qsched.search.catalog import AUTO, NEVERGRAD, PROMPTS, SAMPLERS, check_sampler, resolved
+from qsched.search.plan import Plan
 from qsched.search.samplers import Proposer
 from qsched.seeds import stable_seed
 
@@ -19,6 +20,7 @@ SPACE = parametrisation("ramp", 4)
 WIDE = parametrisation("per-step", 4)
 BOUNDS = Bounds(0.8, 1.2)
 BUDGET = 101
+PLAN = Plan(pool=8, per_trial=2)
 LEARNERS = ("gp", "tpe", "cmaes", "nevergrad:CMA", "nevergrad:OnePlusOne")
 KINDS = ("random", "qmc", "grid", *LEARNERS, "nevergrad:DE", "nevergrad:PSO")
 
@@ -36,9 +38,12 @@ def trials(count: int) -> list[Trial]:
 
 def proposer(sampler: str, known: int | list[Trial], *, seed: int = 0) -> Proposer:
     """One that knows some trials."""
-    made = Proposer(sampler, SPACE, BOUNDS, seed=seed, budget=BUDGET)
+    plan = PLAN if resolved(sampler, SPACE.dimension) == PROMPTS else None
+    made = Proposer(sampler, SPACE, BOUNDS, seed=seed, budget=BUDGET, plan=plan)
     for slot, vector, result in trials(known) if isinstance(known, int) else known:
-        made.add(slot, vector, result)
+        prompts = (made.deal(slot) if slot else None) or range(PLAN.pool)
+        scores = None if result is None else {prompt: result + prompt for prompt in prompts}
+        made.add(slot, vector, result, scores=scores)
     return made
 
 
