@@ -380,7 +380,7 @@ def test_a_twin_is_the_same_study_but_for_size(tmp_path: Path) -> None:
     assert twin.tables.sampling.height == TWIN_SIDE
     differing = differences(study.fingerprint(), twin.fingerprint()).keys()
     size = {"sampling.height", "sampling.width"}
-    few = {"prompts.calibration", "prompts.held_out"}  # where there are more than a twin needs
+    few = {"prompts.calibration", "prompts.held_out", "search.prompts_per_trial"}
     assert differing - few == {"model.twin", "model.dtype", "model.weights"} | size
     assert Study.from_json(twin.to_json()) == twin
     with pytest.raises(ConfigError, match="has no twin; set model"):
