@@ -314,7 +314,7 @@ def test_what_is_the_unmodified_schedule_is_not_taken_away(study: Study) -> None
 def test_the_cost_is_set_beside_the_grids(study: Study) -> None:
     words = render(study).text("cost")
     assert "trials 5 of 5" in words
-    assert "stopped early 1 trial images" in words
+    assert "of them on some of the prompts 1 trial images" in words
     assert "images of the search 30" in words
     assert "images of the proof 12 more" in words
     assert "1 on 1 machine; RTX A6000" in words
