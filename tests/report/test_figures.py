@@ -45,7 +45,7 @@ def test_the_course_tells_of_every_trial() -> None:
     assert sorted(tips(drawing)) == [
         "trial 0: +1.0000",
         "trial 1: +0.6000",
-        "trial 2: +0.7000, stopped early (estimate)",
+        "trial 2: +0.7000, expected by some prompts",
         "trial 3: +1.5000",
     ]
     (svg,) = read(drawing).all("svg")
