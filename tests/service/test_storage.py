@@ -14,7 +14,7 @@ from qsched.service import stored_study as studies
 from qsched.service.database import Database
 from qsched.service.queue import Queue
 from qsched.service.schema import SCHEMA_VERSION, Incarnation, Score, Table
-from qsched.service.storage import Storage
+from qsched.service.storage import NEW, Storage
 from tests.conftest import content
 from tests.support import fakes
 
@@ -127,6 +127,28 @@ def test_the_released_schema_is_what_this_one_makes(tmp_path: Path) -> None:
             for engine in (storage.database.engine, released)
         )
         assert now == then, table
+
+
+def test_tables_of_version_3_get_the_new_columns(url: str, tmp_path: Path) -> None:
+    study = fakes.stored(url, tmp_path)
+    assert fakes.worker(study).run(max_trials=2)
+    before = content(url)
+    engine = Database(url).engine
+    with engine.begin() as connection:
+        for table, columns in NEW.items():
+            for column in columns:
+                statement = f"ALTER TABLE {table.__tablename__} DROP COLUMN {column}"
+                connection.execute(sa.text(statement))
+        connection.execute(sa.text("UPDATE qsched_schema SET version = 3"))
+        connection.execute(sa.text("UPDATE qsched_workers SET state = 'stopped'"))
+    engine.dispose()
+    again = fakes.stored(url, tmp_path)
+    assert [slot.value for slot in again.slots()] == [slot.value for slot in study.slots()]
+    assert {name: len(rows) for name, rows in content(url).items()} == {
+        name: len(rows) for name, rows in before.items()
+    }
+    assert fakes.worker(again).run()
+    assert again.status().done == 3
 
 
 @pytest.mark.parametrize(
