@@ -437,8 +437,9 @@ class Proof:
             "seconds": self.seconds,
             "identity": self.identity and self.identity.to_dict(),
             "best": self.best and self.best.to_dict(),
-            "expected": self.expected,
         }
+        if self.expected is not None:  # which only the sampler `prompts` knows
+            document["expected"] = self.expected
         if self.verdict is None:
             return document | {"fingerprint": dict(self.fingerprint)}
         return {
