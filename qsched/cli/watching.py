@@ -10,7 +10,7 @@ from rich.text import Text
 
 from qsched.cli import display
 from qsched.cli.options import console
-from qsched.errors import Unreadable
+from qsched.errors import StudyError, Unreadable
 from qsched.proof.standing import Standing, standing_of
 from qsched.service.stored_study import load
 
@@ -37,7 +37,7 @@ def look(storage: "Storage", name: str | None) -> Seen:
             study = load(storage, each)
             study.tidy()
             rows.append(standing_of(study))
-        except Unreadable as error:
+        except (StudyError, Unreadable) as error:
             if name:
                 raise
             unreadable[each] = str(error)
