@@ -1,5 +1,6 @@
 """How a budget is spent by the sampler `prompts`: which trials score how many prompts."""
 
+from bisect import bisect_right
 from dataclasses import dataclass
 
 PER_TRIAL = 4
@@ -52,7 +53,4 @@ class Plan:
     def trials(self, images: int) -> int:
         """The most trials that take no more than so many images; 0 where one of them is too many,
         the identity's."""
-        budget = 0
-        while self.images(budget + 1) <= images:
-            budget += 1
-        return budget
+        return bisect_right(range(1, images + 2), images, key=self.images)
